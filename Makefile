@@ -1,0 +1,52 @@
+# make run: a node on this machine.  make test: everything that must hold.  make help: the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help run install install-dev test lint type unit fuzz lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: install ## install what is needed and start a node (data in ./data)
+	@exec $(BIN)/tidegate serve
+
+install: $(VENV)/.runtime ## .venv with the node, its clients and nothing else
+
+install-dev: $(VENV)/.dev ## .venv with what tests and benchmarks need
+
+$(VENV)/bin/python:
+	@sh deploy/make-venv.sh $(PYTHON) $(VENV)
+
+$(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@ $(VENV)/.runtime
+
+test: install-dev lint type unit ## lint, types and all tests
+
+lint: install-dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+type: install-dev
+	@$(BIN)/mypy
+
+unit: install-dev
+	@sh deploy/test-packages.sh
+	@$(BIN)/python -m pytest
+
+fuzz: install-dev ## fuzz the decoders for ten minutes each (FUZZ_SECONDS=n)
+	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-600}
+
+lock: ## pin requirements anew, with hashes
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --output-file requirements/runtime.txt pyproject.toml requirements/build.in
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --extra dev --extra bench -c requirements/runtime.txt --output-file requirements/dev.txt pyproject.toml requirements/build.in
+
+clean: ## remove .venv and caches (never ./data)
+	@rm -rf $(VENV) .mypy_cache .ruff_cache build *.egg-info

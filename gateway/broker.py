@@ -1,0 +1,58 @@
+"""Between edge and owner: the only thing that the two know of each other.
+
+The edge hands commands to whoever owns the conversation; the owner hands back replies, deliveries and signals. In one
+process these are plain calls (LocalBroker); between nodes they travel.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from protocol.frames import Command, Push, Reply
+
+
+class Origin(Protocol):
+    """Where a command came from and its reply goes: a connection, or a caller inside this process."""
+
+    @property
+    def user(self) -> str: ...
+
+
+class Delivery(Struct, gc=False):
+    """Durable entries of one conversation, for its members, in seq order.
+
+    Attributes:
+        conversation_id: the conversation.
+        recipients: user ids; a snapshot that nobody changes afterwards.
+        entries: encoded entries (msgpack of protocol.frames.Entry), oldest first.
+        origins: per entry, the origin that sent it and is not to get it back, or None.
+    """
+
+    conversation_id: str
+    recipients: Collection[str]
+    entries: Sequence[bytes]
+    origins: Sequence[Origin | None]
+
+
+class OwnerPort(Protocol):
+    """What the edge may ask of an owner."""
+
+    def submit(self, origin: Origin, command: Command) -> None:
+        """Handle a command for a conversation. Commands of one origin for one conversation keep their order.
+
+        The reply goes to ``EdgePort.reply``, possibly before this returns.
+        """
+
+
+class EdgePort(Protocol):
+    """What an owner may ask of the edge. Plain calls: nothing here waits."""
+
+    def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
+        """Answer a command. With ``conversation_id``, not before the deliveries of that conversation made so far."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Write entries to all connections of the recipients. Deliveries of one conversation keep their order."""
+
+    def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
+        """Send a push that may be shed (receipt, typing) to the recipients, except the connection ``skip``."""

@@ -1,0 +1,74 @@
+"""Every setting of a node: one struct, with unit, default and reason. See ``tidegate config``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from protocol import limits
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def _setting(
+    meaning: str, unit: str = "", *, secret: bool = False, ge: float | None = None, le: float | None = None
+) -> Meta:
+    return Meta(description=meaning, extra={"unit": unit, "secret": secret}, ge=ge, le=le)
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The effective settings of a node. Field order is the order in which ``tidegate config`` prints them."""
+
+    host: Annotated[str, _setting("address to listen on; 0.0.0.0 for all")] = "127.0.0.1"
+    port: Annotated[int, _setting("TCP port; 0 lets the system choose", ge=0, le=65535)] = 8480
+    data_dir: Annotated[Path, _setting("where the embedded store and the development secret live")] = Path("data")
+    node_name: Annotated[str, _setting("name of this node in welcomes, logs and metrics; empty: the host's name")] = ""
+
+    auth_algorithm: Annotated[str, _setting("family of accepted tokens: HS256, or EdDSA, ES256, RS256")] = "HS256"
+    auth_secret: Annotated[
+        str, _setting("HS256 secret; empty: made on first start, kept in the data directory", secret=True)
+    ] = ""
+    auth_key_file: Annotated[str, _setting("PEM file with the public key, for EdDSA, ES256, RS256")] = ""
+    auth_jwks_url: Annotated[str, _setting("URL of a JWKS with public keys, chosen by kid")] = ""
+    auth_jwks_refresh_s: Annotated[float, _setting("how long a fetched JWKS is used", "s", ge=1)] = 300.0
+    auth_audience: Annotated[str, _setting("required aud claim; empty: tokens with aud are refused")] = "tidegate"
+    auth_issuer: Annotated[str, _setting("required iss claim; empty: not checked")] = ""
+    allowed_origins: Annotated[
+        list[str], _setting("Origin headers that browsers may connect from; empty: none (native clients send none)")
+    ] = []
+
+    connections_max: Annotated[int, _setting("connections held at once; 0: derived from the file limit", ge=0)] = 0
+    handshakes_max: Annotated[int, _setting("handshakes in progress at once", ge=1)] = 1024
+    handshake_timeout_s: Annotated[float, _setting("from accept to authenticated", "s", ge=0.1)] = (
+        limits.AUTHENTICATE_TIMEOUT_S
+    )
+    request_head_bytes_max: Annotated[int, _setting("size of an HTTP request head", "bytes", ge=1024)] = 16 * KIB
+    heartbeat_interval_s: Annotated[float, _setting("how often clients are told to send a heartbeat", "s", ge=1)] = (
+        limits.HEARTBEAT_INTERVAL_S
+    )
+    idle_timeout_s: Annotated[float, _setting("silence after which a connection is cut", "s", ge=1)] = (
+        limits.IDLE_TIMEOUT_S
+    )
+    send_queue_bytes_max: Annotated[int, _setting("bytes that wait for one slow consumer", "bytes", ge=1024)] = 1 * MIB
+    send_queue_age_max_s: Annotated[float, _setting("how long bytes wait for one slow consumer", "s", ge=0.1)] = 10.0
+
+    group_members_max: Annotated[int, _setting("members of a group", "users", ge=2)] = limits.GROUP_MEMBERS_MAX
+    commands_per_s_max: Annotated[
+        float, _setting("commands of one connection per second, sustained; 0: no limit", "1/s", ge=0)
+    ] = 100.0
+    commands_burst_max: Annotated[int, _setting("commands of one connection at once", ge=1)] = 400
+    pending_sends_max: Annotated[int, _setting("sends of the node that wait to become durable", ge=1)] = 65_536
+    loaded_conversations_max: Annotated[int, _setting("conversations that the owner holds in memory", ge=16)] = 20_000
+    tail_entries_max: Annotated[int, _setting("recent entries held per loaded conversation", ge=16)] = 128
+    syncs_max: Annotated[int, _setting("syncs answered at once", ge=1)] = 64
+    presence_grace_s: Annotated[float, _setting("after the last connection until offline", "s", ge=0)] = (
+        limits.PRESENCE_GRACE_S
+    )
+    receipt_delay_s: Annotated[
+        float, _setting("how long receipts are held back to be coalesced", "s", ge=0.01, le=2)
+    ] = 1.0
+
+    drain_grace_s: Annotated[float, _setting("from SIGTERM to the last connection's end", "s", ge=0)] = 10.0
+    log_format: Annotated[str, _setting("json, console, or auto: console on a terminal")] = "auto"
+    log_level: Annotated[str, _setting("debug, info, warning or error")] = "info"
