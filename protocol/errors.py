@@ -80,13 +80,16 @@ class CloseCode(IntEnum):
     BAD_FRAME = 4201, "a message was not a frame of this subprotocol: malformed msgpack or JSON", "never"
 
 
+_BY_NUMBER = {int(code): code for code in CloseCode}
+
+
 def reconnect_advice(code: int) -> str:
     """What a client does after a close with ``code``, known or not: now, backoff, new_token or never."""
-    try:
-        return CloseCode(code).reconnect
-    except ValueError:
-        if 4100 <= code < 4200:
-            return "new_token"
-        if 4200 <= code < 4300:
-            return "never"
-        return "backoff"
+    known = _BY_NUMBER.get(code)
+    if known is not None:
+        return known.reconnect
+    if 4100 <= code < 4200:
+        return "new_token"
+    if 4200 <= code < 4300:
+        return "never"
+    return "backoff"

@@ -12,7 +12,7 @@ Times are integers: ``time_us`` microseconds since the Unix epoch by the owner's
 """
 
 from enum import IntEnum, unique
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from msgspec import Meta, Raw, Struct
 
@@ -33,7 +33,7 @@ Metadata = dict[str, str]
 
 @unique
 class EntryKind(IntEnum):
-    """What an entry of a conversation's log is. Receivers show nothing for a kind they do not know, but keep its seq."""
+    """What an entry of a conversation's log is. Receivers skip kinds they do not know, but count their seq."""
 
     MESSAGE = 1  # body, metadata
     CREATED = 2  # users: the first members; body: the title. Always seq 1.
@@ -66,10 +66,8 @@ class Entry(Struct, array_like=True, frozen=True, gc=False):
     users: list[str] | None = None
 
 
-class Frame(Struct, array_like=True, frozen=True):
-    """Base of all frames; ``TAG`` is the first element on the wire."""
-
-    TAG: ClassVar[int]
+class Frame(Struct, array_like=True):
+    """Base of all frames; its tag is the first element on the wire."""
 
 
 # --- Commands -------------------------------------------------------------------------------------------------------
@@ -90,7 +88,7 @@ class Ping(Frame, tag=2, gc=False):
 
 
 class Send(Frame, tag=3, gc=False):
-    """Append a message. ``attempt`` is 1 the first time and greater for every repeat of the same client_msg_id."""
+    """Append a message. ``attempt`` is 1 the first time, greater for every repeat of the same client_msg_id."""
 
     id: RequestId
     conversation_id: ConversationId
@@ -144,7 +142,7 @@ class Rename(Frame, tag=7, gc=False):
 
 
 class MarkReceipt(Frame, tag=8, gc=False):
-    """Everything up to ``delivered_seq`` reached this user, up to ``read_seq`` was read. Lower than known: no change."""
+    """All up to ``delivered_seq`` reached this user, up to ``read_seq`` was read. Lower than known: no change."""
 
     id: RequestId
     conversation_id: ConversationId
@@ -162,7 +160,8 @@ class Typing(Frame, tag=9, gc=False):
 
 class Sync(Frame, tag=10):
     """Ask for all that is new. ``cursors`` maps conversation ids to the last seq that the client has without a gap;
-    conversations of the user that it does not name count as 0, unless ``only_named``."""
+    conversations of the user that it does not name count as 0, unless ``only_named``.
+    """
 
     id: RequestId
     cursors: dict[ConversationId, Seq] | None = None
@@ -170,7 +169,7 @@ class Sync(Frame, tag=10):
 
 
 class History(Frame, tag=11, gc=False):
-    """A page of a conversation's log: after ``after_seq``, or before ``before_seq`` (0: from the head), oldest first."""
+    """A page of a log, oldest first: after ``after_seq``, or before ``before_seq``, or (neither given) the newest."""
 
     id: RequestId
     conversation_id: ConversationId
@@ -195,7 +194,7 @@ class GetConversation(Frame, tag=13, gc=False):
 
 
 class WatchPresence(Frame, tag=14):
-    """Replace the list of users whose presence this connection is told. Only users who share a conversation are told."""
+    """Replace the list of users whose presence this connection is told: of those who share a conversation."""
 
     id: RequestId
     users: Annotated[list[UserId], Meta(max_length=limits.PRESENCE_WATCH_USERS_MAX)]

@@ -25,7 +25,7 @@ class MemberRecord(Struct, gc=False):
 
 
 class StoredEntry(Struct, frozen=True, gc=False):
-    """An entry with its encoded form: ``encoded`` is the msgpack of ``protocol.frames.Entry``, as it goes on the wire."""
+    """An entry and its encoded form, the msgpack of ``protocol.frames.Entry`` as it goes on the wire."""
 
     entry: Entry
     encoded: bytes

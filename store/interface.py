@@ -35,7 +35,9 @@ Outcome = tuple[Append, StoreError | None]
 """One append and what became of it: None means durable."""
 
 Done = Callable[[Sequence[Outcome]], None]
-"""Receives outcomes in the trio thread, a batch at a time. Appends of one conversation come out in the order they went in."""
+"""Receives outcomes in the trio thread, a batch at a time.
+
+Appends of one conversation come out in the order they went in."""
 
 
 class Store(Protocol):
@@ -77,10 +79,13 @@ class Store(Protocol):
         """
 
     async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
-        """The entry that ``sender`` appended under ``client_msg_id``, not older than ``since_us``. Raises Unavailable."""
+        """The entry that ``sender`` appended under ``client_msg_id`` at ``since_us`` or later. Raises Unavailable."""
 
     async def memberships(self, user: str) -> list[Membership]:
         """All conversations that the user is a member of now, in no particular order. Raises Unavailable."""
+
+    async def acquainted(self, user: str, others: Collection[str]) -> set[str]:
+        """Those of ``others`` who are in some conversation with ``user`` now. Raises Unavailable."""
 
     async def save_receipts(self, receipts: Sequence[ReceiptRecord]) -> None:
         """Raise pointers (never lower them; unknown members are passed over). Durable on return.
