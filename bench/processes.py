@@ -1,0 +1,228 @@
+"""A real node as a process of its own: started, watched, ended and started again by benchmarks and tests.
+
+Everything here blocks; under trio call it through ``trio.to_thread.run_sync``. Only processes started here are ended,
+by their process id.
+"""
+
+import contextlib
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import jwt
+import psutil
+
+START_TIMEOUT_S = 30.0
+"""Seconds from start until a node must accept connections: an import takes one on a busy machine, recovery more."""
+
+STOP_TIMEOUT_S = 30.0
+"""Seconds from SIGTERM until a node must be gone: its drain grace (10 s by default) and room."""
+
+STDERR_TAIL_BYTES = 4_000
+"""How much of a node's log a failure shows, bytes."""
+
+_LISTENING = re.compile(rb"listening on http://([^:\s]+):(\d+)")
+
+
+class NodeFailed(Exception):
+    """A node did not start or did not stop; the message ends with the tail of its log."""
+
+
+class NodeProcess:
+    """One node, started as ``tidegate serve``; also a context manager that starts it and ends it for good.
+
+    Attributes:
+        data_dir: the node's data directory; the caller makes and removes its parent.
+        stderr_path: where the node's log goes; all runs append to one file.
+        host: the address it listens on, known once started.
+        port: the port it listens on, known once started.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *options: str,
+        port: int = 0,
+        cpus: Sequence[int] | None = None,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        stderr_path: Path | None = None,
+    ) -> None:
+        """Describe a node; nothing is started yet.
+
+        Args:
+            data_dir: handed to ``--data-dir``.
+            options: more options of ``tidegate serve``.
+            port: port of the first start; 0 lets the system choose.
+            cpus: the only processors it may run on; None for all.
+            environment: added to this process's environment.
+            prefix: a command to run the node under, as ``("strace", "-f")``.
+            stderr_path: where its log goes; by default beside the data directory.
+        """
+        self.data_dir = data_dir
+        self.host = ""
+        self.port = port
+        self.stderr_path = stderr_path or data_dir.with_name(data_dir.name + ".stderr")
+        self._options = options
+        self._cpus = set(cpus) if cpus is not None else None
+        self._environment = dict(environment or {})
+        self._prefix = tuple(prefix)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start the node and wait until it accepts connections.
+
+        A later start uses the port of the first. Raises NodeFailed.
+        """
+        if self._process is not None:
+            raise RuntimeError(f"the node is running already, pid {self.pid}")
+        command = [*self._prefix, sys.executable, "-m", "gateway.cli.main", "serve"]
+        command += ["--port", str(self.port), "--data-dir", str(self.data_dir), *self._options]
+        with self.stderr_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self._environment},
+                cwd=Path(__file__).parent.parent,
+                start_new_session=True,
+            )
+        try:
+            if self._cpus is not None:
+                # Before the node has made a thread: what it starts later inherits this.
+                os.sched_setaffinity(self._process.pid, self._cpus)
+            self.host, self.port = self._read_address()
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id of the node; of ``prefix``'s first word where that stays in between."""
+        if self._process is None:
+            raise RuntimeError("the node is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended by itself since."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def url(self) -> str:
+        """Address for an HTTP client, without a path."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        """Address for a chat client."""
+        return f"ws://{self.host}:{self.port}/v1/connect"
+
+    @property
+    def secret(self) -> str:
+        """The HS256 secret that the node made on its first start."""
+        return (self.data_dir / "secret").read_text(encoding="ascii").strip()
+
+    def token(self, user: str, ttl_s: float = 3_600.0, **claims: object) -> str:
+        """A token for ``user`` that runs out in ``ttl_s`` seconds; ``claims`` are added to it."""
+        payload = {"sub": user, "aud": "tidegate", "exp": int(time.time() + ttl_s), **claims}
+        return jwt.encode(payload, self.secret, algorithm="HS256")
+
+    def terminate(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Ask the node to drain (SIGTERM), wait, and return its exit code. Raises NodeFailed if it does not end."""
+        process = self._running_process()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise NodeFailed(f"the node did not end within {timeout_s:g} s of SIGTERM\n{self.stderr_tail()}") from None
+        self._forget()
+        return process.returncode
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would; no error when it is gone already."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # gone, and its whole session with it
+                # The session is the one start() made: the node, and the command it runs under.
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._forget()
+
+    def restart(self) -> None:
+        """Start it again on the same data directory and port, after a kill or a terminate."""
+        self.kill()
+        self.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, such as SIGSTOP or SIGCONT."""
+        self._running_process().send_signal(number)
+
+    def cpu_s(self) -> float:
+        """Processor time used so far by all its threads, user and system, seconds."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def rss_bytes(self) -> int:
+        """Resident anonymous memory: what the node itself took, without mapped files (RssAnon of /proc)."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        for line in status.splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        raise NodeFailed(f"the kernel does not tell the memory of process {self.pid}")
+
+    def fd_count(self) -> int:
+        """Open descriptors of the node."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def stderr_tail(self) -> str:
+        """The end of the node's log."""
+        data = self.stderr_path.read_bytes() if self.stderr_path.exists() else b""
+        return "last lines of its log:\n" + data[-STDERR_TAIL_BYTES:].decode(errors="replace")
+
+    def _running_process(self) -> "subprocess.Popen[bytes]":
+        if self._process is None or self._process.poll() is not None:
+            raise NodeFailed(f"the node is not running\n{self.stderr_tail()}")
+        return self._process
+
+    def _read_address(self) -> tuple[str, int]:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        said = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while (found := _LISTENING.search(said)) is None or not said[found.end() :]:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not selector.select(left_s):
+                    raise NodeFailed(f"the node said no address within {START_TIMEOUT_S:g} s\n{self.stderr_tail()}")
+                chunk = os.read(process.stdout.fileno(), 4096)
+                if not chunk:
+                    raise NodeFailed(f"the node ended with code {process.wait()}\n{self.stderr_tail()}")
+                said += chunk
+        return found[1].decode(), int(found[2])
+
+    def _forget(self) -> None:
+        assert self._process is not None
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
