@@ -27,12 +27,14 @@ class Delivery(Struct, gc=False):
         recipients: user ids; a snapshot that nobody changes afterwards.
         entries: encoded entries (msgpack of protocol.frames.Entry), oldest first.
         origins: per entry, the origin that sent it and is not to get it back, or None.
+        arrived_s: when the oldest of the sends arrived, seconds of trio's clock; 0 when unknown.
     """
 
     conversation_id: str
     recipients: Collection[str]
     entries: Sequence[bytes]
     origins: Sequence[Origin | None]
+    arrived_s: float = 0.0
 
 
 class OwnerPort(Protocol):

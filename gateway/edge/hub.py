@@ -1,0 +1,118 @@
+"""The connections of this node by user, and the edge's side of the broker: replies, deliveries, signals."""
+
+from collections.abc import Callable, Collection, Iterable
+
+from gateway.broker import Delivery, Origin
+from gateway.edge.connection import CLOSING, JSON, QUEUED, Connection, ConnectionTable
+from gateway.edge.fanout import Connections, Fanout
+from gateway.edge.outgoing import PushBatch, encode_for
+from gateway.edge.writer import Writer
+from protocol.errors import CloseCode
+from protocol.frames import Push, Reply
+
+
+class Caller:
+    """An origin inside this process (an HTTP request): its reply goes to a function, not to a socket."""
+
+    __slots__ = ("receive", "user")
+
+    def __init__(self, user: str, receive: Callable[[Reply], None]) -> None:
+        self.user = user
+        self.receive = receive
+
+
+class Hub:
+    """Implements ``gateway.broker.EdgePort`` for the connections of this node.
+
+    Attributes:
+        by_user: user id -> connection, or connections where the user has several devices here.
+        on_arrival, on_departure: called with a user's id when the first connection came, the last one went.
+        signals_shed: receipts, typing and presence pushes not sent because a send queue had begun.
+    """
+
+    def __init__(self, table: ConnectionTable, writer: Writer) -> None:
+        self.by_user: dict[str, Connections] = {}
+        self._table = table
+        self._writer = writer
+        self.fanout = Fanout(self.by_user, table, writer)
+        self.on_arrival: Callable[[str], None] = lambda _user: None
+        self.on_departure: Callable[[str], None] = lambda _user: None
+        self.signals_shed = 0
+        self.replies = 0
+
+    # --- Who is here --------------------------------------------------------------------------------------------
+
+    def connections_of(self, user: str) -> tuple[Connection, ...]:
+        """The open connections of a user on this node."""
+        found = self.by_user.get(user)
+        if found is None:
+            return ()
+        return found if type(found) is tuple else (found,)  # type: ignore[return-value]
+
+    def add(self, connection: Connection) -> None:
+        """Enter an open connection that the table knows; one of the same user's same device is closed: replaced."""
+        user, keys = connection.user, self._table.device_key
+        present = self.connections_of(user)
+        for other in present:
+            if keys[other.fd] == keys[connection.fd]:
+                self._writer.close(other, CloseCode.REPLACED, "this device connected again")
+        present = self.connections_of(user)
+        if not present:
+            self.by_user[user] = connection
+            self.on_arrival(user)
+        else:
+            self.by_user[user] = (*present, connection)
+
+    def remove(self, connection: Connection) -> None:
+        """Take out a connection that is open no more. Deliveries skip it from now on."""
+        user = connection.user
+        rest = tuple(other for other in self.connections_of(user) if other is not connection)
+        if not rest:
+            if self.by_user.pop(user, None) is not None:
+                self.on_departure(user)
+        else:
+            self.by_user[user] = rest[0] if len(rest) == 1 else rest
+
+    # --- EdgePort -----------------------------------------------------------------------------------------------
+
+    def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
+        """See EdgePort.reply."""
+        if (
+            conversation_id
+            and self.fanout.jobs_waiting
+            and self.fanout.after(conversation_id, lambda: self._reply(origin, reply))
+        ):
+            return
+        self._reply(origin, reply)
+
+    def _reply(self, origin: Origin, reply: Reply) -> None:
+        if type(origin) is Connection:
+            self.replies += 1
+            self._writer.write(origin, encode_for(reply, json=bool(origin.flags & JSON)))
+        elif isinstance(origin, Caller):
+            origin.receive(reply)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """See EdgePort.deliver."""
+        batch = PushBatch(delivery.conversation_id, delivery.entries, delivery.origins, delivery.arrived_s)
+        self.fanout.deliver(delivery.conversation_id, delivery.recipients, len(delivery.recipients), batch)
+
+    def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
+        """See EdgePort.signal."""
+        self.signal_connections(
+            (connection for user in recipients for connection in self.connections_of(user) if connection is not skip),
+            push,
+        )
+
+    def signal_connections(self, connections: Iterable[Connection], push: Push) -> None:
+        """Send a push that may be shed to some connections: one whose socket is full does without."""
+        data = json_data = b""
+        for connection in connections:
+            if connection.flags & (QUEUED | CLOSING):
+                self.signals_shed += 1
+            elif connection.flags & JSON:
+                json_data = json_data or encode_for(push, json=True)
+                self._writer.write(connection, json_data)
+            else:
+                data = data or encode_for(push, json=False)
+                self._writer.write(connection, data)
