@@ -117,6 +117,10 @@ TOKEN_EXPIRY_NOTICE_S: Final = 60.0
 TOKEN_LEEWAY_S: Final = 30
 """Seconds of clock difference that a token's ``exp`` and ``nbf`` may be off."""
 
+TOKEN_CHARS_MAX: Final = 8_192
+"""Characters of a token: what HTTP proxies commonly let through in one header. Checked before anything is decoded, so
+that a token costs a stranger's node at most a fraction of a millisecond."""
+
 RECONNECT_BASE_S: Final = 1.0
 """Seconds: upper bound of the first reconnect delay; doubles with each failure."""
 
