@@ -7,7 +7,10 @@ from msgspec import Raw
 from gateway.broker import Origin
 from protocol.codec import encode_msgpack, to_json
 from protocol.frames import EntryPush, Push, Reply
-from protocol.websocket import BINARY, TEXT, encode_frame
+from protocol.websocket import Opcode, encode_frame
+
+BINARY = int(Opcode.BINARY)
+TEXT = int(Opcode.TEXT)
 
 
 def encode_for(frame: Reply | Push, *, json: bool) -> bytes:

@@ -1,0 +1,326 @@
+"""Accepting: WebSocket upgrades are answered here, every other request goes to the HTTP server.
+
+The kernel hands over a socket when its first bytes are there (TCP_DEFER_ACCEPT), so nearly every handshake is one read
+and one write, done at once without a task. A handshake that needs more (a head in pieces, a token in the first frame, a
+key to be fetched) gets a task, a deadline and one of a bounded number of places; whoever is slow waits there and keeps
+nobody else waiting.
+"""
+
+import errno
+import socket
+from collections.abc import Sequence
+from urllib.parse import parse_qs
+
+import structlog
+import trio
+
+from gateway.auth import TokenRefused, UnknownKey, Verifier
+from gateway.config import Settings
+from gateway.edge.connection import ConnectionTable
+from gateway.edge.first_frame import FirstFrame
+from gateway.edge.ports import HttpPort
+from gateway.edge.sessions import Sessions
+from protocol import limits
+from protocol.frames import SUBPROTOCOL, SUBPROTOCOL_JSON
+from protocol.handshake import (
+    BadRequest,
+    RequestHead,
+    Upgrade,
+    UpgradeRefused,
+    accept_upgrade,
+    error_response,
+    is_upgrade,
+    parse_request_head,
+    upgrade_response,
+)
+
+CONNECT_PATH = "/v1/connect"
+
+ACCEPTS_PER_SLICE = 16
+"""Sockets accepted between two checkpoints: about 0.1 ms each with their handshake."""
+
+DEFER_ACCEPT_S = 5
+"""Seconds that the kernel keeps a socket to itself while its client sends nothing."""
+
+BACKLOG = 4096
+"""Connections the kernel queues for us: as many as it allows by default (net.core.somaxconn)."""
+
+ACCEPT_PAUSE_S = 0.1
+"""Seconds without accepting after the process or system ran out of descriptors."""
+
+RETRY_AFTER_S = 5
+"""Seconds that a client is told to stay away when the node is full; clients add jitter of their own."""
+
+log = structlog.get_logger(__name__)
+
+
+class Refused(Exception):
+    """A handshake that ends with an HTTP error: ``response`` is the whole answer."""
+
+    def __init__(self, status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.response = error_response(status, message, tuple(headers))
+
+
+class Request:
+    """An upgrade request whose form is accepted; whose token, if it has one, is not yet verified."""
+
+    __slots__ = ("device", "json", "response", "token")
+
+    def __init__(self, upgrade: Upgrade, token: str, device: str) -> None:
+        self.json = upgrade.subprotocol == SUBPROTOCOL_JSON
+        self.response = upgrade_response(upgrade)
+        self.token = token
+        self.device = device
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for every address of ``host``. Raises OSError (address in use, unknown host)."""
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, proto, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sock = socket.socket(family, kind, proto)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted sockets inherit both (Linux), which saves system calls per connection.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT_S)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+class Listener:
+    """Accepts sockets and shakes hands.
+
+    Attributes:
+        accepting: False while draining: new upgrades get 503.
+        refused: handshakes refused by HTTP status, ever.
+        handshakes: handshakes that have a task now.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        verifier: Verifier,
+        sessions: Sessions,
+        table: ConnectionTable,
+        first_frame: FirstFrame,
+        http: HttpPort,
+        *,
+        connections_max: int,
+    ) -> None:
+        self._settings = settings
+        self._verifier = verifier
+        self._sessions = sessions
+        self._table = table
+        self._first_frame = first_frame
+        self._http = http
+        self._connections_max = connections_max
+        self._nursery: trio.Nursery
+        self.accepting = True
+        self.handshakes = 0
+        self.refused: dict[int, int] = {}
+
+    async def run(self, sockets: Sequence[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
+        """Accept for ever. A cancellation ends the handshakes in progress and leaves ``sockets`` open."""
+        async with trio.open_nursery() as self._nursery:
+            for sock in sockets:
+                self._nursery.start_soon(self._accept_from, sock)
+            task_status.started()
+
+    async def _accept_from(self, listening: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listening)
+            self._table.now = trio.current_time()
+            for _ in range(ACCEPTS_PER_SLICE):
+                try:
+                    sock, _ = listening.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        log.error("cannot accept", error=str(error), pause_s=ACCEPT_PAUSE_S)
+                        await trio.sleep(ACCEPT_PAUSE_S)
+                        break
+                    continue  # that one connection ended before it was accepted (ECONNABORTED and kin)
+                self._begin(sock)
+
+    def _begin(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        try:
+            data = sock.recv(self._settings.request_head_bytes_max)
+        except BlockingIOError:
+            self._continue_in_task(sock, b"")
+            return
+        except OSError:
+            sock.close()
+            return
+        if not data:
+            sock.close()
+            return
+        try:
+            request = self._read_request(sock, data)
+            if request is not None and not (request.token and self._open_at_once(sock, request)):
+                self._continue_in_task(sock, b"", request)
+        except Incomplete:
+            self._continue_in_task(sock, data)
+        except Refused as refused:
+            self._refuse(sock, refused)
+
+    def _read_request(self, sock: socket.socket, data: bytes) -> Request | None:
+        """The upgrade request in ``data``; None when the socket was handed to the HTTP server.
+
+        Raises Incomplete or Refused.
+        """
+        try:
+            head = parse_request_head(data, self._settings.request_head_bytes_max)
+            if head is None:
+                raise Incomplete
+            if not is_upgrade(head):
+                self._http.hand_over(sock, data)
+                return None
+            if head.length != len(data):
+                # RFC 6455 section 4.1: a client waits for the answer. Whoever does not takes us for another server.
+                raise Refused(400, "bytes follow the upgrade request: wait for the answer before you send frames")
+            self._check_place(head)
+            return Request(accept_upgrade(head, (SUBPROTOCOL, SUBPROTOCOL_JSON)), _bearer(head), self._device(head))
+        except BadRequest as error:
+            raise Refused(error.status, str(error)) from None
+        except UpgradeRefused as error:
+            raise Refused(error.status, str(error), error.headers) from None
+
+    def _check_place(self, head: RequestHead) -> None:
+        path = head.target.partition("?")[0]
+        if path != CONNECT_PATH:
+            raise Refused(404, f"no WebSocket endpoint at this path: connect to {CONNECT_PATH}")
+        origin = head.headers.get("origin")
+        if origin is not None and origin not in self._settings.allowed_origins:
+            raise Refused(403, "this origin is not allowed: the operator lists origins in allowed_origins")
+        if self._table.count >= self._connections_max or not self.accepting:
+            reason = "the node is full" if self.accepting else "the node is going away"
+            raise Refused(503, f"{reason}: try again, or another node", (("Retry-After", str(RETRY_AFTER_S)),))
+
+    def _device(self, head: RequestHead) -> str:
+        query = head.target.partition("?")[2]
+        if not query:
+            return ""
+        fields = parse_qs(query, keep_blank_values=True)
+        if not fields.keys() <= {"device"}:
+            # Tokens in URLs end up in logs; and a misspelt field would be ignored for ever.
+            raise Refused(400, "the only query field is device; a token goes into the Authorization header")
+        device = fields["device"][-1]
+        if len(device) > limits.DEVICE_ID_CHARS_MAX or not device.isprintable():
+            raise Refused(400, f"device must be at most {limits.DEVICE_ID_CHARS_MAX} printable characters")
+        return device
+
+    def _open_at_once(self, sock: socket.socket, request: Request) -> bool:
+        """Open the connection if its token can be judged without waiting; raises Refused for a bad one."""
+        try:
+            identity = self._verifier.verify(request.token)
+        except UnknownKey:
+            return False
+        except TokenRefused as error:
+            raise _unauthorized(str(error)) from None
+        self._sessions.open(sock, identity, request.device, json=request.json, greeting=request.response)
+        return True
+
+    def _continue_in_task(self, sock: socket.socket, data: bytes, request: Request | None = None) -> None:
+        if self.handshakes >= self._settings.handshakes_max:
+            message = "too many handshakes in progress: send the request at once, or try again"
+            self._refuse(sock, Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),)))
+            return
+        self.handshakes += 1
+        self._nursery.start_soon(self._shake_hands, sock, data, request)
+
+    async def _shake_hands(self, sock: socket.socket, data: bytes, request: Request | None) -> None:
+        """A handshake that cannot be done at once. The socket is closed or handed on, whatever happens."""
+        try:
+            with trio.move_on_after(self._settings.handshake_timeout_s) as deadline:
+                if request is None:
+                    request = await self._receive_request(sock, data)
+                if request is not None:
+                    await self._finish(sock, request)
+            if deadline.cancelled_caught and sock.fileno() >= 0:
+                raise Refused(408, f"no complete request within {self._settings.handshake_timeout_s:g} s")
+        except Refused as refused:
+            self._refuse(sock, refused)
+        except OSError:
+            sock.close()  # the peer went away
+        finally:
+            self.handshakes -= 1
+            if trio.current_effective_deadline() == -float("inf"):
+                sock.close()  # the node ends; a socket that was handed on has no descriptor here any more
+
+    async def _receive_request(self, sock: socket.socket, data: bytes) -> Request | None:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                more = sock.recv(self._settings.request_head_bytes_max)
+            except BlockingIOError:
+                continue
+            if not more:
+                sock.close()
+                return None
+            data += more
+            try:
+                return self._read_request(sock, data)
+            except Incomplete:
+                continue
+
+    async def _finish(self, sock: socket.socket, request: Request) -> None:
+        if not request.token:
+            sock.send(request.response)  # the first bytes on an empty socket always fit
+            await self._first_frame.authenticate(sock, request.device, json=request.json)
+            return
+        try:
+            identity = await self._verifier.verify_fresh(request.token)
+        except TokenRefused as error:
+            raise _unauthorized(str(error)) from None
+        self._sessions.open(sock, identity, request.device, json=request.json, greeting=request.response)
+
+    def _refuse(self, sock: socket.socket, refused: Refused) -> None:
+        self.refused[refused.status] = self.refused.get(refused.status, 0) + 1
+        log.info("handshake refused", status=refused.status, reason=str(refused))
+        farewell(sock, refused.response)
+
+
+class Incomplete(Exception):
+    """The request head is not complete yet."""
+
+
+def farewell(sock: socket.socket, data: bytes) -> None:
+    """Send last bytes and close, reading what the peer sent meanwhile so that it gets them and not a reset."""
+    try:
+        sock.send(data)
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(limits.COMMAND_BYTES_MAX)
+    except OSError:
+        pass  # the peer is gone, or has sent nothing more: there is nobody left to tell
+    finally:
+        sock.close()
+
+
+def _unauthorized(message: str) -> Refused:
+    return Refused(401, message, (("WWW-Authenticate", 'Bearer realm="tidegate"'),))
+
+
+def _bearer(head: RequestHead) -> str:
+    """The bearer token of the Authorization header; empty when there is none. Raises Refused for another scheme."""
+    value = head.headers.get("authorization")
+    if value is None:
+        return ""
+    scheme, _, token = value.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise _unauthorized("the Authorization header must be: Bearer TOKEN")
+    return token.strip()

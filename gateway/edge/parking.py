@@ -1,0 +1,149 @@
+"""Parked connections: one epoll inside trio's epoll, one task for all of them.
+
+A connection costs a task only while it is shaken hands with. After that its descriptor is in this level-triggered
+epoll; one task waits for the epoll as a whole, drains what is ready in bounded slices and yields between them. What a
+ready connection sent is decoded and handled by plain calls, in arrival order.
+"""
+
+import os
+import select
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from gateway.edge.connection import CLOSING, JSON, Connection, ConnectionTable
+from gateway.edge.writer import READ, Writer
+from protocol import limits
+from protocol.errors import CloseCode
+from protocol.websocket import (
+    FrameError,
+    FrameReader,
+    Message,
+    Opcode,
+    encode_frame,
+    parse_close,
+    read_medium_frame,
+    read_small_frame,
+)
+
+EVENTS_PER_SLICE = 64
+"""Ready connections handled between two checkpoints: 64 commands of at most some 15 us each are about a millisecond."""
+
+READ_BYTES = 65_536
+"""Bytes read from one connection before the next one's turn."""
+
+log = structlog.get_logger(__name__)
+
+FrameHandler = Callable[[Connection, bytes], None]
+
+
+class Parking:
+    """Reads from parked connections.
+
+    Attributes:
+        frames: frames received, ever.
+    """
+
+    def __init__(self, table: ConnectionTable, epoll: select.epoll, writer: Writer, on_frame: FrameHandler) -> None:
+        self._table = table
+        self._epoll = epoll
+        self._writer = writer
+        self._on_frame = on_frame
+        self._readers: dict[Connection, FrameReader] = {}
+        self.frames = 0
+
+    def park(self, connection: Connection) -> None:
+        """Take over an open connection that the table knows."""
+        self._epoll.register(connection.fd, READ)
+
+    def adopt(self, connection: Connection, reader: FrameReader, messages: list[Message]) -> None:
+        """Handle what was read from a parked connection before it was parked."""
+        if reader.pending:
+            self._readers[connection] = reader
+        self._handle_messages(connection, messages)
+
+    def forget(self, connection: Connection) -> None:
+        """Drop the partial frame, if any, of a connection that is open no more."""
+        self._readers.pop(connection, None)
+
+    async def run(self) -> None:
+        """Serve for ever. A cancellation leaves the connections as they are, unread."""
+        table, poll = self._table, self._epoll.poll
+        epoll_fd = self._epoll.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(epoll_fd)
+            table.now = trio.current_time()
+            for fd, event in poll(0, EVENTS_PER_SLICE):
+                connection = table.find(fd)
+                if connection is None:
+                    continue  # closed earlier in this slice
+                if event & select.EPOLLOUT:
+                    self._writer.flush(connection)
+                if event & ~select.EPOLLOUT and connection.fd >= 0:
+                    self._read(connection)
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = os.read(connection.fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # reset by the peer, or timed out by the kernel
+            self._writer.abort(connection)
+            return
+        if not data:
+            self._writer.abort(connection)
+            return
+        if connection.flags & CLOSING:
+            return  # nothing counts after our close frame
+        self._table.heard_s[connection.fd] = int(self._table.now)
+        self._received(connection, data)
+
+    def _received(self, connection: Connection, data: bytes) -> None:
+        if connection not in self._readers and not connection.flags & JSON:
+            payload = read_small_frame(data) or read_medium_frame(data)
+            if payload is not None:
+                self._handle(connection, payload)
+                return
+        self._read_frames(connection, data)
+
+    def _read_frames(self, connection: Connection, data: bytes) -> None:
+        """Anything but one small binary frame: several, large, partial, text, control, or broken ones."""
+        reader = self._readers.pop(connection, None) or FrameReader(limits.COMMAND_BYTES_MAX, limits.FRAGMENTS_MAX)
+        try:
+            messages = reader.feed(data)
+        except FrameError as error:
+            self._handle_messages(connection, error.messages)
+            self._writer.close(connection, error.close_code, str(error))
+            return
+        if reader.pending:
+            self._readers[connection] = reader
+        self._handle_messages(connection, messages)
+
+    def _handle_messages(self, connection: Connection, messages: list[Message]) -> None:
+        for message in messages:
+            if connection.flags & CLOSING or connection.fd < 0:
+                return
+            match message.opcode:
+                case Opcode.BINARY | Opcode.TEXT:
+                    if (message.opcode == Opcode.TEXT) != bool(connection.flags & JSON):
+                        wanted = "text" if connection.flags & JSON else "binary"
+                        self._writer.close(connection, CloseCode.UNSUPPORTED_DATA, f"send {wanted} messages")
+                        return
+                    self._handle(connection, message.payload)
+                case Opcode.PING:
+                    self._writer.write(connection, encode_frame(Opcode.PONG, message.payload))
+                case Opcode.CLOSE:
+                    code, _reason = parse_close(message.payload)
+                    self._writer.close(connection, code if message.payload else CloseCode.NORMAL)
+                case _:  # a pong was not asked for and means nothing (RFC 6455 section 5.5.3)
+                    pass
+
+    def _handle(self, connection: Connection, payload: bytes) -> None:
+        self.frames += 1
+        try:
+            self._on_frame(connection, payload)
+        except Exception:
+            # One connection's command must not end the node: it is our bug, logged whole, and told as such.
+            log.exception("command failed", user=connection.user)
+            self._writer.close(connection, CloseCode.INTERNAL_ERROR, "a fault of the node, which has logged it")

@@ -1,0 +1,94 @@
+"""From an authenticated socket to an open connection: the one place where connections begin."""
+
+import secrets
+import socket
+import time
+from hashlib import blake2b
+
+import structlog
+import trio
+
+from gateway.auth import Identity
+from gateway.config import Settings
+from gateway.edge.connection import JSON, Connection, ConnectionTable
+from gateway.edge.hub import Hub
+from gateway.edge.outgoing import encode_for
+from gateway.edge.parking import Parking
+from gateway.edge.writer import Writer
+from protocol import limits
+from protocol.frames import Welcome
+
+log = structlog.get_logger(__name__)
+
+
+def device_key(device: str) -> int:
+    """64-bit key of a device id: what is kept of it. Two devices of one user collide once in 2**64."""
+    return int.from_bytes(blake2b(device.encode(), digest_size=8).digest(), "big")
+
+
+class Sessions:
+    """Opens connections.
+
+    Attributes:
+        opened: connections opened, ever.
+    """
+
+    def __init__(
+        self, settings: Settings, table: ConnectionTable, writer: Writer, hub: Hub, parking: Parking, node: str
+    ) -> None:
+        self._settings = settings
+        self._table = table
+        self._writer = writer
+        self._hub = hub
+        self._parking = parking
+        self._node = node
+        self.opened = 0
+
+    def open(
+        self, sock: socket.socket, identity: Identity, device: str, *, json: bool, greeting: bytes = b""
+    ) -> Connection:
+        """Park an authenticated socket, which then belongs to the connection returned.
+
+        Args:
+            sock: non-blocking; the WebSocket handshake is done but for ``greeting``.
+            identity: whose it is, and until when.
+            device: the client's device id; empty: one is made up.
+            json: whether it speaks ``tidegate.v1.json``.
+            greeting: bytes that go out before the welcome push, in the same write.
+
+        The connection may be closed already when this returns, if its socket turned out to be broken.
+        """
+        device = device or secrets.token_urlsafe(9)
+        now, lifetime_s = trio.current_time(), identity.expires_at_s - time.time()
+        self._table.now = max(self._table.now, now)
+        connection = Connection(sock.detach(), identity.user, JSON if json else 0)
+        ends_s = now + lifetime_s + limits.TOKEN_LEEWAY_S
+        self._table.insert(connection, ends_s=ends_s, device_key=device_key(device))
+        self._parking.park(connection)
+        welcome = Welcome(
+            user=identity.user,
+            device=device,
+            node=self._node,
+            heartbeat_interval_s=self._settings.heartbeat_interval_s,
+            idle_timeout_s=self._settings.idle_timeout_s,
+            token_expires_in_s=max(0, int(lifetime_s)),
+            time_us=time.time_ns() // 1000,
+        )
+        self._writer.write(connection, greeting + encode_for(welcome, json=json))
+        if connection.fd >= 0:
+            self.opened += 1
+            self._hub.add(connection)
+        return connection
+
+    def renew(self, connection: Connection, identity: Identity) -> int:
+        """A fresh token came over the live connection: seconds that it is good for."""
+        lifetime_s = identity.expires_at_s - time.time()
+        ends_s = trio.current_time() + lifetime_s + limits.TOKEN_LEEWAY_S
+        self._table.ends_s[connection.fd] = min(int(ends_s), 2**32 - 1)
+        return max(0, int(lifetime_s))
+
+    def close_all(self, users: list[str], code: int, reason: str) -> None:
+        """Close every connection of some users."""
+        for user in users:
+            for connection in self._hub.connections_of(user):
+                self._writer.close(connection, code, reason)

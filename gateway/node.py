@@ -1,0 +1,265 @@
+"""A node: puts the parts together, starts them in order, and ends them in order."""
+
+import gc
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from select import epoll
+
+import structlog
+import trio
+from store.embedded import EmbeddedStore
+
+from gateway.api.app import create_app
+from gateway.api.ports import Check
+from gateway.api.server import HttpServer
+from gateway.auth import Identity, Verifier
+from gateway.config import Settings
+from gateway.edge.catchup import Catchup
+from gateway.edge.commands import Commands
+from gateway.edge.connection import Connection, ConnectionTable
+from gateway.edge.first_frame import FirstFrame
+from gateway.edge.hub import Caller, Hub
+from gateway.edge.keepalive import Keepalive
+from gateway.edge.listener import Listener, listen
+from gateway.edge.parking import Parking
+from gateway.edge.presence import Presences
+from gateway.edge.refreshes import Refreshes
+from gateway.edge.sessions import Sessions
+from gateway.edge.writer import Writer
+from gateway.observe.metrics import Metrics
+from gateway.owner.owner import Owner
+from gateway.owner.ports import SingleOwner
+from protocol.errors import CloseCode, ErrorCode
+from protocol.frames import Command, ErrorReply, GoAway, Reply
+from store.interface import Store
+
+DESCRIPTORS_RESERVED = 256
+"""Descriptors kept back from connections, besides those of handshakes: store, logs, epolls, HTTP requests."""
+
+CALL_TIMEOUT_S = 30.0
+"""Seconds that a caller inside this process waits for a reply."""
+
+DRAIN_BATCH = 500
+"""Connections closed at once while draining; their clients come back spread by GoAway's jitter anyway."""
+
+DRAIN_PAUSE_S = 0.01
+"""Seconds between two such batches, in which others are served."""
+
+GO_AWAY_MS = 500
+"""Milliseconds that clients are told to stay away: what a restart takes at least."""
+
+log = structlog.get_logger(__name__)
+
+
+def clock_us() -> int:
+    """Microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
+def derive_connections_max(settings: Settings) -> int:
+    """Connections that this process can hold: by its settings, and by its file limit, which is raised to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    possible = max(hard - settings.handshakes_max - DESCRIPTORS_RESERVED, 1)
+    limit = min(settings.connections_max, possible) if settings.connections_max else possible
+    log.info("connection limit", connections_max=limit, configured=settings.connections_max, descriptors=hard)
+    return limit
+
+
+class Node:
+    """One gateway process. Implements ``gateway.api.ports.NodePort``."""
+
+    def __init__(self, settings: Settings, store: Store, verifier: Verifier, sockets: Sequence[socket.socket]) -> None:
+        self.settings = settings
+        self.name = settings.node_name or socket.gethostname()
+        self._store = store
+        self._verifier = verifier
+        self._sockets = sockets
+        self._epoll = epoll()
+        self.table = ConnectionTable()
+        self.writer = Writer(
+            self.table,
+            self._epoll,
+            queue_bytes_max=settings.send_queue_bytes_max,
+            queue_age_max_s=settings.send_queue_age_max_s,
+        )
+        self.hub = Hub(self.table, self.writer)
+        self.owner = Owner(settings, store, self.hub, SingleOwner(), clock_us)
+        self.catchup = Catchup(settings, store, self.owner, self.hub)
+        self.presences = Presences(settings, store, self.hub)
+        self.keepalive = Keepalive(settings, self.table, self.writer, self.hub)
+        self.keepalive.on_tick.append(self.presences.tick)
+        self.parking = Parking(self.table, self._epoll, self.writer, self._handle)
+        self.sessions = Sessions(settings, self.table, self.writer, self.hub, self.parking, self.name)
+        self.refreshes = Refreshes(verifier, self.sessions, self.keepalive, self.hub)
+        self.commands = Commands(
+            settings,
+            self.table,
+            self.writer,
+            self.hub,
+            owner=self.owner,
+            catchup=self.catchup,
+            presences=self.presences,
+            refreshes=self.refreshes,
+        )
+        self.writer.on_gone = self._gone
+        self.metrics = Metrics(self)
+        self.hub.fanout.on_written = self.metrics.observe_delivery
+        self.http = HttpServer(create_app(self))
+        self.listener = Listener(
+            settings,
+            verifier,
+            self.sessions,
+            self.table,
+            FirstFrame(verifier, self.sessions, self.parking, timeout_s=settings.handshake_timeout_s),
+            self.http,
+            connections_max=derive_connections_max(settings),
+        )
+
+    def _handle(self, connection: Connection, payload: bytes) -> None:
+        self.commands.handle(connection, payload)
+
+    def _gone(self, connection: Connection) -> None:
+        """A connection has left the open state: nobody may keep it."""
+        self.hub.remove(connection)
+        self.parking.forget(connection)
+        self.presences.forget(connection)
+        self.keepalive.forget(connection)
+
+    @property
+    def address(self) -> str:
+        """Where the node listens: ``http://HOST:PORT``."""
+        host, port = self._sockets[0].getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    # --- NodePort -----------------------------------------------------------------------------------------------
+
+    async def call(self, user: str, command: Command) -> Reply:
+        """See NodePort.call."""
+        replies: list[Reply] = []
+        answered = trio.Event()
+
+        def receive(reply: Reply) -> None:
+            replies.append(reply)
+            answered.set()
+
+        self.commands.submit(Caller(user, receive), command)
+        with trio.move_on_after(CALL_TIMEOUT_S):
+            await answered.wait()
+            return replies[0]
+        message = f"no outcome within {CALL_TIMEOUT_S:g} s: repeat with the same client_msg_id"
+        return ErrorReply(command.id, ErrorCode.OUTCOME_UNKNOWN, message, 1000)
+
+    async def verify(self, token: str) -> Identity:
+        """See NodePort.verify."""
+        return await self._verifier.verify_fresh(token)
+
+    def readiness(self) -> list[Check]:
+        """See NodePort.readiness."""
+        writable, accepting = self._store.writable, self.listener.accepting
+        return [
+            Check("store", writable, "" if writable else "the last write failed: see the log for the error"),
+            Check("accepting", accepting, "" if accepting else "the node drains"),
+        ]
+
+    def render_metrics(self) -> bytes:
+        """See NodePort.render_metrics."""
+        return self.metrics.render()
+
+    # --- Life ---------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until ``drain`` is through, or cancelled.
+
+        The store is started first and ended last: what the owner accepted before its end is stored, and its senders
+        are answered as long as they are connected.
+        """
+        async with trio.open_nursery() as foundations:
+            await foundations.start(self._store.run)
+            await foundations.start(self._verifier.run)
+            async with trio.open_nursery() as self._parts:
+                for part in (self.owner, self.catchup, self.presences, self.refreshes, self.http):
+                    await self._parts.start(part.run)
+                self._parts.start_soon(self.parking.run)
+                self._parts.start_soon(self.hub.fanout.run)
+                self._parts.start_soon(self.keepalive.run)
+                await self._parts.start(self.metrics.run)
+                async with trio.open_nursery() as self._accepting:
+                    await self._accepting.start(self.listener.run, self._sockets)
+                    # All that lives as long as the node is made by now: the collector need not look at it again.
+                    gc.collect()
+                    gc.freeze()
+                    log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
+                    task_status.started()
+                for sock in self._sockets:
+                    sock.close()
+                await self._close_connections()
+                self._parts.cancel_scope.cancel()
+            foundations.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """Stop taking work: ``run`` finishes what was accepted, closes the connections and returns."""
+        if self.listener.accepting:
+            log.info("draining", connections=self.table.count, grace_s=self.settings.drain_grace_s)
+            self.listener.accepting = False
+            self._accepting.cancel_scope.cancel()
+
+    async def _close_connections(self) -> None:
+        with trio.move_on_after(self.settings.drain_grace_s):
+            everyone = [connection for connection in self.table.by_fd if connection is not None]
+            self.hub.signal_connections(everyone, GoAway(GO_AWAY_MS))
+            await self.owner.settled()
+            for start in range(0, len(everyone), DRAIN_BATCH):
+                for connection in everyone[start : start + DRAIN_BATCH]:
+                    self.writer.close(connection, CloseCode.SERVICE_RESTART, "the node restarts: come back")
+                await trio.sleep(DRAIN_PAUSE_S)
+            while self.table.count:
+                await trio.sleep(DRAIN_PAUSE_S)
+        log.info("drained", connections_cut=self.table.count)
+
+
+def main(settings: Settings, announce: Callable[[Node], None]) -> None:
+    """Run a node until SIGTERM or SIGINT, then drain it; a second signal ends it at once.
+
+    Args:
+        settings: the effective settings.
+        announce: called once the node accepts connections.
+
+    Raises:
+        OSError: the address cannot be listened on.
+        StoreError: the data directory cannot be used; the subclass says why.
+        AuthMisconfigured, SecretUnusable: tokens cannot be verified with these settings.
+    """
+    sockets = listen(settings.host, settings.port)
+    try:
+        store = EmbeddedStore.open(settings.data_dir)
+        node = Node(settings, store, Verifier.from_settings(settings), sockets)
+        trio.run(_serve, node, announce)
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+async def _serve(node: Node, announce: Callable[[Node], None]) -> None:
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            nursery.start_soon(_drain_on_signal, node, signals, nursery.cancel_scope)
+            async with trio.open_nursery() as running:
+                await running.start(node.run)
+                announce(node)
+            nursery.cancel_scope.cancel()
+
+
+async def _drain_on_signal(node: Node, signals: "trio.abc.ReceiveChannel[int]", scope: trio.CancelScope) -> None:
+    count = 0
+    async for number in signals:
+        count += 1
+        log.info("signal", signal=signal.Signals(number).name)
+        if count > 1:
+            scope.cancel()
+        node.drain()
