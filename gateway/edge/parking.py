@@ -53,6 +53,11 @@ class Parking:
         self._readers: dict[Connection, FrameReader] = {}
         self.frames = 0
 
+    @property
+    def partial(self) -> int:
+        """Connections of which a partial frame or message is held."""
+        return len(self._readers)
+
     def park(self, connection: Connection) -> None:
         """Take over an open connection that the table knows."""
         self._epoll.register(connection.fd, READ)

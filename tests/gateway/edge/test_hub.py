@@ -1,0 +1,139 @@
+"""Users and their connections; replies, deliveries and signals."""
+
+import json
+
+from gateway.broker import Delivery
+from gateway.edge.connection import CLOSING
+from gateway.edge.fanout import INLINE_RECIPIENTS_MAX
+from gateway.edge.hub import Caller
+from protocol.codec import decode_entry, decode_server_frame, encode_entry
+from protocol.errors import CloseCode
+from protocol.frames import Entry, EntryPush, Ok, Pong, SendAck, TypingPush
+from protocol.websocket import Opcode
+
+
+def entry(seq: int, body: str = "hi") -> bytes:
+    return encode_entry(Entry(seq, 1, seq, "a", f"m{seq}", body))
+
+
+def delivery(recipients, *seqs, origins=None, conversation="c"):
+    return Delivery(conversation, recipients, [entry(seq) for seq in seqs], origins or [None] * len(seqs))
+
+
+def pushed(peer):
+    """(conversation, seq) of each entry push that a peer received."""
+    found = []
+    for opcode, payload in peer.ws_frames():
+        if opcode == Opcode.TEXT:
+            _tag, conversation, fields = json.loads(payload)
+            found.append((conversation, fields[0]))
+            continue
+        frame = decode_server_frame(payload)
+        if isinstance(frame, EntryPush):
+            found.append((frame.conversation_id, decode_entry(bytes(frame.entry)).seq))
+    return found
+
+
+def test_a_delivery_reaches_every_device_of_every_recipient(edge):
+    peers = [edge.connect("a", 1), edge.connect("a", 2), edge.connect("b"), edge.connect("c")]
+    edge.hub.deliver(delivery(["a", "b", "absent"], 1))
+    assert [pushed(peer) for peer in peers] == [[("c", 1)], [("c", 1)], [("c", 1)], []]
+    assert edge.hub.fanout.deliveries == 3
+
+
+def test_the_sending_connection_does_not_get_its_own_entry_but_the_others_in_the_batch(edge):
+    first, second, other = edge.connect("a", 1), edge.connect("a", 2), edge.connect("b")
+    edge.hub.deliver(delivery(["a", "b"], 1, 2, 3, origins=[first.connection, other.connection, first.connection]))
+    assert pushed(first) == [("c", 2)]
+    assert pushed(second) == [("c", 1), ("c", 2), ("c", 3)]
+    assert pushed(other) == [("c", 1), ("c", 3)]
+
+
+def test_json_connections_get_the_same_entries_as_json(edge):
+    peer = edge.connect("a", json=True)
+    edge.hub.deliver(delivery(["a"], 1, 2))
+    assert pushed(peer) == [("c", 1), ("c", 2)]
+    assert {opcode for opcode, _ in peer.ws_frames()} == {1}
+
+
+async def test_a_large_audience_is_served_in_slices_and_in_order(edge):
+    users = [f"u{n}" for n in range(INLINE_RECIPIENTS_MAX + 200)]
+    peers = [edge.connect(user) for user in users]
+    edge.hub.deliver(delivery(users, 1))
+    edge.hub.deliver(delivery(users[:2], 2))  # small, but behind the large one of its conversation
+    edge.hub.deliver(delivery(users[:2], 1, conversation="other"))  # overtakes: it is another conversation
+    assert pushed(peers[0]) == [("other", 1)]
+    await edge.settle()
+    assert pushed(peers[0]) == [("other", 1), ("c", 1), ("c", 2)]
+    assert [pushed(peer) for peer in peers[2:]] == [[("c", 1)]] * (len(users) - 2)
+    assert not edge.hub.fanout.jobs_waiting
+
+
+async def test_a_reply_of_a_conversation_waits_for_its_unfinished_deliveries(edge):
+    users = [f"u{n}" for n in range(INLINE_RECIPIENTS_MAX + 1)]
+    peers = [edge.connect(user) for user in users]
+    edge.hub.deliver(delivery(users, 1))
+    edge.hub.reply(peers[-1].connection, SendAck(1, 2, 2), "c")
+    edge.hub.reply(peers[-1].connection, Pong(2), "")
+    assert peers[-1].frames() == [Pong(2)]
+    await edge.settle()
+    kinds = [type(frame) for frame in peers[-1].frames()]
+    assert kinds == [Pong, EntryPush, SendAck]
+
+
+async def test_a_user_who_leaves_during_a_fanout_is_passed_over(edge):
+    users = [f"u{n}" for n in range(300)]
+    peers = [edge.connect(user) for user in users]
+    edge.hub.deliver(delivery(users, 1))
+    edge.writer.abort(peers[299].connection)
+    peers[298].sock.close()
+    await edge.settle()
+    assert pushed(peers[297]) == [("c", 1)]
+    assert peers[298].connection.fd == -1
+
+
+def test_the_same_device_again_replaces_the_old_connection(edge):
+    old, other = edge.connect("a", 7), edge.connect("a", 8)
+    new = edge.connect("a", 7)
+    assert old.close_code() == CloseCode.REPLACED
+    assert old.connection.flags & CLOSING
+    assert set(edge.hub.connections_of("a")) == {other.connection, new.connection}
+
+
+def test_arrivals_and_departures_are_told_for_first_and_last_connections(edge):
+    told = []
+    edge.hub.on_arrival = lambda user: told.append(("+", user))
+    edge.hub.on_departure = lambda user: told.append(("-", user))
+    first, second = edge.connect("a", 1), edge.connect("a", 2)
+    edge.writer.abort(first.connection)
+    assert told == [("+", "a")]
+    edge.writer.abort(second.connection)
+    assert told == [("+", "a"), ("-", "a")]
+    assert edge.hub.by_user == {}
+
+
+def test_signals_are_shed_where_a_send_queue_has_begun(edge):
+    slow, quick = edge.connect("slow", buffer=4608), edge.connect("quick")
+    while not slow.connection.flags:
+        edge.writer.write(slow.connection, b"\x82\x7e\x03\xe8" + b"x" * 1000)
+    edge.hub.signal(["slow", "quick"], TypingPush("c", "b", True), "c", skip=None)
+    edge.hub.signal(["quick"], TypingPush("c", "b", False), "c", skip=quick.connection)
+    assert edge.hub.signals_shed == 1
+    assert quick.frames() == [TypingPush("c", "b", True)]
+
+
+def test_replies_reach_connections_callers_and_nobody_who_left(edge):
+    peer, got = edge.connect("a"), []
+    edge.hub.reply(peer.connection, Ok(1))
+    edge.hub.reply(Caller("a", got.append), Ok(2))
+    assert peer.frames() == [Ok(1)]
+    assert got == [Ok(2)]
+    edge.writer.abort(peer.connection)
+    edge.hub.reply(peer.connection, Ok(3))
+
+
+def test_entry_pushes_carry_the_encoded_entry_unchanged(edge):
+    peer = edge.connect("a")
+    edge.hub.deliver(delivery(["a"], 5))
+    (frame,) = peer.frames()
+    assert bytes(frame.entry) == entry(5)

@@ -1,0 +1,139 @@
+"""Reading from parked connections."""
+
+import pytest
+
+from gateway.edge.parking import EVENTS_PER_SLICE
+from protocol import limits
+from protocol.errors import CloseCode
+from protocol.websocket import Opcode, encode_masked_frame
+
+MASK = b"\xa1\xb2\xc3\xd4"
+
+
+def bodies(edge):
+    return [payload for _, payload in edge.handled]
+
+
+async def test_frames_are_handled_in_arrival_order(edge):
+    peer = edge.connect("a")
+    for n in range(5):
+        peer.send(b"%d" % n)
+    await edge.settle()
+    assert bodies(edge) == [b"0", b"1", b"2", b"3", b"4"]
+    assert edge.parking.frames == 5
+
+
+async def test_one_of_many_ready_connections_is_read_once_a_turn(edge):
+    peers = [edge.connect(f"u{n}") for n in range(EVENTS_PER_SLICE * 2)]
+    for peer in peers:
+        peer.send(b"x")
+    await edge.settle()
+    assert len(edge.handled) == len(peers)
+
+
+async def test_a_frame_in_pieces_is_kept_until_it_is_whole_and_then_forgotten(edge):
+    peer = edge.connect("a")
+    data = encode_masked_frame(2, b"hello", MASK)
+    for byte in data[:-1]:
+        peer.sock.send(bytes((byte,)))
+        await edge.settle()
+    assert edge.parking.partial == 1
+    peer.sock.send(data[-1:])
+    await edge.settle()
+    assert bodies(edge) == [b"hello"]
+    assert edge.parking.partial == 0
+
+
+async def test_large_and_fragmented_messages(edge):
+    peer = edge.connect("a")
+    large = bytes(range(256)) * 200
+    peer.send(large)
+    peer.sock.send(encode_masked_frame(2, b"one ", MASK, fin=False) + encode_masked_frame(0, b"two", MASK))
+    await edge.settle()
+    assert bodies(edge) == [large, b"one two"]
+
+
+async def test_pings_are_answered_and_pongs_ignored(edge):
+    peer = edge.connect("a")
+    peer.send(b"are you there", Opcode.PING)
+    peer.send(b"", Opcode.PONG)
+    await edge.settle()
+    assert peer.ws_frames() == [(Opcode.PONG, b"are you there")]
+
+
+@pytest.mark.parametrize(("payload", "code"), [(b"", 1000), ((4321).to_bytes(2, "big") + b"bye", 4321)])
+async def test_a_close_is_answered_with_its_code(edge, payload, code):
+    peer = edge.connect("a")
+    peer.send(payload, Opcode.CLOSE)
+    peer.send(b"late")
+    await edge.settle()
+    assert peer.close_code() == code
+    assert bodies(edge) == []
+    peer.sock.close()
+    await edge.settle()
+    assert peer.connection.fd == -1
+
+
+async def test_the_end_of_the_stream_closes_the_connection(edge):
+    peer = edge.connect("a")
+    peer.sock.close()
+    await edge.settle()
+    assert peer.connection.fd == -1
+    assert edge.gone_connections == [peer.connection]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\x82\x05hello", CloseCode.PROTOCOL_ERROR),  # unmasked
+        (encode_masked_frame(2, b"x", MASK, rsv=4), CloseCode.PROTOCOL_ERROR),
+        (encode_masked_frame(3, b"x", MASK), CloseCode.PROTOCOL_ERROR),
+        (encode_masked_frame(9, b"x", MASK, fin=False), CloseCode.PROTOCOL_ERROR),
+        (b"\x82\xff" + (limits.COMMAND_BYTES_MAX + 1).to_bytes(8, "big") + MASK, CloseCode.TOO_BIG),
+        (encode_masked_frame(2, b"", MASK, fin=False) + encode_masked_frame(0, b"", MASK, fin=False) * 128, 1009),
+        (encode_masked_frame(1, b"\xff", MASK), CloseCode.INVALID_UTF8),
+        (encode_masked_frame(1, b"[2,1]", MASK), CloseCode.UNSUPPORTED_DATA),
+        (encode_masked_frame(8, b"\x03", MASK), CloseCode.PROTOCOL_ERROR),
+    ],
+)
+async def test_broken_frames_get_the_documented_close_code(edge, data, code):
+    peer = edge.connect("a")
+    peer.send(b"before")
+    peer.sock.send(data)
+    await edge.settle()
+    assert bodies(edge) == [b"before"]
+    assert peer.close_code() == code
+
+
+async def test_binary_under_the_json_subprotocol_is_refused(edge):
+    peer = edge.connect("a", json=True)
+    peer.send(b"[2,1]", Opcode.TEXT)
+    peer.send(b"\x92\x02\x01", Opcode.BINARY)
+    await edge.settle()
+    assert bodies(edge) == [b"[2,1]"]
+    assert peer.close_code() == CloseCode.UNSUPPORTED_DATA
+
+
+async def test_a_fault_of_ours_ends_that_connection_only(edge):
+    bad, good = edge.connect("bad"), edge.connect("good")
+
+    def handle(connection, payload):
+        if connection is bad.connection:
+            raise RuntimeError("planted")
+        edge.handled.append((connection, payload))
+
+    edge.handle = handle
+    edge.parking._on_frame = handle
+    bad.send(b"x")
+    good.send(b"y")
+    await edge.settle()
+    assert bad.close_code() == CloseCode.INTERNAL_ERROR
+    assert bodies(edge) == [b"y"]
+
+
+async def test_hearing_is_noted(edge):
+    peer = edge.connect("a")
+    before = edge.table.heard_s[peer.connection.fd]
+    peer.send(b"x")
+    await edge.settle()
+    assert edge.table.heard_s[peer.connection.fd] > before

@@ -1,0 +1,130 @@
+"""Writing to full sockets, slow consumers, the close handshake."""
+
+from gateway.edge.connection import CLOSING, QUEUED
+from gateway.edge.writer import CLOSE_LINGER_S, SendQueue
+from protocol.errors import CloseCode
+from protocol.websocket import encode_frame
+
+FRAME = encode_frame(2, b"x" * 1000)
+TINY = 4608  # what Linux makes of the smallest send buffer
+
+
+def fill(edge, peer):
+    """Write until something has to be queued."""
+    while not peer.connection.flags & QUEUED:
+        edge.writer.write(peer.connection, FRAME)
+
+
+def test_a_write_to_an_empty_socket_goes_straight_out(edge):
+    peer = edge.connect("a")
+    edge.writer.write(peer.connection, FRAME)
+    assert peer.read() == FRAME
+    assert edge.writer.bytes_queued == 0
+
+
+async def test_what_does_not_fit_is_queued_and_follows_in_order(edge):
+    peer = edge.connect("a", buffer=TINY)
+    fill(edge, peer)
+    last = encode_frame(2, b"last")
+    edge.writer.write(peer.connection, last)
+    assert edge.writer.bytes_queued > len(last)
+    while peer.connection.flags & QUEUED:
+        peer.read()
+        await edge.settle()
+    frames = peer.ws_frames()
+    assert frames[-1] == (2, b"last")
+    assert {payload for _, payload in frames[:-1]} == {b"x" * 1000}
+    assert edge.writer.bytes_queued == 0
+
+
+async def test_a_queue_over_its_bytes_is_closed_for_resuming_with_whole_frames_only(edge):
+    peer = edge.connect("a", buffer=TINY)
+    fill(edge, peer)
+    for _ in range(10):
+        edge.writer.write(peer.connection, FRAME)
+    assert peer.connection.flags & CLOSING
+    assert edge.writer.slow_consumers == 1
+    assert edge.gone_connections == [peer.connection]
+    for _ in range(20):
+        peer.read()
+        await edge.settle()
+    frames = peer.ws_frames()
+    assert frames[-1][0] == 8
+    assert peer.close_code() == CloseCode.SLOW_CONSUMER
+    assert sum(len(payload) for _, payload in frames) + sum(
+        len(encode_frame(0, payload)) - len(payload) for _, payload in frames
+    ) == len(peer.received), "a frame was cut"
+    assert peer.ended
+
+
+def test_a_queue_over_its_age_is_closed_for_resuming(edge):
+    peer = edge.connect("a", buffer=TINY)
+    edge.table.now = 100.0
+    fill(edge, peer)
+    edge.writer.sweep(110.0)
+    assert not peer.connection.flags & CLOSING
+    edge.writer.sweep(110.1)
+    assert peer.connection.flags & CLOSING
+
+
+def test_neighbours_of_a_slow_consumer_are_unaffected(edge):
+    slow, quick = edge.connect("slow", buffer=TINY), edge.connect("quick")
+    for _ in range(30):
+        for peer in (slow, quick):
+            edge.writer.write(peer.connection, FRAME)
+    assert slow.connection.flags & CLOSING
+    assert quick.read() == FRAME * 30
+    assert not quick.connection.flags
+
+
+async def test_closing_tells_the_code_and_ends_when_the_peer_ends(edge):
+    peer = edge.connect("a")
+    edge.writer.close(peer.connection, CloseCode.TOKEN_EXPIRED, "ran out")
+    edge.writer.write(peer.connection, FRAME)  # too late: nothing follows a close frame
+    assert peer.ws_frames() == [(8, (4100).to_bytes(2, "big") + b"ran out")]
+    assert peer.ended
+    peer.sock.close()
+    await edge.settle()
+    assert peer.connection.fd == -1
+
+
+def test_closing_without_an_answer_ends_after_the_linger(edge):
+    peer = edge.connect("a")
+    edge.table.now = 50.0
+    edge.writer.close(peer.connection, CloseCode.NORMAL)
+    edge.writer.sweep(50.0 + CLOSE_LINGER_S - 0.1)
+    assert peer.connection.fd >= 0
+    edge.writer.sweep(50.0 + CLOSE_LINGER_S)
+    assert peer.connection.fd == -1
+
+
+def test_closing_twice_tells_the_first_code_only(edge):
+    peer = edge.connect("a")
+    edge.writer.close(peer.connection, CloseCode.REPLACED)
+    edge.writer.close(peer.connection, CloseCode.INTERNAL_ERROR)
+    assert peer.close_code() == CloseCode.REPLACED
+    assert edge.gone_connections == [peer.connection]
+    assert edge.writer.closed_by_code == {CloseCode.REPLACED: 1}
+
+
+def test_a_broken_socket_is_noticed_by_the_write(edge):
+    peer = edge.connect("a")
+    peer.sock.close()
+    edge.writer.write(peer.connection, FRAME)
+    assert peer.connection.fd == -1
+    assert edge.gone_connections == [peer.connection]
+    edge.writer.write(peer.connection, FRAME)  # whoever still holds the object does no harm
+    edge.writer.close(peer.connection, CloseCode.NORMAL)
+    edge.writer.abort(peer.connection)
+
+
+def test_a_send_queue_consumes_across_chunks_and_keeps_the_begun_one():
+    queue = SendQueue()
+    for data in (b"aaaa", b"bbbb", b"cccc"):
+        queue.append(1.0, data)
+    queue.consume(6)
+    assert (queue.size, queue.begun, [data for _, data in queue.chunks]) == (6, True, [b"bb", b"cccc"])
+    queue.drop_unbegun()
+    assert (queue.size, [data for _, data in queue.chunks]) == (2, [b"bb"])
+    queue.consume(2)
+    assert (queue.size, queue.begun, queue.age(9.0)) == (0, False, 0.0)
