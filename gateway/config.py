@@ -12,9 +12,15 @@ MIB = 1024 * KIB
 
 
 def _setting(
-    meaning: str, unit: str = "", *, secret: bool = False, ge: float | None = None, le: float | None = None
+    meaning: str,
+    unit: str = "",
+    *,
+    secret: bool = False,
+    ge: float | None = None,
+    le: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Meta:
-    return Meta(description=meaning, extra={"unit": unit, "secret": secret}, ge=ge, le=le)
+    return Meta(description=meaning, extra={"unit": unit, "secret": secret, "choices": choices}, ge=ge, le=le)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,7 +31,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: Annotated[Path, _setting("where the embedded store and the development secret live")] = Path("data")
     node_name: Annotated[str, _setting("name of this node in welcomes, logs and metrics; empty: the host's name")] = ""
 
-    auth_algorithm: Annotated[str, _setting("family of accepted tokens: HS256, or EdDSA, ES256, RS256")] = "HS256"
+    auth_algorithm: Annotated[
+        str, _setting("the one algorithm of accepted tokens", choices=("HS256", "EdDSA", "ES256", "RS256"))
+    ] = "HS256"
     auth_secret: Annotated[
         str, _setting("HS256 secret; empty: made on first start, kept in the data directory", secret=True)
     ] = ""
@@ -70,5 +78,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 1.0
 
     drain_grace_s: Annotated[float, _setting("from SIGTERM to the last connection's end", "s", ge=0)] = 10.0
-    log_format: Annotated[str, _setting("json, console, or auto: console on a terminal")] = "auto"
-    log_level: Annotated[str, _setting("debug, info, warning or error")] = "info"
+    log_format: Annotated[
+        str, _setting("form of log lines; auto: console on a terminal", choices=("auto", "json", "console"))
+    ] = "auto"
+    log_level: Annotated[
+        str, _setting("least severity that is logged", choices=("debug", "info", "warning", "error"))
+    ] = "info"
+
+    def __repr__(self) -> str:
+        """Without the secret, so that no log line and no traceback can show it."""
+        shown = ", ".join(
+            f"{name}={'(not shown)' if name == 'auth_secret' and self.auth_secret else repr(getattr(self, name))}"
+            for name in self.__struct_fields__
+        )
+        return f"Settings({shown})"

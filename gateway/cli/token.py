@@ -1,0 +1,72 @@
+"""``tidegate token``: a development token for a user."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import click
+
+from gateway.cli.errors import USAGE, CliError
+from gateway.cli.settings_options import settings_of, settings_options
+from protocol import limits
+
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Duration(click.ParamType[int]):
+    """A duration such as 90, 90s, 15m, 1h or 7d, converted to seconds (int)."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Seconds; fails with the allowed forms."""
+        match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", str(value))
+        if match is None or int(match[1]) == 0:
+            self.fail(f"{value!r} is not a duration; allowed: a whole number above 0 and s, m, h or d, such as 1h")
+        return int(match[1]) * _UNITS_S[match[2] or "s"]
+
+
+@click.command()
+@click.argument("user")
+@click.option(
+    "--ttl",
+    type=Duration(),
+    default="1d",
+    show_default=True,
+    metavar="DURATION",
+    help="how long it lives: 90s, 15m, 1h",
+)
+@settings_options("data_dir", "auth_algorithm", "auth_secret", "auth_audience", "auth_issuer")
+def command(user: str, ttl: int, config_file: Path | None, **options: object) -> None:
+    r"""Print a token that lets USER connect.
+
+    It is signed with the secret that the node made on its first start and keeps in its data directory, or with
+    the configured auth_secret. For development: in production, tokens come from your identity provider.
+
+    \b
+    curl -H "Authorization: Bearer $(tidegate token alice)" http://127.0.0.1:8480/v1/conversations
+    """
+    from gateway.auth import AuthMisconfigured, SecretUnusable, development_token, sign_token
+    from gateway.auth.keys import hmac_secret
+
+    if not 0 < len(user) <= limits.USER_ID_CHARS_MAX or not user.isprintable():
+        raise CliError(
+            f"the user id has {len(user)} characters; allowed are 1 to {limits.USER_ID_CHARS_MAX}, all printable", USAGE
+        )
+    settings = settings_of(config_file, options)
+    if settings.auth_algorithm != "HS256":
+        raise CliError(
+            f"this node accepts {settings.auth_algorithm} tokens, which only your token issuer can make; "
+            "development tokens need auth_algorithm HS256",
+            USAGE,
+        )
+    audience, issuer = settings.auth_audience, settings.auth_issuer
+    try:
+        if settings.auth_secret:
+            hmac_secret(settings.auth_secret)
+            token = sign_token(settings.auth_secret, user, ttl_s=ttl, audience=audience, issuer=issuer)
+        else:
+            token = development_token(settings.data_dir, user, ttl_s=ttl, audience=audience, issuer=issuer)
+    except (SecretUnusable, AuthMisconfigured) as error:
+        raise CliError(str(error)) from None
+    click.echo(token)
