@@ -1,0 +1,178 @@
+"""HTTP connections of a node: sockets that the listener hands over, each run by hypercorn's HTTP/1.1 machinery."""
+
+import socket
+from typing import Any, Final, cast
+
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.logging import Logger
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from gateway.api.stream import HandedOverStream
+from gateway.config import Settings
+
+HTTP_CONNECTIONS_MAX: Final = 512
+"""HTTP connections held at once. Scrapers, probes and a load balancer's pool need some dozens; each costs about
+30 KB, so that this many take 15 MB away from the parked connections, and no more."""
+
+KEEP_ALIVE_S: Final = 15.0
+"""Seconds from the end of a response to the whole head of the next request: longer than the interval of common
+probes (10 s), so that they keep their connection; short, because an idle connection takes one of the places."""
+
+READ_TIMEOUT_S: Final = 30
+"""Seconds without a byte from the client after which a connection ends, whatever is under way. Longer than the API's
+own deadlines for a body and for a command, so that those are what a client normally sees."""
+
+REQUESTS_PER_CONNECTION_MAX: Final = 10_000
+"""Requests after which a kept connection is closed, so that load balancers spread anew now and then."""
+
+HTTP2_STREAMS_MAX: Final = 8
+"""Requests at once on a connection that speaks HTTP/2 (clear text, by upgrade)."""
+
+CHUNKS_WAITING_MAX: Final = 65_536
+"""Pieces of a request body that wait for the application. It takes them as they come; hypercorn's default of 10 can
+hang when a request was answered before its body was complete."""
+
+GRACE_S: Final = 3.0
+"""Seconds that open requests get to finish when the server stops."""
+
+_FULL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+)
+_TOO_MANY: Final = (
+    f"this node holds {HTTP_CONNECTIONS_MAX} HTTP connections, the most allowed; try again in 1 s\n".encode()
+)
+_STOPPING: Final = b"this node is stopping; try again in 1 s, it may be at another node\n"
+
+_log = structlog.get_logger(__name__)
+
+
+class _HypercornLog(Logger):
+    """hypercorn's messages in the node's own log."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.access_logger = None
+        self.error_logger = None
+
+    async def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
+        _log.warning("hypercorn", message=message % args if args else message)
+
+    async def error(self, message: str, *args: Any, **kwargs: Any) -> None:
+        _log.error("hypercorn", message=message % args if args else message)
+
+    async def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
+        _log.exception("hypercorn", message=message % args if args else message)
+
+
+def hypercorn_config(settings: Settings) -> Config:
+    """The bounds of this server in hypercorn's words."""
+    config = Config()
+    config.logger_class = _HypercornLog
+    config.accesslog = None
+    config.errorlog = None
+    config.include_server_header = False
+    config.h11_max_incomplete_size = settings.request_head_bytes_max
+    config.h2_max_concurrent_streams = HTTP2_STREAMS_MAX
+    config.h2_max_header_list_size = settings.request_head_bytes_max
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.keep_alive_max_requests = REQUESTS_PER_CONNECTION_MAX
+    config.read_timeout = READ_TIMEOUT_S
+    config.max_app_queue_size = CHUNKS_WAITING_MAX
+    return config
+
+
+class HttpServer:
+    """Runs an ASGI application on sockets that come one by one.
+
+    Attributes:
+        refused: connections turned away because there were too many, or the server had stopped.
+    """
+
+    def __init__(self, app: Any, settings: Settings, *, connections_max: int = HTTP_CONNECTIONS_MAX) -> None:
+        self.refused = 0
+        self._app = ASGIWrapper(app)
+        self._config = hypercorn_config(settings)
+        self._context = WorkerContext(None)
+        self._connections_max = connections_max
+        self._nursery: trio.Nursery | None = None
+        self._open: dict[HandedOverStream, trio.CancelScope] = {}
+        self._all_gone = trio.Event()
+
+    @property
+    def connections(self) -> int:
+        """HTTP connections held now."""
+        return len(self._open)
+
+    def hand_over(self, sock: socket.socket, head: bytes) -> None:
+        """Serve HTTP on a socket from which ``head`` (at least the first request's head) was already read.
+
+        A plain call that takes the socket over for good. A connection that there is no room for is told so (503 with
+        Retry-After) and closed.
+        """
+        if self._nursery is None:
+            self._turn_away(sock, _STOPPING)
+        elif len(self._open) >= self._connections_max:
+            self._turn_away(sock, _TOO_MANY)
+        else:
+            stream = HandedOverStream(sock, head)
+            # Shielded: when the node is cancelled, open requests first get their grace
+            scope = self._open[stream] = trio.CancelScope(shield=True)
+            self._nursery.start_soon(self._serve, stream, scope)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take sockets until cancelled; ready once started.
+
+        On cancellation idle connections end at once, open requests within GRACE_S; then all sockets are closed.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+                with trio.CancelScope(shield=True):
+                    await self._drain()
+
+    async def _drain(self) -> None:
+        # hypercorn's idle connections wait for this, and busy ones close instead of waiting for another request
+        await self._context.terminated.set()
+        if not self._open:
+            return
+        with trio.move_on_after(GRACE_S):
+            await self._all_gone.wait()
+        for stream, scope in self._open.items():
+            scope.cancel()
+            stream.cut()
+
+    async def _serve(self, stream: HandedOverStream, scope: trio.CancelScope) -> None:
+        """Run one connection to its end; never raises."""
+        with scope:
+            try:
+                # Typed for TLS; what it needs of a stream without is receive, send, end, close and ``socket``
+                server = TCPServer(self._app, self._config, self._context, ConnectionState({}), cast(Any, stream))
+                # Else a connection that its client closed would wait for its keep-alive timeout to notice
+                stream.at_end = server.idle_task.stop
+                await server.run()
+            except Exception:  # noqa: BLE001 - the outermost frame of a connection: logged, and only this one ends
+                _log.exception("http_connection_failed")
+            finally:
+                stream.cut()
+                del self._open[stream]
+                if not self._open and self._nursery is None:
+                    self._all_gone.set()
+
+    def _turn_away(self, sock: socket.socket, message: bytes) -> None:
+        self.refused += 1
+        try:
+            sock.send(_FULL % (len(message), message))
+        except OSError:
+            # A fresh socket has room for this; when it fails the peer is gone, and the answer was a courtesy
+            _log.debug("http_refusal_not_sent")
+        sock.close()
