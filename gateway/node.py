@@ -61,7 +61,7 @@ def clock_us() -> int:
 
 
 def derive_connections_max(settings: Settings) -> int:
-    """Connections that this process can hold: by its settings, and by its file limit, which is raised to the hard one."""
+    """Connections that this process can hold: by its settings, and by its file limit (raised as far as it goes)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -116,7 +116,7 @@ class Node:
             verifier,
             self.sessions,
             self.table,
-            FirstFrame(verifier, self.sessions, self.parking, timeout_s=settings.handshake_timeout_s),
+            FirstFrame(verifier, self.sessions, self.parking),
             self.http,
             connections_max=derive_connections_max(settings),
         )

@@ -5,6 +5,7 @@ import socket
 import trio
 
 from gateway.auth import Identity, TokenRefused, Verifier
+from gateway.edge.farewell import farewell
 from gateway.edge.outgoing import encode_for
 from gateway.edge.parking import Parking
 from gateway.edge.sessions import Sessions
@@ -26,30 +27,26 @@ class _Ended(Exception):
 class FirstFrame:
     """Waits for the authenticate command of a fresh WebSocket and opens the connection."""
 
-    def __init__(self, verifier: Verifier, sessions: Sessions, parking: Parking, *, timeout_s: float) -> None:
+    def __init__(self, verifier: Verifier, sessions: Sessions, parking: Parking) -> None:
         self._verifier = verifier
         self._sessions = sessions
         self._parking = parking
-        self._timeout_s = timeout_s
 
     async def authenticate(self, sock: socket.socket, device: str, *, json: bool) -> None:
         """Open a connection on ``sock`` or close it; ``device`` is the one named in the URL, if any.
 
-        A cancellation (the end of the node) leaves the socket open, for the caller to close.
+        A cancellation (the deadline, the end of the node) leaves the socket open, for the caller to close.
         """
         reader = FrameReader(limits.COMMAND_BYTES_MAX, limits.FRAGMENTS_MAX)
         try:
-            with trio.move_on_after(self._timeout_s):
-                command, rest = await self._receive(sock, reader, json)
-                identity = await self._verify(command, json)
-                connection = self._sessions.open(sock, identity, command.device or device, json=json)
-                if connection.fd >= 0:
-                    self._parking.adopt(connection, reader, rest)
-                return
-            late = f"authenticate within {self._timeout_s:g} s"
-            raise _Ended(encode_close(CloseCode.AUTHENTICATE_TIMEOUT, late))
+            command, rest = await self._receive(sock, reader, json)
+            identity = await self._verify(command, json)
         except _Ended as ended:
-            _last_bytes(sock, ended.farewell)
+            farewell(sock, ended.farewell)
+            return
+        connection = self._sessions.open(sock, identity, command.device or device, json=json)
+        if connection.fd >= 0:
+            self._parking.adopt(connection, reader, rest)
 
     async def _receive(
         self, sock: socket.socket, reader: FrameReader, json: bool
@@ -101,13 +98,3 @@ def _decode(payload: bytes, json: bool) -> Authenticate:
 def _refused(request_id: int, code: ErrorCode, message: str, json: bool) -> _Ended:
     reply = encode_for(ErrorReply(request_id, code, message), json=json)
     return _Ended(reply + encode_close(CloseCode.TOKEN_REFUSED, message))
-
-
-def _last_bytes(sock: socket.socket, data: bytes) -> None:
-    try:
-        sock.send(data)
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the peer is gone already
-    finally:
-        sock.close()

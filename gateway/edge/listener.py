@@ -17,10 +17,12 @@ import trio
 from gateway.auth import TokenRefused, UnknownKey, Verifier
 from gateway.config import Settings
 from gateway.edge.connection import ConnectionTable
+from gateway.edge.farewell import farewell
 from gateway.edge.first_frame import FirstFrame
 from gateway.edge.ports import HttpPort
 from gateway.edge.sessions import Sessions
 from protocol import limits
+from protocol.errors import CloseCode
 from protocol.frames import SUBPROTOCOL, SUBPROTOCOL_JSON
 from protocol.handshake import (
     BadRequest,
@@ -33,6 +35,7 @@ from protocol.handshake import (
     parse_request_head,
     upgrade_response,
 )
+from protocol.websocket import encode_close
 
 CONNECT_PATH = "/v1/connect"
 
@@ -252,7 +255,7 @@ class Listener:
                 if request is not None:
                     await self._finish(sock, request)
             if deadline.cancelled_caught and sock.fileno() >= 0:
-                raise Refused(408, f"no complete request within {self._settings.handshake_timeout_s:g} s")
+                self._too_late(sock, upgraded=request is not None and not request.token)
         except Refused as refused:
             self._refuse(sock, refused)
         except OSError:
@@ -261,6 +264,12 @@ class Listener:
             self.handshakes -= 1
             if trio.current_effective_deadline() == -float("inf"):
                 sock.close()  # the node ends; a socket that was handed on has no descriptor here any more
+
+    def _too_late(self, sock: socket.socket, *, upgraded: bool) -> None:
+        limit_s = self._settings.handshake_timeout_s
+        if not upgraded:
+            raise Refused(408, f"no complete request within {limit_s:g} s")
+        farewell(sock, encode_close(CloseCode.AUTHENTICATE_TIMEOUT, f"authenticate within {limit_s:g} s"))
 
     async def _receive_request(self, sock: socket.socket, data: bytes) -> Request | None:
         while True:
@@ -297,18 +306,6 @@ class Listener:
 
 class Incomplete(Exception):
     """The request head is not complete yet."""
-
-
-def farewell(sock: socket.socket, data: bytes) -> None:
-    """Send last bytes and close, reading what the peer sent meanwhile so that it gets them and not a reset."""
-    try:
-        sock.send(data)
-        sock.shutdown(socket.SHUT_WR)
-        sock.recv(limits.COMMAND_BYTES_MAX)
-    except OSError:
-        pass  # the peer is gone, or has sent nothing more: there is nobody left to tell
-    finally:
-        sock.close()
 
 
 def _unauthorized(message: str) -> Refused:

@@ -1,0 +1,296 @@
+"""Handshakes over real sockets: what is accepted, what is refused and how, and who is kept waiting."""
+
+from __future__ import annotations
+
+import time
+
+import jwt
+import pytest
+import trio
+
+from gateway.auth import Verifier
+from gateway.config import Settings
+from gateway.edge.first_frame import FirstFrame
+from gateway.edge.listener import Listener, listen
+from gateway.edge.sessions import Sessions
+from protocol.codec import decode_server_frame, encode_json, encode_msgpack
+from protocol.errors import CloseCode, ErrorCode
+from protocol.frames import Authenticate, ErrorReply, Ping, Welcome
+from protocol.websocket import Opcode, encode_masked_frame, read_header
+
+SECRET = "a secret of more than thirty-two bytes, for tests"
+MASK = b"\x05\x06\x07\x08"
+
+
+def token(user="alice", **claims):
+    return jwt.encode({"sub": user, "exp": time.time() + 3600, "aud": "tidegate"} | claims, SECRET, "HS256")
+
+
+def request(*lines, path="/v1/connect", method="GET", authorization=True, **changes):
+    fields = {
+        "Host": "localhost",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Protocol": "tidegate.v1",
+    }
+    if authorization:
+        fields["Authorization"] = f"Bearer {token()}"
+    fields |= {name.replace("_", "-"): value for name, value in changes.items()}
+    head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items() if value), *lines]
+    return ("\r\n".join(head) + "\r\n\r\n").encode()
+
+
+class Http:
+    """Stands in for the HTTP server: closes what it is handed."""
+
+    def __init__(self):
+        self.taken = []
+
+    def hand_over(self, sock, head):
+        self.taken.append(head)
+        sock.close()
+
+
+class Door:
+    """A listener on a free port, and clients for it."""
+
+    def __init__(self, edge, **settings):
+        self.settings = Settings(auth_secret=SECRET, allowed_origins=["https://good.example"], **settings)
+        self.edge = edge
+        self.http = Http()
+        verifier = Verifier.from_settings(self.settings)
+        self.sessions = Sessions(self.settings, edge.table, edge.writer, edge.hub, edge.parking, "node-1")
+        first = FirstFrame(verifier, self.sessions, edge.parking)
+        self.listener = Listener(
+            self.settings, verifier, self.sessions, edge.table, first, self.http, connections_max=3
+        )
+        self.sockets = listen("127.0.0.1", 0)
+        self.port = self.sockets[0].getsockname()[1]
+        self.streams = []
+
+    async def connect(self, data=b""):
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        self.streams.append(stream)
+        if data:
+            await stream.send_all(data)
+        return stream
+
+    def close(self):
+        for sock in (*self.sockets, *(stream.socket for stream in self.streams)):
+            sock.close()
+
+    async def answer(self, data):
+        """Everything that the node sends until it closes."""
+        async with await self.connect(data) as stream:
+            return b"".join([chunk async for chunk in stream]).decode("latin-1")
+
+
+@pytest.fixture
+async def door(edge, nursery):
+    made = Door(edge)
+    await nursery.start(made.listener.run, made.sockets)
+    yield made
+    made.close()
+
+
+async def receive_head(stream):
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += await stream.receive_some()
+    return data.split(b"\r\n\r\n", 1)
+
+
+async def receive_frames(stream, data, count, *, json=False):
+    frames = []
+    while len(frames) < count:
+        header = read_header(data)
+        if header is None or len(data) < header.header_bytes + header.payload_bytes:
+            more = await stream.receive_some()
+            assert more, f"ended after {frames}"
+            data += more
+            continue
+        end = header.header_bytes + header.payload_bytes
+        payload = data[header.header_bytes : end]
+        if header.opcode == Opcode.CLOSE:
+            frames.append(int.from_bytes(payload[:2], "big"))
+        else:
+            frames.append(decode_server_frame(payload, json=json))
+        data = data[end:]
+    return frames
+
+
+async def test_a_bearer_token_opens_at_once_and_the_welcome_follows_the_upgrade(door):
+    stream = await door.connect(request(path="/v1/connect?device=phone"))
+    head, rest = await receive_head(stream)
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
+    assert b"Sec-WebSocket-Protocol: tidegate.v1" in head
+    (welcome,) = await receive_frames(stream, rest, 1)
+    assert isinstance(welcome, Welcome)
+    assert (welcome.user, welcome.device, welcome.node) == ("alice", "phone", "node-1")
+    assert (welcome.heartbeat_interval_s, welcome.idle_timeout_s) == (30, 90)
+    assert 3590 <= welcome.token_expires_in_s <= 3600
+    assert "alice" in door.edge.hub.by_user
+    assert door.listener.handshakes == 0, "nobody needed a task"
+    await stream.aclose()
+
+
+async def test_a_device_id_is_made_up_where_none_is_given(door):
+    stream = await door.connect(request())
+    _, rest = await receive_head(stream)
+    (welcome,) = await receive_frames(stream, rest, 1)
+    assert len(welcome.device) == 12
+
+
+@pytest.mark.parametrize("json", [False, True])
+async def test_a_token_in_the_first_frame_opens_too(door, json):
+    protocol = "tidegate.v1.json" if json else "tidegate.v1"
+    changes = {"Sec-WebSocket-Protocol": protocol, "Origin": "https://good.example"}
+    stream = await door.connect(request(authorization=False, **changes))
+    _, rest = await receive_head(stream)
+    assert rest == b""
+    encode, opcode = (encode_json, Opcode.TEXT) if json else (encode_msgpack, Opcode.BINARY)
+    command = encode(Authenticate(1, token("bob"), "tab"))
+    ping = encode(Ping(2))
+    await stream.send_all(encode_masked_frame(opcode, command, MASK) + encode_masked_frame(opcode, ping, MASK)[:3])
+    (welcome,) = await receive_frames(stream, b"", 1, json=json)
+    assert (welcome.user, welcome.device) == ("bob", "tab")
+    await stream.send_all(encode_masked_frame(opcode, ping, MASK)[3:])
+    while not door.edge.handled:
+        await door.edge.settle()
+    assert [payload for _, payload in door.edge.handled] == [ping], "what followed the first frame was lost"
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "reply"),
+    [
+        (encode_masked_frame(2, encode_msgpack(Ping(7)), MASK), 4101, (7, ErrorCode.NOT_AUTHENTICATED)),
+        (encode_masked_frame(2, encode_msgpack(Authenticate(8, "x.y.z")), MASK), 4101, (8, ErrorCode.TOKEN_REFUSED)),
+        (encode_masked_frame(2, b"\x92\x01\x05", MASK), 4101, (5, ErrorCode.BAD_REQUEST)),
+        (encode_masked_frame(2, b"\x92\x63\x05", MASK), 4101, (5, ErrorCode.NOT_AUTHENTICATED)),
+        (encode_masked_frame(2, b"\xc1", MASK), CloseCode.BAD_FRAME, None),
+        (encode_masked_frame(1, b"[1,1]", MASK), CloseCode.UNSUPPORTED_DATA, None),
+        (encode_masked_frame(8, b"", MASK), CloseCode.NORMAL, None),
+        (b"\x82\x01x", CloseCode.PROTOCOL_ERROR, None),
+    ],
+    ids=("ping", "token", "field", "command", "garbage", "text", "close", "unmasked"),
+)
+async def test_another_first_frame_is_refused(door, frame, code, reply):
+    stream = await door.connect(request(authorization=False))
+    _, rest = await receive_head(stream)
+    await stream.send_all(frame)
+    got = await receive_frames(stream, rest, 2 if reply else 1)
+    assert got[-1] == code
+    if reply:
+        assert isinstance(got[0], ErrorReply)
+        assert (got[0].id, got[0].code) == reply
+    assert await stream.receive_some() == b""
+    assert not door.edge.hub.by_user
+
+
+async def test_no_first_frame_in_time_is_closed(door, autojump_clock):
+    stream = await door.connect(request(authorization=False))
+    _, rest = await receive_head(stream)
+    assert await receive_frames(stream, rest, 1) == [CloseCode.AUTHENTICATE_TIMEOUT]
+    assert await stream.receive_some() == b""
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, ""),
+        (b"nonsense\r\n\r\n", 400, "METHOD TARGET"),
+        (request(Sec_WebSocket_Version="8"), 426, "13"),
+        (request(method="POST"), 405, "GET"),
+        (request(Sec_WebSocket_Key="short"), 400, "Key"),
+        (request(Sec_WebSocket_Protocol="chat"), 400, "tidegate.v1"),
+        (request(Sec_WebSocket_Protocol=""), 400, "tidegate.v1"),
+        (request(path="/elsewhere"), 404, "/v1/connect"),
+        (request(path="/v1/connect?token=abc"), 400, "Authorization"),
+        (request(path="/v1/connect?device=" + "x" * 65), 400, "64"),
+        (request(Origin="https://evil.example"), 403, "allowed_origins"),
+        (request(Authorization="Basic abc"), 401, "Bearer"),
+        (request(Authorization="Bearer a.b.c"), 401, "JWT"),
+        (request(Authorization=f"Bearer {token(exp=1)}"), 401, "expired"),
+        (request(Authorization=f"Bearer {token(aud='other')}"), 401, "audience"),
+        (request("X-Long: " + "x" * 17000), 431, "16384"),
+        (request() + b"\x82\x80", 400, "wait"),
+    ],
+)
+async def test_bad_requests_get_their_status_and_say_what_is_allowed(door, data, status, words):
+    answer = await door.answer(data)
+    assert answer.startswith(f"HTTP/1.1 {status} "), answer
+    assert words in answer
+    assert door.listener.refused == {status: 1}
+    assert door.edge.table.count == 0
+    if status == 401:
+        assert "WWW-Authenticate: Bearer" in answer
+        assert "a.b.c" not in answer
+
+
+async def test_a_full_node_says_when_to_come_back(door):
+    streams = [await door.connect(request(Authorization=f"Bearer {token(f'u{n}')}")) for n in range(3)]
+    for stream in streams:
+        await receive_head(stream)
+    answer = await door.answer(request())
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert "Retry-After: 5" in answer
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_a_draining_node_refuses_upgrades(door):
+    door.listener.accepting = False
+    assert "going away" in await door.answer(request())
+
+
+async def test_other_requests_go_to_the_http_server(door):
+    data = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    await door.answer(data)
+    assert door.http.taken == [data]
+
+
+async def test_a_request_in_pieces_is_put_together(door):
+    data = request()
+    stream = await door.connect(data[:1])
+    for byte in data[1:]:
+        await stream.send_all(bytes((byte,)))
+        await trio.testing.wait_all_tasks_blocked()
+    head, _ = await receive_head(stream)
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert door.listener.handshakes == 0
+
+
+async def test_slow_handshakes_are_cut_and_keep_nobody_waiting(edge, nursery, autojump_clock):
+    door = Door(edge, handshakes_max=20)
+    await nursery.start(door.listener.run, door.sockets)
+    slow = [await door.connect(b"G") for _ in range(20)]
+    while door.listener.handshakes < 20:
+        await trio.testing.wait_all_tasks_blocked()
+    assert "too many handshakes" in await door.answer(b"G")
+    quick = await door.connect(request())
+    head, _ = await receive_head(quick)
+    assert head.startswith(b"HTTP/1.1 101 "), "an honest client was kept waiting"
+    for stream in slow:
+        answer = b"".join([chunk async for chunk in stream])
+        assert answer.startswith(b"HTTP/1.1 408 ")
+    assert door.listener.handshakes == 0
+    door.close()
+
+
+async def test_the_end_of_the_node_closes_handshakes_in_progress(edge):
+    door = Door(edge)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(door.listener.run, door.sockets)
+        waiting = await door.connect(b"GET")
+        silent = await door.connect(request(authorization=False))
+        await receive_head(silent)
+        while door.listener.handshakes < 2:
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    for stream in (waiting, silent):
+        with pytest.raises((trio.BrokenResourceError, AssertionError)):
+            assert await stream.receive_some(), "closed"
+    door.close()
