@@ -125,7 +125,7 @@ def test_bad_commands_are_answered_and_the_connection_stays(edge, payload, reque
     ],
     ids=("empty", "reserved", "nil", "no tag", "trailing", "deep", "huge", "text tag"),
 )
-def test_garbage_closes_the_connection(edge, payload):
+async def test_garbage_closes_the_connection(edge, payload):
     desk, peer = Desk(edge), edge.connect("a")
     desk.commands.handle(peer.connection, payload)
     assert peer.close_code() == CloseCode.BAD_FRAME
