@@ -1,0 +1,1 @@
+"""Judges what clients saw of a node: reads a history of their calls and names each broken promise."""

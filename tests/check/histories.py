@@ -1,0 +1,65 @@
+"""Builds small histories by hand, a line a thing that happened."""
+
+from typing import Any
+
+from gateway.check.history import Record, SeenEntry, encode, parse
+
+
+class Builder:
+    """Records in the order of the calls; every record comes one nanosecond after the one before."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self._calls = 0
+
+    def record(self, type: str, op: str, process: str, **fields: Any) -> None:
+        self.records.append(Record(time=len(self.records), type=type, op=op, process=process, **fields))
+
+    def invoke(self, op: str, process: str, **fields: Any) -> int:
+        self._calls += 1
+        self.record("invoke", op, process, call=self._calls, **fields)
+        return self._calls
+
+    def send(
+        self, user: str, name: str, seq: int | None, *, end: str = "ok", epoch: int | None = None, **more: Any
+    ) -> None:
+        """A message of conversation c, ended at once; the connection is the user's first."""
+        fields = {"user": user, "conversation": "c", "client_msg_id": name, "payload": f"p-{name}"}
+        call = self.invoke("send", user, **(fields | {"connection": f"{user}-1"} | more))
+        self.record(end, "send", user, call=call, seq=seq, epoch=epoch)
+
+    def create(self, creator: str, *members: str) -> None:
+        users = (creator, *members)
+        call = self.invoke("create", creator, user=creator, client_msg_id="new", users=users, connection=f"{creator}-1")
+        self.record("ok", "create", creator, call=call, conversation="c", seq=1)
+
+    def change(self, op: str, user: str, name: str, seq: int, *users: str) -> None:
+        fields = {"user": user, "conversation": "c", "client_msg_id": name, "users": users}
+        call = self.invoke(op, user, connection=f"{user}-1", **fields)
+        self.record("ok", op, user, call=call, seq=seq)
+
+    def push(self, user: str, entry: SeenEntry, connection: str = "") -> None:
+        connection = connection or f"{user}-1"
+        self.record("ok", "push", user, user=user, connection=connection, conversation="c", entry=entry)
+
+    def deliver(self, user: str, entry: SeenEntry) -> None:
+        self.record("ok", "deliver", user, user=user, conversation="c", entry=entry)
+
+    def read(self, user: str, *entries: SeenEntry, head: int | None = None, **fields: Any) -> None:
+        """A read from seq 1 to its last entry."""
+        call = self.invoke("read", user, user=user, conversation="c", **fields)
+        last = max((entry.seq for entry in entries), default=0)
+        head = last if head is None else head
+        self.record("ok", "read", user, call=call, entries=entries, first_seq=1, last_seq=last, head_seq=head)
+
+    def parsed(self) -> list[Record]:
+        """As a checker gets them: through the file format."""
+        return parse(encode(record) for record in self.records)
+
+
+def created(*users: str) -> SeenEntry:
+    return SeenEntry(1, users[0], "new", kind="created", users=users)
+
+
+def message(seq: int, user: str, name: str, **fields: Any) -> SeenEntry:
+    return SeenEntry(seq, user, name, f"p-{name}", **fields)
