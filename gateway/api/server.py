@@ -159,6 +159,8 @@ class HttpServer:
                 server = TCPServer(self._app, self._config, self._context, ConnectionState({}), cast(Any, stream))
                 # Else a connection that its client closed would wait for its keep-alive timeout to notice
                 stream.at_end = server.idle_task.stop
+                # And one that can take no answer would go on with the requests that came before it broke
+                stream.at_break = scope.cancel
                 await server.run()
             except Exception:  # noqa: BLE001 - the outermost frame of a connection: logged, and only this one ends
                 _log.exception("http_connection_failed")

@@ -20,12 +20,14 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
 
     Attributes:
         socket: the trio socket (hypercorn asks it for both addresses).
-        at_end: awaited when the peer has ended its side or is gone, before the reader learns of it.
+        at_end: awaited when the peer has ended its side, before the reader learns of it.
+        at_break: called when the peer is gone, or took a response too slowly: nothing can be sent any more.
     """
 
     def __init__(self, sock: socket.socket, head: bytes) -> None:
         self.socket = trio.socket.from_stdlib_socket(sock)
         self.at_end: Callable[[], Awaitable[None]] = _nothing
+        self.at_break: Callable[[], None] = self.cut
         self._stream = trio.SocketStream(self.socket)
         self._head = head
 
@@ -37,8 +39,8 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
             return given
         try:
             received = bytes(await self._stream.receive_some(max_bytes))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.at_end()
+        except trio.BrokenResourceError:
+            self.at_break()
             raise
         if not received:
             await self.at_end()
@@ -53,10 +55,15 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
 
         After a cancellation some of it may have been written.
         """
-        with trio.move_on_after(SEND_TIMEOUT_S):
-            await self._stream.send_all(data)
-            return
-        raise trio.BrokenResourceError(f"the peer did not read a response within {SEND_TIMEOUT_S:g} s")
+        try:
+            with trio.fail_after(SEND_TIMEOUT_S):
+                await self._stream.send_all(data)
+        except trio.TooSlowError:
+            self.at_break()
+            raise trio.BrokenResourceError(f"the peer did not read a response within {SEND_TIMEOUT_S:g} s") from None
+        except trio.BrokenResourceError:
+            self.at_break()
+            raise
 
     async def wait_send_all_might_not_block(self) -> None:
         """As trio.SocketStream does."""
