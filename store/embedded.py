@@ -1,0 +1,230 @@
+"""The embedded store: SQLite in WAL mode with synchronous=FULL, one writer thread with group commit, readers apart."""
+
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec
+
+import trio
+
+from store import embedded_queries as queries
+from store.embedded_database import READER_CACHE_KIB, WRITER_CACHE_KIB, connect, error_text, unavailable
+from store.embedded_directory import DataDirectory, DataDirLocked, DataDirUnusable
+from store.embedded_log import Log
+from store.embedded_writer import AppendJob, CallJob, Job, T, Writer
+from store.entries import Append, ConversationRecord, Loaded, Membership, ReceiptRecord, StoredEntry
+from store.interface import Done, NotWritten, OutcomeUnknown, StoreError, Unavailable
+from store.migrations import SchemaTooNew, embedded_migrations, migrate
+
+__all__ = ["DataDirLocked", "DataDirUnusable", "EmbeddedStore", "SchemaTooNew"]
+
+READERS_MAX: Final = 4
+"""Reads at once: each has a connection and, while it runs, a thread. More would only fight for the same two or so
+cores; a read takes some 50 us."""
+
+P = ParamSpec("P")
+
+
+class EmbeddedStore:
+    """A ``store.interface.Store`` in a directory of this machine.
+
+    Use: ``store = EmbeddedStore.open(path)``, then ``await nursery.start(store.run)``. Before that and after ``run``
+    has ended, writes fail with NotWritten and reads with Unavailable. ``close`` is for a store that was never run.
+    """
+
+    def __init__(self, directory: DataDirectory, writer: sqlite3.Connection, readers: list[sqlite3.Connection]) -> None:
+        """Use ``open``."""
+        self._directory = directory
+        self._readers = readers
+        self._reading = trio.CapacityLimiter(len(readers))
+        self._writer = Writer(directory.database, writer, self._notify)
+        self._running = False
+        self._ended = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._news = trio.Event()
+
+    @classmethod
+    def open(cls, data_dir: Path) -> "EmbeddedStore":
+        """Lock the directory, making it if need be, and bring its database up to date. Blocks.
+
+        Raises:
+            DataDirLocked: another process uses it; the message names its pid.
+            DataDirUnusable: it cannot be made or written to, or its database is damaged.
+            SchemaTooNew: the database was written by a newer tidegate.
+        """
+        directory = DataDirectory.lock(data_dir)
+        connections: list[sqlite3.Connection] = []
+        try:
+            directory.make_database()
+            writer = connect(directory.database, cache_kib=WRITER_CACHE_KIB)
+            connections.append(writer)
+            writer.execute("PRAGMA journal_mode = WAL")
+            migrate(writer, embedded_migrations(), f"database {directory.database}")
+            while len(connections) <= READERS_MAX:
+                connections.append(connect(directory.database, cache_kib=READER_CACHE_KIB, read_only=True))
+            return cls(directory, writer, connections[1:])
+        except BaseException as error:
+            for connection in connections:
+                connection.close()
+            directory.unlock()
+            if isinstance(error, sqlite3.Error):
+                raise DataDirUnusable(f"database {directory.database} cannot be used: {error_text(error)}") from None
+            raise
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then finish what was queued, tell its outcome, and close everything."""
+        self._token = trio.lowlevel.current_trio_token()
+        self._running = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                try:
+                    task_status.started()
+                    await trio.sleep_forever()
+                finally:
+                    self._running = False
+                    self._writer.stop()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close a store that does not run. Blocks for a moment."""
+        self._running = False
+        self._writer.close()
+        for reader in self._readers:
+            reader.close()
+        self._directory.unlock()
+
+    @property
+    def writable(self) -> bool:
+        """False while the last write failed for a reason that concerns all of them; heals within about a second."""
+        return self._writer.error is None
+
+    @property
+    def write_error(self) -> StoreError | None:
+        """Why the store is not writable, None while it is."""
+        return self._writer.error
+
+    @property
+    def commits(self) -> int:
+        """Transactions made durable so far."""
+        return self._writer.commits
+
+    def append(self, batch: Sequence[Append], done: Done) -> None:
+        """See ``Store.append``. What waits here is bounded by the owner, which bounds the sends in progress."""
+        job = AppendJob(batch, done)
+        if self._running:
+            self._writer.submit(job)
+        else:
+            job.fail(_closed)
+            _finish_soon(job)
+
+    async def take_over(self, conversation_id: str, epoch: int, tail_entries_max: int) -> Loaded | None:
+        """See ``Store.take_over``. Goes through the writer's queue, so it sees every append made before it."""
+        try:
+            exists = await self._call(lambda log: log.take_over(conversation_id, epoch))
+        except (NotWritten, OutcomeUnknown) as error:
+            raise Unavailable(str(error)) from None
+        if not exists:
+            return None
+        return await self._read(queries.load, conversation_id, tail_entries_max)
+
+    async def create(self, record: ConversationRecord, first: StoredEntry, epoch: int) -> bool:
+        """See ``Store.create``."""
+        return await self._call(lambda log: log.create(record, first, epoch))
+
+    async def read(
+        self, conversation_id: str, *, after_seq: int, before_seq: int, limit: int, newest: bool
+    ) -> list[bytes]:
+        """See ``Store.read``."""
+        return await self._read(queries.entries, conversation_id, after_seq, before_seq, limit, newest=newest)
+
+    async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
+        """See ``Store.find``. Cancelling is safe."""
+        return await self._read(queries.find, conversation_id, sender, client_msg_id, since_us)
+
+    async def memberships(self, user: str) -> list[Membership]:
+        """See ``Store.memberships``. Cancelling is safe."""
+        return await self._read(queries.memberships, user)
+
+    async def acquainted(self, user: str, others: Collection[str]) -> set[str]:
+        """See ``Store.acquainted``. Cancelling is safe."""
+        return await self._read(queries.acquainted, user, others)
+
+    async def save_receipts(self, receipts: Sequence[ReceiptRecord]) -> None:
+        """See ``Store.save_receipts``."""
+        if receipts:
+            await self._call(lambda log: log.save_receipts(receipts))
+
+    async def save_last_seen(self, seen_ms: Sequence[tuple[str, int]]) -> None:
+        """See ``Store.save_last_seen``."""
+        if seen_ms:
+            await self._call(lambda log: log.save_last_seen(seen_ms))
+
+    async def last_seen(self, users: Collection[str]) -> dict[str, int]:
+        """See ``Store.last_seen``. Cancelling is safe."""
+        return await self._read(queries.last_seen, users)
+
+    async def _call(self, function: Callable[[Log], T]) -> T:
+        if not self._running:
+            raise _closed()
+        job = CallJob(function)
+        self._writer.submit(job)
+        return await job.wait()
+
+    async def _read(
+        self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        if not self._running:
+            raise Unavailable("the store is closed")
+        return await trio.to_thread.run_sync(
+            self._in_snapshot, lambda connection: query(connection, *args, **kwargs), limiter=self._reading
+        )
+
+    def _in_snapshot(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a query of any number of statements on one state of the database, in a reader thread."""
+        connection = self._readers.pop()  # as many as the limiter has tokens
+        try:
+            connection.execute("BEGIN")
+            return query(connection)
+        except sqlite3.Error as error:
+            raise unavailable(error) from None
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            self._readers.append(connection)
+
+    async def _write(self) -> None:
+        """Run the writer thread and tell its outcomes, to the last one, even when cancelled."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell)
+                await trio.to_thread.run_sync(self._writer.loop, limiter=trio.CapacityLimiter(1))
+                self._ended = True
+                self._news.set()
+            for _ in range(READERS_MAX):  # reads in progress keep their connections until they are done
+                await self._reading.acquire_on_behalf_of(object())
+
+    async def _tell(self) -> None:
+        finished = self._writer.finished
+        while finished or not self._ended:
+            await self._news.wait()
+            self._news = trio.Event()
+            while finished:
+                finished.popleft().finish()
+
+    def _notify(self) -> None:
+        """Called in the writer thread."""
+        assert self._token is not None
+        self._token.run_sync_soon(self._wake, idempotent=True)
+
+    def _wake(self) -> None:
+        self._news.set()
+
+
+def _closed() -> StoreError:
+    return NotWritten("the store is closed: nothing was stored")
+
+
+def _finish_soon(job: Job) -> None:
+    trio.lowlevel.current_trio_token().run_sync_soon(job.finish)

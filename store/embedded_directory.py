@@ -1,0 +1,106 @@
+"""The data directory of the embedded store: private to its owner, and used by one process at a time."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from store.interface import StoreError
+
+DATABASE_FILE = "tidegate.db"
+LOCK_FILE = "lock"
+
+
+class DataDirLocked(StoreError):
+    """Another process uses the data directory. The message names its pid."""
+
+
+class DataDirUnusable(StoreError):
+    """The data directory cannot be made, entered or written to. The message says which and what to do."""
+
+
+class DataDirectory:
+    """A locked data directory. The lock is the kernel's (flock): it ends with the process, however that ends."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    @property
+    def database(self) -> Path:
+        """The database file. SQLite keeps ``-wal`` and ``-shm`` files beside it."""
+        return self.path / DATABASE_FILE
+
+    @classmethod
+    def lock(cls, path: Path) -> "DataDirectory":
+        """Make the directory (mode 0700) if there is none, and lock it.
+
+        Raises:
+            DataDirLocked: another process holds the lock.
+            DataDirUnusable: not a directory, or no permission.
+        """
+        path = path.absolute()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise unusable(path, error) from None
+        try:
+            _lock(path, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, lock)
+
+    def make_database(self) -> None:
+        """Make an empty database file that only its owner may read, if there is none; durable on return.
+
+        Raises DataDirUnusable.
+        """
+        try:
+            os.close(os.open(self.database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            sync_directory(self.path)
+            sync_directory(self.path.parent)
+        except OSError as error:
+            raise unusable(self.path, error) from None
+
+    def unlock(self) -> None:
+        """Let the next process in. The lock file stays: removing it would let two processes lock two files."""
+        os.close(self._lock)
+
+
+def _lock(path: Path, lock: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise DataDirLocked(
+            f"data directory {path} is in use by another tidegate process (pid {holder}): "
+            "stop that one first, or choose another directory with --data-dir"
+        ) from None
+    except OSError as error:
+        raise unusable(path, error) from None
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode("ascii"), 0)
+    except OSError as error:  # a full disk: the pid only helps the next one's error message
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock, 0)
+        del error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def unusable(path: Path, error: OSError) -> DataDirUnusable:
+    """Say what is wrong with a data directory."""
+    return DataDirUnusable(
+        f"data directory {path} cannot be used: {error.strerror or error}: "
+        "it must be a directory that this user may write to; choose another one with --data-dir"
+    )

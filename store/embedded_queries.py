@@ -1,0 +1,156 @@
+"""The reads of the embedded store: plain functions on a reader's connection. They raise sqlite3.Error."""
+
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
+from typing import Final
+
+from msgspec import Struct
+from msgspec.msgpack import Decoder
+
+from protocol.codec import decode_entry
+from protocol.frames import ConversationKind
+from store.entries import ConversationRecord, Loaded, MemberRecord, Membership, StoredEntry
+
+FIND_PAGE_ENTRIES: Final = 256
+"""Entries that one step of a search through a conversation's tail reads."""
+
+NAMES_PER_QUERY: Final = 500
+"""Users that one query names: below SQLite's historical limit of 999 parameters."""
+
+SEQ_MAX: Final = 2**63 - 1
+"""Largest integer of SQLite: a bound beyond it means the same as itself."""
+
+_SELECT_CONVERSATION: Final = "SELECT key, kind, title, creator, created_us FROM conversations WHERE id = ?"
+_SELECT_KEY: Final = "SELECT key FROM conversations WHERE id = ?"
+_SELECT_MEMBERS: Final = """
+    SELECT user, joined_seq, delivered_seq, read_seq FROM members WHERE conversation = ? ORDER BY joined_seq, user"""
+_SELECT_ENTRIES: Final = """
+    SELECT encoded FROM entry_index JOIN entries USING (position)
+    WHERE entry_index.conversation = ? AND entry_index.seq > ? AND entry_index.seq < ?
+    ORDER BY entry_index.seq {} LIMIT ?"""
+_SELECT_NEWEST: Final = _SELECT_ENTRIES.format("DESC")
+_SELECT_OLDEST: Final = _SELECT_ENTRIES.format("ASC")
+_SELECT_MEMBERSHIPS: Final = """
+    SELECT c.key, c.id, c.kind, c.title, e.encoded, m.delivered_seq, m.read_seq, c.member_count
+    FROM members AS m JOIN conversations AS c ON c.key = m.conversation
+    JOIN entries AS e ON e.position = (
+        SELECT position FROM entry_index WHERE conversation = m.conversation ORDER BY seq DESC LIMIT 1)
+    WHERE m.user = ?"""
+_SELECT_PEERS: Final = f"""
+    SELECT peer.conversation, peer.user FROM members AS m
+    JOIN conversations AS c ON c.key = m.conversation AND c.kind = {int(ConversationKind.DIRECT)}
+    JOIN members AS peer ON peer.conversation = m.conversation
+    WHERE m.user = ? ORDER BY peer.conversation, peer.user"""  # noqa: S608  # an enum's number
+_SELECT_SHARED: Final = """
+    SELECT 1 FROM members AS a JOIN members AS b ON b.conversation = a.conversation
+    WHERE a.user = ? AND b.user = ? LIMIT 1"""
+_SELECT_LAST_SEEN: Final = "SELECT user, seen_ms FROM last_seen WHERE user IN ({})"
+
+
+class _Head(Struct, array_like=True, gc=False):
+    """The first fields of an encoded entry: what a list of conversations needs of it."""
+
+    seq: int
+    kind: int
+    time_us: int
+
+
+_decode_head: Final = Decoder(_Head).decode
+
+
+def load(connection: sqlite3.Connection, conversation_id: str, tail_entries_max: int) -> Loaded | None:
+    """A conversation as its owner needs it; None if there is none."""
+    row = connection.execute(_SELECT_CONVERSATION, (conversation_id,)).fetchone()
+    if row is None:
+        return None
+    key, kind, title, creator, created_us = row
+    members = {user: MemberRecord(user, *rest) for user, *rest in connection.execute(_SELECT_MEMBERS, (key,))}
+    encoded = entries(connection, conversation_id, 0, SEQ_MAX, max(1, tail_entries_max), newest=True)
+    tail = [StoredEntry(decode_entry(each), each) for each in encoded]
+    last = tail[-1].entry
+    return Loaded(
+        record=ConversationRecord(conversation_id, ConversationKind(kind), title, creator, created_us),
+        members=members,
+        head_seq=last.seq,
+        head_time_us=last.time_us,
+        tail=tail if tail_entries_max else [],
+    )
+
+
+def entries(
+    connection: sqlite3.Connection, conversation_id: str, after_seq: int, before_seq: int, limit: int, *, newest: bool
+) -> list[bytes]:
+    """Encoded entries between two seqs (both excluded), oldest first: the newest or the oldest ``limit`` of them."""
+    row = connection.execute(_SELECT_KEY, (conversation_id,)).fetchone()
+    if row is None:
+        return []
+    bounds = (row[0], after_seq, min(before_seq, SEQ_MAX), limit)
+    found = [row[0] for row in connection.execute(_SELECT_NEWEST if newest else _SELECT_OLDEST, bounds)]
+    if newest:
+        found.reverse()
+    return found
+
+
+def find(
+    connection: sqlite3.Connection, conversation_id: str, sender: str, client_msg_id: str, since_us: int
+) -> StoredEntry | None:
+    """Walk a conversation backwards to what ``sender`` appended under ``client_msg_id``, no further than its time."""
+    before_seq = SEQ_MAX
+    while True:
+        page = entries(connection, conversation_id, 0, before_seq, FIND_PAGE_ENTRIES, newest=True)
+        for encoded in reversed(page):
+            entry = decode_entry(encoded)
+            if entry.time_us < since_us:
+                return None
+            if entry.client_msg_id == client_msg_id and entry.sender == sender:
+                return StoredEntry(entry, encoded)
+            before_seq = entry.seq
+        if len(page) < FIND_PAGE_ENTRIES:
+            return None
+
+
+def memberships(connection: sqlite3.Connection, user: str) -> list[Membership]:
+    """All conversations of a user, each with its last entry: work grows with their number only."""
+    peers: dict[int, list[str]] = {}
+    for key, peer in connection.execute(_SELECT_PEERS, (user,)):
+        peers.setdefault(key, []).append(peer)
+    found = []
+    for key, conversation_id, kind, title, last, delivered, read, count in connection.execute(
+        _SELECT_MEMBERSHIPS, (user,)
+    ):
+        head = _decode_head(last)
+        found.append(
+            Membership(
+                conversation_id,
+                ConversationKind(kind),
+                title,
+                head.seq,
+                head.time_us,
+                last,
+                delivered,
+                read,
+                count,
+                tuple(peers.get(key, ())),
+            )
+        )
+    return found
+
+
+def acquainted(connection: sqlite3.Connection, user: str, others: Collection[str]) -> set[str]:
+    """Those of ``others`` who share a conversation with ``user``."""
+    return {other for other in others if connection.execute(_SELECT_SHARED, (user, other)).fetchone()}
+
+
+def last_seen(connection: sqlite3.Connection, users: Collection[str]) -> dict[str, int]:
+    """When users were last online."""
+    found: dict[str, int] = {}
+    for names in _chunks(users):
+        found.update(connection.execute(_SELECT_LAST_SEEN.format(", ".join("?" * len(names))), names))
+    return found
+
+
+def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(names)
+    while chunk := list(islice(rest, NAMES_PER_QUERY)):
+        yield chunk
