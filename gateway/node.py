@@ -5,15 +5,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from select import epoll
 
 import structlog
 import trio
-from store.embedded import EmbeddedStore
 
-from gateway.api.app import create_app
+from gateway.api.app import Api
 from gateway.api.ports import Check
 from gateway.api.server import HttpServer
 from gateway.auth import Identity, Verifier
@@ -35,6 +34,7 @@ from gateway.owner.owner import Owner
 from gateway.owner.ports import SingleOwner
 from protocol.errors import CloseCode, ErrorCode
 from protocol.frames import Command, ErrorReply, GoAway, Reply
+from store.embedded import EmbeddedStore
 from store.interface import Store
 
 DESCRIPTORS_RESERVED = 256
@@ -110,7 +110,7 @@ class Node:
         self.writer.on_gone = self._gone
         self.metrics = Metrics(self)
         self.hub.fanout.on_written = self.metrics.observe_delivery
-        self.http = HttpServer(create_app(self))
+        self.http = HttpServer(Api(self, version("tidegate")), settings)
         self.listener = Listener(
             settings,
             verifier,
@@ -213,12 +213,12 @@ class Node:
         with trio.move_on_after(self.settings.drain_grace_s):
             everyone = [connection for connection in self.table.by_fd if connection is not None]
             self.hub.signal_connections(everyone, GoAway(GO_AWAY_MS))
-            await self.owner.settled()
+            await self.owner.drained()
             for start in range(0, len(everyone), DRAIN_BATCH):
                 for connection in everyone[start : start + DRAIN_BATCH]:
                     self.writer.close(connection, CloseCode.SERVICE_RESTART, "the node restarts: come back")
                 await trio.sleep(DRAIN_PAUSE_S)
-            while self.table.count:
+            while self.table.count:  # noqa: ASYNC110 - the last moments of a node are no place for another event
                 await trio.sleep(DRAIN_PAUSE_S)
         log.info("drained", connections_cut=self.table.count)
 
@@ -255,7 +255,7 @@ async def _serve(node: Node, announce: Callable[[Node], None]) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def _drain_on_signal(node: Node, signals: "trio.abc.ReceiveChannel[int]", scope: trio.CancelScope) -> None:
+async def _drain_on_signal(node: Node, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     count = 0
     async for number in signals:
         count += 1

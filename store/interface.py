@@ -8,6 +8,8 @@ lock, and still keeps this rule, so that the two backends are one thing to their
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+import trio
+
 from store.entries import Append, ConversationRecord, Loaded, Membership, ReceiptRecord, StoredEntry
 
 
@@ -42,6 +44,9 @@ Appends of one conversation come out in the order they went in."""
 
 class Store(Protocol):
     """A durable home for conversations. All methods but those said otherwise belong to the trio thread."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then finish the writes that were queued, tell their outcomes, and close."""
 
     @property
     def writable(self) -> bool:
