@@ -1,0 +1,301 @@
+"""One live connection: commands out, replies to whoever asked, pushes to the session, heartbeats in between."""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection
+
+from protocol import limits
+from protocol.client.endings import ConnectionEnded, Ending, from_close, from_network, from_rejection
+from protocol.client.errors import ConnectionLost, Refused
+from protocol.client.wire import Address, StreamOpener, open_websocket
+from protocol.codec import CodecError, InvalidFrame, UnknownFrame, decode_server_frame, encode_msgpack
+from protocol.errors import ErrorCode
+from protocol.frames import Command, ErrorReply, Ping, Push, Reply, SyncPage, Welcome
+
+log = logging.getLogger("tidegate.client")
+
+CLOSE_TIMEOUT_S: Final = 2.0
+"""Seconds that the close handshake may take: nothing is lost by cutting it."""
+
+Answered = Callable[[Reply | None], None]
+"""Takes the reply to a command, each page where there are several; None when the connection was lost first."""
+
+
+class Connection:
+    """An authenticated connection, as the other parts of the client use it."""
+
+    def __init__(self, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self.go_away_at = 0.0
+        self._outgoing: deque[bytes] = deque()
+        self._written = trio.Event()
+        self._waiting: dict[int, Answered] = {}
+        self._asked = trio.Event()
+        self._last_id = 0
+        self._ended = False
+
+    @property
+    def awaited(self) -> bool:
+        """Does anybody wait for a reply?"""
+        return bool(self._waiting)
+
+    async def wait_asked(self) -> None:
+        """Wait until somebody waits for a reply. Cancelling leaves nothing behind."""
+        while not self._waiting:
+            self._asked = trio.Event()
+            await self._asked.wait()
+
+    def ask(self, command: Callable[[int], Command], answered: Answered) -> int:
+        """Send the command made for a request id; ``answered`` is called from the task that reads.
+
+        Returns the request id, for ``give_up``.
+
+        Raises:
+            Refused: the command is larger than a node takes.
+            ConnectionLost: the connection has ended.
+        """
+        request_id = self._next_id()
+        self.post(command(request_id))
+        self._waiting[request_id] = answered
+        self._asked.set()
+        return request_id
+
+    def give_up(self, request_id: int) -> None:
+        """Nobody waits for this reply any more; it is ignored when it comes."""
+        self._waiting.pop(request_id, None)
+
+    def post(self, command: Command) -> None:
+        """Send a command; a reply to it is ignored. Raises as ``ask``."""
+        if self._ended:
+            raise ConnectionLost("the connection has ended")
+        data = encode_msgpack(command)
+        if len(data) > limits.COMMAND_BYTES_MAX:
+            text = f"the command takes {len(data):,} bytes, no more than {limits.COMMAND_BYTES_MAX:,} are allowed"
+            raise Refused(ErrorCode.TOO_LONG, text)
+        self._outgoing.append(data)
+        self._written.set()
+
+    async def call(self, command: Callable[[int], Command], on_reply: Callable[[Reply], None] | None = None) -> Reply:
+        """Send a command and wait for its reply (the last page where there are several).
+
+        ``on_reply`` sees each page at once, in order with the pushes around it. Cancelling gives the reply up; the
+        command may be carried out all the same.
+
+        Raises:
+            Refused: the node said no.
+            ConnectionLost: no reply came.
+        """
+        done = trio.Event()
+        last: list[Reply | None] = []
+
+        def answered(reply: Reply | None) -> None:
+            if reply is not None and on_reply is not None:
+                on_reply(reply)
+            if not isinstance(reply, SyncPage) or reply.done:
+                last.append(reply)
+                done.set()
+
+        request_id = self.ask(command, answered)
+        try:
+            await done.wait()
+        finally:
+            self.give_up(request_id)
+        reply = last[0]
+        if reply is None:
+            raise ConnectionLost("the connection ended before the reply came")
+        if isinstance(reply, ErrorReply):
+            raise RefusedNow(reply)
+        return reply
+
+    def take_reply(self, reply: Reply) -> None:
+        """Hand a reply to whoever asked."""
+        if isinstance(reply, SyncPage) and not reply.done:
+            answered = self._waiting.get(reply.id)
+        else:
+            answered = self._waiting.pop(reply.id, None)
+        if answered is not None:
+            answered(reply)
+        elif isinstance(reply, ErrorReply):
+            log.warning("a command without a waiting caller was refused: error %d, %s", reply.code, reply.message)
+
+    def lose(self) -> None:
+        """The connection has ended: tell all who wait."""
+        self._ended = True
+        waiting, self._waiting = self._waiting, {}
+        for answered in waiting.values():
+            answered(None)
+
+    async def write(self, websocket: WebSocketConnection) -> None:
+        """Write what is sent, in order, until cancelled.
+
+        Only this task writes, so that a cancelled caller never leaves half a frame on the stream.
+        """
+        while True:
+            while self._outgoing:
+                with trio.move_on_after(self.welcome.idle_timeout_s) as patience:
+                    try:
+                        await websocket.send_message(self._outgoing.popleft())
+                    except ConnectionClosed:
+                        return  # the task that reads comes to the same end, after what had arrived before it
+                if patience.cancelled_caught:
+                    raise ConnectionEnded(Ending("backoff", "the node has stopped reading"))
+            self._written = trio.Event()
+            await self._written.wait()
+
+    async def beat(self) -> None:
+        """Send a heartbeat at the interval that the node asked for, until cancelled."""
+        while True:
+            await trio.sleep(self.welcome.heartbeat_interval_s)
+            self.post(Ping(self._next_id()))
+
+    def _next_id(self) -> int:
+        while True:
+            self._last_id = self._last_id % (2**32 - 1) + 1
+            if self._last_id not in self._waiting:
+                return self._last_id
+
+
+class RefusedNow(Refused):
+    """A Refused with the node's advice when to repeat the command, in seconds."""
+
+    def __init__(self, reply: ErrorReply) -> None:
+        super().__init__(reply.code, reply.message)
+        self.retry_after_s = reply.retry_after_ms / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What a connection needs of the rest of the client.
+
+    Attributes:
+        begin: called with the authenticated connection, before anything behind its welcome is read.
+        end: called when the connection is of no more use.
+        work: runs from begin to end, and is cancelled then.
+        ready_to_read: returns when the next frame may be read.
+        on_push: called with each push, in order.
+    """
+
+    begin: Callable[[Connection], None]
+    end: Callable[[], None]
+    work: Callable[[Connection], Awaitable[None]]
+    ready_to_read: Callable[[Connection], Awaitable[None]]
+    on_push: Callable[[Connection, Push], None]
+
+
+async def live(
+    opener: StreamOpener, address: Address, *, token: str, device: str, handlers: Handlers, was_online: bool
+) -> Ending:
+    """Connect, authenticate and serve ``handlers`` until the connection ends; says how it ended.
+
+    Cancelling closes the connection with code 1000.
+    """
+    ending: Ending | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            await _live(nursery, opener, address, token, device, handlers)
+    except* (ConnectionEnded, ConnectionRejected, ConnectionClosed, HandshakeError, ConnectionLost, OSError) as group:
+        ending = _ending(_first(group), address, was_online=was_online)
+    assert ending is not None, "a connection ends with a reason"
+    return ending
+
+
+async def _live(
+    nursery: trio.Nursery, opener: StreamOpener, address: Address, token: str, device: str, handlers: Handlers
+) -> None:
+    with trio.move_on_after(limits.AUTHENTICATE_TIMEOUT_S) as patience:
+        websocket = await open_websocket(nursery, opener, address, token=token, device=device)
+        try:
+            first = _decode(await websocket.get_message())
+        except BaseException:
+            await _close(websocket)
+            raise
+    if patience.cancelled_caught:
+        text = f"{address} did not answer within {limits.AUTHENTICATE_TIMEOUT_S:.0f} s"
+        raise ConnectionEnded(Ending("backoff", text))
+    try:
+        if not isinstance(first, Welcome):
+            raise ConnectionEnded(Ending("backoff", f"{address} sent something else than a welcome first"))
+        connection = Connection(first)
+        try:
+            handlers.begin(connection)
+            nursery.start_soon(connection.write, websocket)
+            nursery.start_soon(connection.beat)
+            nursery.start_soon(handlers.work, connection)
+            await _read(websocket, connection, handlers)
+        except ConnectionClosed as closed:
+            raise ConnectionEnded(_closed(closed, connection)) from closed
+        finally:
+            handlers.end()
+            connection.lose()
+    finally:
+        await _close(websocket)
+
+
+async def _read(websocket: WebSocketConnection, connection: Connection, handlers: Handlers) -> None:
+    """Read until the connection ends."""
+    idle_timeout_s = connection.welcome.idle_timeout_s
+    while True:
+        await handlers.ready_to_read(connection)
+        with trio.move_on_after(idle_timeout_s) as patience:
+            data = await websocket.get_message()
+        if patience.cancelled_caught:
+            raise ConnectionEnded(Ending("backoff", f"nothing was heard from the node for {idle_timeout_s:.0f} s"))
+        frame = _decode(data)
+        if frame is None:
+            continue
+        if isinstance(frame, Reply):
+            connection.take_reply(frame)
+        else:
+            handlers.on_push(connection, frame)
+
+
+def _decode(data: str | bytes) -> Reply | Push | None:
+    """A frame; None for one of a newer version, which is ignored."""
+    try:
+        if isinstance(data, str):
+            raise CodecError("a text message")
+        return decode_server_frame(data)
+    except UnknownFrame:
+        return None
+    except (CodecError, InvalidFrame) as error:
+        raise ConnectionEnded(Ending("backoff", f"the node sent something that is no frame: {error}")) from error
+
+
+async def _close(websocket: WebSocketConnection) -> None:
+    with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+        await websocket.aclose()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a group, whatever its depth: several tasks see the same end."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _ending(error: BaseException, address: Address, *, was_online: bool) -> Ending:
+    match error:
+        case ConnectionEnded():
+            return error.ending
+        case ConnectionRejected():
+            return from_rejection(error.status_code, error.headers, error.body, was_online=was_online)
+        case ConnectionClosed():
+            return _closed(error, None)
+        case OSError():
+            return from_network(error, str(address))
+        case _:
+            return Ending("backoff", f"the connection failed: {error}")
+
+
+def _closed(error: ConnectionClosed, connection: Connection | None) -> Ending:
+    """The ending of a WebSocket close; a node that told how long to stay away is obeyed."""
+    ending = from_close(error.reason.code, error.reason.reason) if error.reason else from_close(1006, None)
+    if connection is None or connection.go_away_at <= trio.current_time():
+        return ending
+    return Ending(ending.advice, ending.reason, ending.code, connection.go_away_at - trio.current_time())

@@ -1,0 +1,287 @@
+"""Following the conversations: sync after each connect, then pushes; gaps are filled by history."""
+
+import logging
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Final
+
+import trio
+from msgspec import Raw
+
+from protocol import limits
+from protocol.client.backoff import Backoff
+from protocol.client.connection import Connection, RefusedNow
+from protocol.client.endings import ConnectionEnded, Ending
+from protocol.client.errors import Refused
+from protocol.client.events import ConversationLeft, EventQueue, Resumed, entry_event
+from protocol.client.send_queue import SendQueue
+from protocol.client.session import Session, since_joining
+from protocol.codec import decode_entry
+from protocol.errors import ErrorCode
+from protocol.frames import (
+    Command,
+    ConversationList,
+    Entry,
+    EntryKind,
+    History,
+    HistoryPage,
+    ListConversations,
+    Reply,
+    Sync,
+    SyncedConversation,
+    SyncPage,
+)
+
+log = logging.getLogger("tidegate.client")
+
+Make = Callable[[int], Command]
+OnReply = Callable[[Reply], None]
+
+HELD_ENTRIES_MAX: Final = 1_000
+"""Entries held back behind gaps, over all conversations: ten full syncs of a conversation."""
+
+
+class Follower:
+    """Turns what a connection brings into events: each entry once, in order, nothing missed.
+
+    Args:
+        session: what this device has seen.
+        events: where entries go.
+        sends: asked whether an entry is a message of this very client.
+        begun: whether the session comes from an earlier run; if not, it begins at the present heads.
+        replay: a session that begins anew begins with what a sync gives, not with the present heads.
+    """
+
+    def __init__(self, session: Session, events: EventQueue, sends: SendQueue, *, begun: bool, replay: bool) -> None:
+        self.user = ""
+        self.own_ids: set[str] = set()
+        self.moved: set[str] = set()
+        self.left: set[str] = set()
+        self._session = session
+        self._events = events
+        self._sends = sends
+        self._begun = begun or replay
+        self._resync_all = False
+        self._resync_named: set[str] = set()
+        self._work = trio.Event()
+        self._page_entries = min(limits.HISTORY_ENTRIES_MAX, max(1, events.events_max // 2))
+
+    def take(self, conversation_id: str, entry: Entry) -> None:
+        """An entry came, whichever way."""
+        if entry.sender == self.user and (
+            self._sends.stored(entry.client_msg_id, entry.seq, entry.time_us) or entry.client_msg_id in self.own_ids
+        ):
+            self.own(conversation_id, entry.seq)
+        elif self._events.full:
+            self._session.exists(conversation_id, entry.seq)  # fetched again when there is room
+        else:
+            self._show(conversation_id, self._session.offer(conversation_id, entry))
+        self._look_for_gaps()
+
+    def own(self, conversation_id: str, seq: int) -> None:
+        """An entry of this very client stands at ``seq``: it is no event, and no gap either."""
+        self._show(conversation_id, self._session.own(conversation_id, seq))
+        self._look_for_gaps()
+
+    def leave(self, conversation_id: str) -> bool:
+        """The user is no longer in the conversation. Returns whether that is news."""
+        self.left.add(conversation_id)
+        self.moved.discard(conversation_id)
+        return self._session.forget(conversation_id)
+
+    def resync(self, conversation_ids: Iterable[str]) -> None:
+        """The node may have missed something in these conversations, or in all when there are none."""
+        named = set(conversation_ids)
+        self._resync_named |= named
+        self._resync_all = self._resync_all or not named
+        self._work.set()
+
+    async def run(self, connection: Connection) -> None:
+        """Catch up over a new connection, then fill gaps as they appear. Runs until cancelled."""
+        self.user = connection.welcome.user
+        self._resync_all = False
+        self._resync_named.clear()
+        self._events.put_control(Resumed(await self._catch_up(connection)))
+        while True:
+            self._work = trio.Event()
+            if self._resync_all:
+                self._resync_all = False
+                await self._catch_up(connection)
+            elif self._resync_named:
+                names, self._resync_named = self._resync_named, set()
+                await self._resync_some(connection, names)
+            elif self._session.gap() is not None:
+                await self._fill(connection)
+            else:
+                await self._work.wait()
+
+    async def _catch_up(self, connection: Connection) -> bool:
+        """Learn all that is new. Returns whether every conversation was continued without a gap."""
+        if not self._begun:
+            await self._begin_at_heads(connection)
+            self._begun = True
+            return False
+        lowered = False
+        while True:
+            cursors = self._session.cursors()
+            try:
+                if len(cursors) > limits.SYNC_CURSORS_MAX:
+                    resumed = await self._sync_named(connection, cursors) & await self._discover(connection)
+                else:
+                    resumed = await self._sync(connection, Sync(0, cursors))
+                return resumed and not lowered
+            except Refused as refused:
+                if refused.code != ErrorCode.BEYOND_HEAD:
+                    raise ConnectionEnded(Ending("backoff", f"the node refuses to sync ({refused})")) from refused
+                await self._lower_cursors(connection, refused)
+                lowered = True
+
+    async def _sync(self, connection: Connection, sync: Sync) -> bool:
+        def on_reply(reply: Reply) -> None:
+            if isinstance(reply, SyncPage):
+                for synced in reply.conversations:
+                    self._take_synced(synced)
+
+        def command(request_id: int) -> Sync:
+            return Sync(request_id, sync.cursors, sync.only_named)
+
+        reply = await self._call(connection, command, on_reply)
+        return isinstance(reply, SyncPage) and reply.resumed
+
+    async def _sync_named(self, connection: Connection, cursors: dict[str, int]) -> bool:
+        resumed = True
+        rest = iter(cursors.items())
+        while part := dict(islice(rest, limits.SYNC_CURSORS_MAX)):
+            resumed &= await self._sync(connection, Sync(0, part, True))
+        return resumed
+
+    async def _resync_some(self, connection: Connection, names: set[str]) -> None:
+        known = {name: self._session.cursor(name) for name in names if name in self._session}
+        try:
+            await self._sync_named(connection, known)
+            await self._sync_named(connection, dict.fromkeys(names - known.keys(), 0))
+        except Refused:
+            self._resync_all = True  # a full sync knows what to do about each refusal
+
+    async def _discover(self, connection: Connection) -> bool:
+        """Find conversations that came while away, when there are too many to name in one sync.
+
+        The list is newest first, so the first known conversation without news ends the search.
+        """
+        cursor = ""
+        while True:
+            page = await self._list(connection, cursor)
+            for found in page.conversations:
+                known = found.conversation_id in self._session
+                if known and found.head_seq <= self._session.cursor(found.conversation_id):
+                    return True
+                if not known:
+                    await self._sync(connection, Sync(0, {found.conversation_id: 0}, True))
+            cursor = page.next_cursor
+            if not cursor:
+                return True
+
+    async def _begin_at_heads(self, connection: Connection) -> None:
+        cursor = ""
+        while True:
+            page = await self._list(connection, cursor)
+            for found in page.conversations:
+                self._session.start_at(found.conversation_id, found.head_seq)
+                self.moved.add(found.conversation_id)
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    async def _lower_cursors(self, connection: Connection, refused: Refused) -> None:
+        log.warning("the node has fewer entries than this client has seen (%s): going on from its heads", refused)
+        lowered: set[str] = set()
+        cursor = ""
+        while True:
+            page = await self._list(connection, cursor)
+            lowered.update(self._session.lower({c.conversation_id: c.head_seq for c in page.conversations}))
+            cursor = page.next_cursor
+            if not cursor:
+                break
+        if not lowered:
+            raise ConnectionEnded(Ending("backoff", f"the node refuses to sync ({refused})")) from refused
+        self.moved.update(lowered)
+
+    async def _list(self, connection: Connection, cursor: str) -> ConversationList:
+        reply = await self._call(
+            connection, lambda request_id: ListConversations(request_id, cursor, limits.LIST_CONVERSATIONS_MAX)
+        )
+        assert isinstance(reply, ConversationList)
+        return reply
+
+    async def _fill(self, connection: Connection) -> None:
+        """Fetch one page of what is missing, when the program has room for it."""
+        await self._events.wait_half_empty()
+        name = self._session.gap()
+        if name is None:
+            return
+        before = self._session.cursor(name)
+        try:
+            page = await self._call(
+                connection, lambda request_id: History(request_id, name, before, None, self._page_entries)
+            )
+        except Refused as refused:
+            if refused.code == ErrorCode.BEYOND_HEAD:
+                self._resync_all = True  # which finds out what the node has, and lowers the cursor
+            else:
+                self._tell_left(name)
+            return
+        assert isinstance(page, HistoryPage)
+        self._take_all(name, page.entries)
+        if self._session.cursor(name) == before:
+            # The node told of an entry that it cannot give yet. Ask again, but neither at once nor before the others.
+            self._session.postpone(name)
+            await trio.sleep(limits.RECONNECT_BASE_S)
+
+    async def _call(self, connection: Connection, command: Make, on_reply: OnReply | None = None) -> Reply:
+        """Ask until the node answers; refusals that may pass are waited for.
+
+        Raises:
+            Refused: NOT_FOUND and BEYOND_HEAD, which have a meaning here.
+            ConnectionEnded: any other refusal that is final. A new connection may meet a node without the fault.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                return await connection.call(command, on_reply)
+            except RefusedNow as refused:
+                if refused.code in {ErrorCode.NOT_FOUND, ErrorCode.BEYOND_HEAD}:
+                    raise
+                if not refused.retry:
+                    raise ConnectionEnded(Ending("backoff", f"the node refuses to sync ({refused})")) from refused
+                await trio.sleep(max(refused.retry_after_s, backoff.fail()))
+
+    def _take_synced(self, synced: SyncedConversation) -> None:
+        name = synced.conversation_id
+        if synced.removed:
+            self._tell_left(name)
+        elif name in self._session:
+            self._take_all(name, synced.entries)
+        else:
+            entries = [decode_entry(bytes(raw)) for raw in synced.entries]
+            for entry in since_joining(entries, self.user):
+                self.take(name, entry)
+
+    def _take_all(self, conversation_id: str, raws: Iterable[Raw]) -> None:
+        for raw in raws:
+            self.take(conversation_id, decode_entry(bytes(raw)))
+
+    def _tell_left(self, conversation_id: str) -> None:
+        if self.leave(conversation_id):
+            self._events.put_control(ConversationLeft(conversation_id))
+
+    def _show(self, conversation_id: str, entries: list[Entry]) -> None:
+        self.moved.add(conversation_id)
+        self.left.discard(conversation_id)
+        for entry in entries:
+            self._events.put_entry(entry_event(conversation_id, entry))
+            if entry.kind == EntryKind.MEMBERS_REMOVED and self.user in (entry.users or ()):
+                self.leave(conversation_id)
+
+    def _look_for_gaps(self) -> None:
+        if self._session.gap() is not None:
+            self._work.set()
