@@ -31,6 +31,10 @@ class Verifier:
     Tokens of HS256 take a short way where they can: the header is one that PyJWT accepted before, with this secret,
     and the HMAC matches. All else, and everything that is to be refused, goes through PyJWT. Both ways meet in the same
     check of the claims. (Measured: 4 us instead of 32 us, of which the HMAC takes 1.7 us.)
+
+    Attributes:
+        algorithm: the one algorithm that is accepted.
+        jwks: the fetched keys, where the settings name a JWKS.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class Verifier:
         self._rules = rules
         self._secret = secret
         self._key = key
-        self._jwks = jwks
+        self.jwks: Final = jwks
         self._now_s = now_s
         self._jws = jwt.PyJWS(algorithms=[algorithm])
         self._known_headers: set[bytes] = set()
@@ -92,10 +96,10 @@ class Verifier:
 
         Started after the first try to fetch. Cancelling leaves the keys as they are.
         """
-        if self._jwks is None:
+        if self.jwks is None:
             task_status.started()
             return
-        await self._jwks.run(task_status=task_status)
+        await self.jwks.run(task_status=task_status)
 
     def verify(self, token: str) -> Identity:
         """The identity that ``token`` proves.
@@ -123,9 +127,9 @@ class Verifier:
         try:
             return self.verify(token)
         except UnknownKey:
-            if self._jwks is None:
+            if self.jwks is None:
                 raise
-            await self._jwks.refresh()
+            await self.jwks.refresh()
         return self.verify(token)
 
     def _verified_quickly(self, raw: bytes) -> bytes | None:
@@ -160,13 +164,13 @@ class Verifier:
 
     def _public_key(self, raw: bytes) -> PublicKey:
         """The key that a token is to be verified with: the only one, or the one that its header names."""
-        if self._jwks is None:
+        if self.jwks is None:
             return self._key
         try:
             kid = self._jws.get_unverified_header(raw).get("kid")
         except (jwt.PyJWTError, ValueError, TypeError):
             raise _not_a_jwt() from None
-        keys = self._jwks.by_kid
+        keys = self.jwks.by_kid
         if not keys:
             raise UnknownKey("this node could not fetch the public keys of its token issuer yet; try again later")
         if kid is None:
