@@ -228,6 +228,8 @@ class Conversation(Struct, array_like=True, frozen=True):
     """A conversation as a list shows it, for one user. Unread is ``head_seq - read_seq``.
 
     ``members`` is complete in a direct conversation and in answers to create and get, and empty in lists of groups.
+    ``last_entry`` is decoded with the rest; a node may put it in encoded (Raw alone, or None, cannot be told apart
+    by a decoder, so the type names all three).
     """
 
     conversation_id: str
@@ -236,7 +238,7 @@ class Conversation(Struct, array_like=True, frozen=True):
     head_seq: int
     read_seq: int
     delivered_seq: int
-    last_entry: Raw | None = None  # an Entry
+    last_entry: Entry | Raw | None = None
     members: list[Member] = []
     member_count: int = 0
 

@@ -10,7 +10,7 @@ from typing import Final
 
 COMMAND_BYTES_MAX: Final = 65_536
 """Payload of one WebSocket message from a client, bytes. The largest body (4,000 characters of 4 bytes) with the
-largest metadata map needs about 37 KB; 64 KiB leaves room and still bounds what one connection can make a node hold."""
+largest metadata map needs about 53 KB; 64 KiB leaves room and still bounds what one connection can make a node hold."""
 
 SERVER_FRAME_BYTES_MAX: Final = 1_048_576
 """Payload of one WebSocket message to a client, bytes: what a client must be able to receive."""

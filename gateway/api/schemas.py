@@ -191,9 +191,9 @@ def kind_of(name: KindName) -> ConversationKind:
     return ConversationKind[name.upper()]
 
 
-def entry(encoded: Raw) -> Entry:
+def entry(encoded: Raw | frames.Entry) -> Entry:
     """An entry out of its encoded form."""
-    decoded = decode_entry(bytes(encoded))
+    decoded = encoded if isinstance(encoded, frames.Entry) else decode_entry(bytes(encoded))
     known = decoded.kind in _ENTRY_KIND_NAMES
     return Entry(
         seq=decoded.seq,
