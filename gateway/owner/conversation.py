@@ -1,0 +1,185 @@
+"""One conversation in its owner's memory: head, members, recent entries, and what is on its way to the store.
+
+Its seqs, from old to new: ``first_tail_seq`` … ``head_seq`` are durable and in the tail, ``head_seq + 1`` …
+``last_seq`` are assigned and pending. Nobody but the owner sees anything of what is pending.
+"""
+
+from collections import deque
+from collections.abc import Collection
+
+from msgspec import Struct
+
+from gateway.broker import Origin
+from protocol.codec import decode_entry
+from protocol.frames import Command, ConversationKind, Entry
+from store.entries import Append, Loaded, MemberRecord, StoredEntry, changes_of
+from store.interface import StoreError
+
+Key = tuple[str, str]
+"""Sender and client_msg_id: what makes a repeat recognisable."""
+
+
+class Pending(Struct, gc=False):
+    """A send whose entry is not known to be durable yet.
+
+    Attributes:
+        origin: who is to be answered; None once answered (the entry is then delivered to that connection, too).
+        request_id: the command's id.
+        stored: the entry.
+        arrived_s: trio's clock when the first command of the same slice arrived.
+        repeats: origins and ids of repeats that came meanwhile.
+    """
+
+    origin: Origin | None
+    request_id: int
+    stored: StoredEntry
+    arrived_s: float
+    repeats: list[tuple[Origin, int]] | None = None
+
+
+class Conversation:
+    """A conversation that is being loaded or is loaded.
+
+    Attributes:
+        loaded: False until ``fill`` was called; nothing but id, waiting and is_open means anything before.
+        members: the members as of head_seq, in order of joining.
+        recipients: their ids, a snapshot that is replaced and never changed.
+        tail: encoded entries up to the head, oldest first.
+        recent: for each key of the tail and of what is pending, its seq.
+        pending: sends with seqs head_seq + 1 … last_seq, in that order.
+        unflushed: the newest entries of pending, which the store was not given yet.
+        flights: what the store was given and has not answered for good, in seq order.
+        outcomes: None while all goes well; otherwise the answers to flights so far, in their order.
+        uncertain: so many flights, from the oldest, end with one that may be in the store though it was not confirmed.
+        barrier: the newest pending entry changes members or title; commands wait until it is settled.
+        waiting: None while commands are handled as they come; otherwise they wait here, in order of arrival.
+        lookups: by id of the origin, commands that wait for a lookup of that origin; None when there is none.
+        is_open: neither waiting nor lookups: the one thing that the hot path has to ask.
+    """
+
+    __slots__ = (
+        "_tail_keys",
+        "barrier",
+        "conversation_id",
+        "creator",
+        "epoch",
+        "flights",
+        "head_seq",
+        "is_open",
+        "kind",
+        "last_seq",
+        "last_time_us",
+        "loaded",
+        "lookups",
+        "members",
+        "outcomes",
+        "pending",
+        "recent",
+        "recipients",
+        "tail",
+        "title",
+        "uncertain",
+        "unflushed",
+        "waiting",
+    )
+
+    def __init__(self, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        self.loaded = False
+        self.kind = ConversationKind.DIRECT
+        self.title = ""
+        self.creator = ""
+        self.epoch = 0
+        self.members: dict[str, MemberRecord] = {}
+        self.recipients: tuple[str, ...] = ()
+        self.head_seq = 0
+        self.last_seq = 0
+        self.last_time_us = 0
+        self.tail: list[bytes] = []
+        self._tail_keys: list[Key] = []
+        self.recent: dict[Key, int] = {}
+        self.pending: list[Pending] = []
+        self.unflushed: list[StoredEntry] = []
+        self.flights: list[Append] = []
+        self.outcomes: list[StoreError | None] | None = None
+        self.uncertain = 0
+        self.barrier = False
+        self.waiting: deque[tuple[Origin, Command]] | None = deque()
+        self.lookups: dict[int, deque[tuple[Origin, Command]]] | None = None
+        self.is_open = False
+
+    def fill(self, loaded: Loaded, epoch: int) -> None:
+        """Take what the store knows."""
+        self.loaded = True
+        self.kind = loaded.record.kind
+        self.title = loaded.record.title
+        self.creator = loaded.record.creator
+        self.epoch = epoch
+        self.members = loaded.members
+        self.recipients = tuple(loaded.members)
+        self.head_seq = self.last_seq = loaded.head_seq
+        self.last_time_us = loaded.head_time_us
+        self.tail = [stored.encoded for stored in loaded.tail]
+        self._tail_keys = [(stored.entry.sender, stored.entry.client_msg_id) for stored in loaded.tail]
+        self.recent = {key: self.first_tail_seq + index for index, key in enumerate(self._tail_keys)}
+
+    @property
+    def first_tail_seq(self) -> int:
+        """The seq of the oldest entry in the tail; head_seq + 1 when the tail is empty."""
+        return self.head_seq - len(self.tail) + 1
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way, so that it may be forgotten."""
+        return self.is_open and not self.pending and not self.flights
+
+    def close(self) -> None:
+        """Let commands wait from now on."""
+        if self.waiting is None:
+            self.waiting = deque()
+        self.is_open = False
+
+    def update_open(self) -> None:
+        """Set is_open after waiting or lookups changed."""
+        self.is_open = self.waiting is None and self.lookups is None
+
+    def remember(self, sends: list[Pending], tail_entries_max: int) -> None:
+        """Add what has become durable to the tail, and forget the oldest quarter of it when it grows too long."""
+        for send in sends:
+            stored = send.stored
+            self.tail.append(stored.encoded)
+            self._tail_keys.append((stored.entry.sender, stored.entry.client_msg_id))
+        self.head_seq += len(sends)
+        excess = len(self.tail) - tail_entries_max
+        if excess > 0:
+            self._forget(excess + tail_entries_max // 4)
+
+    def _forget(self, count: int) -> None:
+        first = self.first_tail_seq
+        for index, key in enumerate(self._tail_keys[:count]):
+            if self.recent.get(key) == first + index:  # else: a later entry took the same key
+                del self.recent[key]
+        del self.tail[:count]
+        del self._tail_keys[:count]
+
+    def entry_in_tail(self, seq: int) -> Entry | None:
+        """The durable entry with this seq, if memory has it."""
+        first = self.first_tail_seq
+        return decode_entry(self.tail[seq - first]) if first <= seq <= self.head_seq else None
+
+    def apply(self, entry: Entry) -> Collection[str]:
+        """Carry out what a durable entry does to members and title; answers who is to get that entry.
+
+        Who is removed gets the removal itself and nothing later; who is added gets the entry that added it.
+        """
+        changes = changes_of(entry)
+        if changes.title is not None:
+            self.title = changes.title
+        before = self.recipients
+        for user in changes.added:
+            self.members.setdefault(user, MemberRecord(user, joined_seq=entry.seq))
+        for user in changes.removed:
+            self.members.pop(user, None)
+        if changes.added or changes.removed:
+            self.recipients = tuple(self.members)
+        return before if changes.removed else self.recipients

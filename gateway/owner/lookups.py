@@ -1,0 +1,115 @@
+"""Asking the store whether a repeat was appended before, when memory does not know (after a restart, say).
+
+Meanwhile other sends of the conversation go on; further commands of the same origin for it wait behind the lookup.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from gateway.broker import EdgePort, Origin
+from gateway.owner.backlog import Backlog
+from gateway.owner.conversation import Conversation
+from gateway.owner.counters import OwnerCounters
+from gateway.owner.deduplication import Appending
+from gateway.owner.refusals import Refused, overloaded, unavailable
+from gateway.task_pool import TaskPool
+from protocol import limits
+from protocol.frames import Command
+from store.entries import StoredEntry
+from store.interface import Store, Unavailable
+
+LOOKUP_TIMEOUT_S: Final = 5.0
+"""Seconds that a lookup may take: half of what a client waits for its acknowledgement."""
+
+Found = Callable[[Conversation, Origin, Appending, StoredEntry | None], None]
+"""Told what a lookup found; None: the command was never appended."""
+
+
+class Lookups:
+    """Runs lookups, a bounded number at once."""
+
+    def __init__(
+        self,
+        store: Store,
+        edge: EdgePort,
+        clock_us: Callable[[], int],
+        counters: OwnerCounters,
+        backlog: Backlog,
+        pool: TaskPool,
+        find: Callable[[str], Conversation | None],
+        found: Found,
+        submit: Callable[[Origin, Command], None],
+    ) -> None:
+        self._store = store
+        self._edge = edge
+        self._clock_us = clock_us
+        self._counters = counters
+        self._backlog = backlog
+        self._pool = pool
+        self._find = find
+        self._found = found
+        self._submit = submit
+
+    def start(self, conversation: Conversation, origin: Origin, command: Appending) -> None:
+        """Look the command up; ``found`` is called when that is done.
+
+        Raises:
+            Refused: too many wait already.
+        """
+        if self._backlog.full or not self._pool.start(partial(self._look_up, conversation, origin, command)):
+            self._counters.overloaded += 1
+            raise overloaded(self._backlog.waiting)
+        self._counters.lookups += 1
+        if conversation.lookups is None:
+            conversation.lookups = {}
+        conversation.lookups[id(origin)] = deque()
+        conversation.update_open()
+
+    async def _look_up(self, conversation: Conversation, origin: Origin, command: Appending) -> None:
+        """Ask the store; what was cancelled is not answered."""
+        refusal: Refused | None = None
+        stored: StoredEntry | None = None
+        with trio.move_on_after(LOOKUP_TIMEOUT_S) as timeout:
+            try:
+                stored = await self._ask(conversation, origin.user, command.client_msg_id)
+            except Unavailable as error:
+                refusal = unavailable(f"the store could not be asked whether this was sent before ({error})")
+        if timeout.cancelled_caught:
+            refusal = unavailable(f"the store did not say within {LOOKUP_TIMEOUT_S:g} s whether this was sent before")
+        waiting = self._end(conversation, origin)
+        if refusal is not None:
+            self._edge.reply(origin, refusal.reply(command.id))
+        elif self._find(conversation.conversation_id) is conversation and conversation.waiting is None:
+            self._found(conversation, origin, command, stored)
+        else:
+            self._submit(origin, command)  # it was dropped or waits for something: the order of arrival holds there
+        self._backlog.waiting -= len(waiting)
+        for next_origin, next_command in waiting:
+            self._submit(next_origin, next_command)
+
+    async def _ask(self, conversation: Conversation, user: str, client_msg_id: str) -> StoredEntry | None:
+        """The entry, from the store or, appended while it was asked, not at all: memory then knows it.
+
+        What was appended after the store looked is in memory unless so much came that the tail has moved on: then the
+        store is asked again.
+        """
+        since_us = self._clock_us() - limits.DEDUPLICATION_WINDOW_S * 1_000_000
+        while True:
+            head_seq = conversation.head_seq
+            stored = await self._store.find(conversation.conversation_id, user, client_msg_id, since_us)
+            if stored is not None or conversation.first_tail_seq <= head_seq + 1:
+                return stored
+
+    @staticmethod
+    def _end(conversation: Conversation, origin: Origin) -> deque[tuple[Origin, Command]]:
+        """Take the lookup out of the conversation; answers the commands that waited behind it."""
+        assert conversation.lookups is not None
+        waiting = conversation.lookups.pop(id(origin))
+        if not conversation.lookups:
+            conversation.lookups = None
+        conversation.update_open()
+        return waiting

@@ -1,0 +1,279 @@
+"""The owner of conversations: takes commands by plain call and hands each to the part that knows what to do.
+
+A command for a conversation that is loaded and open is handled at once. Otherwise it waits in the conversation, in
+order of arrival, until that is loaded or what it waits for is settled.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from gateway.broker import Delivery, EdgePort, Origin
+from gateway.config import Settings
+from gateway.owner import members
+from gateway.owner.append import Appender, Delivered
+from gateway.owner.backlog import Backlog
+from gateway.owner.conversation import Conversation
+from gateway.owner.counters import OwnerCounters
+from gateway.owner.deduplication import Appending
+from gateway.owner.loading import Loader
+from gateway.owner.lookups import Lookups
+from gateway.owner.memory import Memory
+from gateway.owner.ports import Ownership
+from gateway.owner.reads import Reader, describe
+from gateway.owner.receipts import Receipts
+from gateway.owner.refusals import Refused, client_msg_id_reused, not_found, overloaded, unavailable
+from gateway.owner.typists import Typists
+from gateway.task_pool import TaskPool
+from protocol.frames import (
+    AddMembers,
+    Command,
+    ConversationReply,
+    CreateConversation,
+    GetConversation,
+    History,
+    MarkReceipt,
+    RemoveMembers,
+    Rename,
+    Send,
+    Typing,
+)
+from store.entries import StoredEntry
+from store.interface import Store
+
+STORE_TASKS_MAX: Final = 64
+"""Store calls of one sort (loading, looking up, reading) under way at once: enough to keep a store busy, few enough
+that its queue stays short."""
+
+STORE_TASKS_WAITING_MAX: Final = 8_192
+"""Store calls of one sort that may wait for a turn: some seconds' worth."""
+
+DRAIN_CHECK_S: Final = 0.01
+"""Seconds between two looks at whether all is answered while draining."""
+
+
+class Owner:
+    """Implements ``gateway.broker.OwnerPort``: orders, stores and delivers what happens in conversations.
+
+    Attributes:
+        counters: what happened since the start.
+        backlog: how much waits now.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        edge: EdgePort,
+        ownership: Ownership,
+        clock_us: Callable[[], int],
+    ) -> None:
+        self.counters = OwnerCounters()
+        self.backlog = Backlog(settings.pending_sends_max)
+        self._edge = edge
+        self._running = False
+        self._pools = [TaskPool(STORE_TASKS_MAX, STORE_TASKS_WAITING_MAX) for _ in range(3)]
+        loads, lookups, reads = self._pools
+        self._memory = Memory(settings.loaded_conversations_max, self._has_unsaved, self.counters)
+        self._find = self._memory.find
+        self._use = self._memory.use
+        self._receipts = Receipts(settings, store, edge, self.counters, self._find)
+        self._typists = Typists(edge, self.counters, self._find)
+        self._reader = Reader(store, edge, self.counters, reads, self._find)
+        self._loader = Loader(
+            settings, store, edge, ownership, clock_us, self.counters, self.backlog, loads, self._filled, self._failed
+        )
+        self._lookups = Lookups(
+            store, edge, clock_us, self.counters, self.backlog, lookups, self._find, self._looked_up, self.submit
+        )
+        self._appender = Appender(
+            settings, store, edge, ownership, clock_us, self.counters, self.backlog,
+            self._find, self._resume, self._lookups.start, self._drop,
+        )  # fmt: skip
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be the nursery of all that the owner does, until cancelled.
+
+        A cancellation saves receipts (for at most SAVE_AT_END_S) and leaves everything else that is pending
+        unanswered: call ``drained`` first. Nothing was acknowledged that is not durable.
+        """
+        async with trio.open_nursery() as nursery:
+            for pool in self._pools:
+                await nursery.start(pool.run)
+            await nursery.start(self._appender.run)
+            await nursery.start(self._receipts.run)
+            await nursery.start(self._typists.run)
+            self._running = True
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._running = False
+
+    def submit(self, origin: Origin, command: Command) -> None:
+        """Handle a command, as ``gateway.broker.OwnerPort`` says."""
+        try:
+            if type(command) is Send:
+                conversation = self._find(command.conversation_id)
+                if conversation is not None and conversation.is_open:
+                    self._use(command.conversation_id)
+                    self._appender.submit(conversation, origin, command)
+                    return
+            self._route(origin, command)
+        except Refused as refusal:
+            self._edge.reply(origin, refusal.reply(command.id))
+
+    def _route(self, origin: Origin, command: Command) -> None:
+        """Handle a command now, or let it wait for its conversation."""
+        if isinstance(command, CreateConversation):
+            conversation_id = members.id_of(origin.user, command)
+        else:
+            conversation_id = command.conversation_id  # type: ignore[union-attr]
+        conversation = self._find(conversation_id)
+        if conversation is None:
+            conversation = self._load(conversation_id)
+        self._use(conversation_id)
+        behind = conversation.waiting
+        if behind is None and conversation.lookups is not None:
+            behind = conversation.lookups.get(id(origin))
+        if behind is None:
+            self._handle(conversation, origin, command)
+        elif self.backlog.full:
+            self.counters.overloaded += 1
+            raise overloaded(self.backlog.waiting)
+        else:
+            self.backlog.waiting += 1
+            behind.append((origin, command))
+
+    async def drained(self) -> None:
+        """Wait until nothing waits for the store any more. Give it a deadline; cancelling is safe."""
+        while self.backlog.waiting:  # noqa: ASYNC110 - looked at while draining only; an event would cost every send
+            await trio.sleep(DRAIN_CHECK_S)
+
+    def observe(self, on_delivered: Delivered) -> None:
+        """Have ``on_delivered(seconds, sends)`` called for each group of sends right after its delivery."""
+        self._appender.on_delivered = on_delivered
+
+    @property
+    def loaded(self) -> int:
+        """Conversations in memory."""
+        return len(self._memory)
+
+    def pointers(self, conversation_id: str, user: str) -> tuple[int, int] | None:
+        """delivered_seq and read_seq as memory has them, newer than the store's; None if it has none."""
+        conversation = self._find(conversation_id)
+        member = conversation.members.get(user) if conversation is not None else None
+        return (member.delivered_seq, member.read_seq) if member is not None else None
+
+    def excludes(self, conversation_id: str, user: str) -> bool:
+        """True if memory is sure that the user is not in the conversation, whatever was read from the store."""
+        conversation = self._find(conversation_id)
+        return conversation is not None and conversation.loaded and user not in conversation.members
+
+    def recent(self, conversation_id: str, after_seq: int, head_seq: int) -> list[bytes] | None:
+        """Encoded durable entries with after_seq < seq <= head_seq, if the tail reaches that far; else None."""
+        conversation = self._find(conversation_id)
+        if conversation is None or not conversation.loaded or conversation.first_tail_seq > after_seq + 1:
+            return None
+        first = conversation.first_tail_seq
+        return conversation.tail[after_seq + 1 - first : head_seq + 1 - first]
+
+    def _load(self, conversation_id: str) -> Conversation:
+        if not self._running:
+            raise unavailable("this node is not running, or stops")
+        if self.backlog.full:
+            self.counters.overloaded += 1
+            raise overloaded(self.backlog.waiting)
+        conversation = self._memory.add(conversation_id)
+        if not self._loader.start(conversation):
+            self._memory.drop(conversation)
+            self.counters.overloaded += 1
+            raise overloaded(STORE_TASKS_WAITING_MAX)
+        return conversation
+
+    def _handle(self, conversation: Conversation, origin: Origin, command: Command) -> None:
+        """Carry out a command for a conversation that is loaded. Raises Refused."""
+        match command:
+            case Send() | AddMembers() | RemoveMembers() | Rename():
+                self._appender.submit(conversation, origin, command)
+            case MarkReceipt():
+                self._receipts.mark(conversation, origin, command)
+            case Typing():
+                self._typists.submit(conversation, origin, command)
+            case History():
+                self._reader.history(conversation, origin, command)
+            case GetConversation():
+                self._reader.get(conversation, origin, command.id)
+            case CreateConversation():
+                self._exists(conversation, origin, command)
+            case _:
+                raise AssertionError(f"{type(command).__name__} is not for an owner")
+
+    def _exists(self, conversation: Conversation, origin: Origin, command: CreateConversation) -> None:
+        """Answer a creation that finds its conversation there: a repeat, or a direct one that the other began.
+
+        While nothing followed the first entry it is delivered again, because who created it may have had no answer.
+        What a repeat asks for is compared with that entry as long as the tail reaches back to it.
+        """
+        if origin.user not in conversation.members:
+            raise not_found()
+        first = conversation.entry_in_tail(1)
+        if first is not None and not members.same_creation(first, command):
+            raise client_msg_id_reused(command.client_msg_id, 1)
+        conversation_id = conversation.conversation_id
+        if conversation.head_seq == 1:
+            self.counters.redelivered += 1
+            self._edge.deliver(Delivery(conversation_id, conversation.recipients, conversation.tail[:1], [origin]))
+        if command.id:
+            reply = ConversationReply(command.id, describe(conversation, origin.user))
+            self._edge.reply(origin, reply, conversation_id)
+
+    def _filled(self, conversation: Conversation) -> None:
+        self._receipts.restore(conversation)
+        self._resume(conversation)
+
+    def _failed(self, conversation: Conversation, refusal: Refused) -> None:
+        """Refuse all that waits for a conversation that could not be loaded."""
+        self._memory.drop(conversation)
+        waiting, conversation.waiting = conversation.waiting or deque(), deque()
+        self.backlog.waiting -= len(waiting)
+        for origin, command in waiting:
+            self._edge.reply(origin, refusal.reply(command.id))
+
+    def _resume(self, conversation: Conversation) -> None:
+        """Handle what waited, in order, up to the next command that makes the rest wait again."""
+        if conversation.barrier or conversation.outcomes is not None or conversation.waiting is None:
+            return
+        waiting, conversation.waiting = conversation.waiting, None
+        conversation.update_open()
+        while waiting and conversation.waiting is None:
+            origin, command = waiting.popleft()
+            self.backlog.waiting -= 1
+            self.submit(origin, command)
+        if waiting:
+            waiting.extend(conversation.waiting or ())
+            conversation.waiting = waiting
+
+    def _drop(self, conversation: Conversation) -> None:
+        """Forget a conversation whose appends failed; what waited goes on when it was loaded anew."""
+        self._memory.drop(conversation)
+        waiting, conversation.waiting = conversation.waiting or deque(), deque()
+        self.backlog.waiting -= len(waiting)
+        for origin, command in waiting:
+            self.submit(origin, command)
+
+    def _looked_up(
+        self, conversation: Conversation, origin: Origin, command: Appending, stored: StoredEntry | None
+    ) -> None:
+        try:
+            if stored is None:
+                self._appender.submit(conversation, origin, command, looked_up=True)
+            else:
+                self._appender.answer_from_log(conversation, origin, command, stored)
+        except Refused as refusal:
+            self._edge.reply(origin, refusal.reply(command.id))
+
+    def _has_unsaved(self, conversation_id: str) -> bool:
+        return self._receipts.has_unsaved(conversation_id)

@@ -1,0 +1,28 @@
+"""What an owner has to know about ownership: which conversations are its own, and whether it may still speak."""
+
+from typing import Protocol
+
+
+class Ownership(Protocol):
+    """Says which conversations this node owns. Plain calls: both are asked on the hot path."""
+
+    def epoch(self, conversation_id: str) -> int | None:
+        """The epoch under which this node owns the conversation; None: it does not, another node has to be asked."""
+
+    def may_speak(self, epoch: int) -> bool:
+        """Whether this node is sure, now, that nobody owns anything of ``epoch`` but itself.
+
+        Asked after an append came back durable and before it is delivered and acknowledged.
+        """
+
+
+class SingleOwner:
+    """Ownership of a node that is alone with its store: everything is its own, for good."""
+
+    def epoch(self, conversation_id: str) -> int | None:
+        """Always 1."""
+        return 1
+
+    def may_speak(self, epoch: int) -> bool:
+        """Always."""
+        return True

@@ -1,0 +1,135 @@
+"""How far members are: pointers that only rise, gathered in memory and saved behind.
+
+A pointer counts at once for everybody who asks this owner. It is pushed to the others when it was saved, so that it
+never goes back for anybody, whatever happens to the node.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from gateway.broker import EdgePort, Origin
+from gateway.config import Settings
+from gateway.owner.conversation import Conversation
+from gateway.owner.counters import OwnerCounters
+from gateway.owner.refusals import beyond_head, not_found
+from protocol.frames import MarkReceipt, Ok, ReceiptPush
+from store.entries import ReceiptRecord
+from store.interface import Store, StoreError
+
+SAVE_RECORDS_MAX: Final = 1_000
+"""Pointers saved by one call of the store: a few milliseconds of its writer, so that appends do not wait behind."""
+
+SAVE_AT_END_S: Final = 2.0
+"""Seconds that a stopping owner gives the store to save what is left: as long as receipts may be held back anyway."""
+
+RECEIPT_PUSH_MEMBERS_MAX: Final = 64
+"""Members above which a group has no receipt pushes: in a group of 64 one message already brings up to 64 receipts for
+64 members, 4,096 pushes a second. Larger groups are asked by GetConversation."""
+
+
+class Receipts:
+    """Keeps, saves and pushes pointers that have moved."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        edge: EdgePort,
+        counters: OwnerCounters,
+        find: Callable[[str], Conversation | None],
+    ) -> None:
+        self._receipt_delay_s = settings.receipt_delay_s
+        self._store = store
+        self._edge = edge
+        self._counters = counters
+        self._find = find
+        self._unsaved: dict[str, dict[str, tuple[ReceiptRecord, Origin]]] = {}
+        self._wake = trio.Event()
+
+    def mark(self, conversation: Conversation, origin: Origin, command: MarkReceipt) -> None:
+        """Raise the pointers of the origin's user; lower ones than known change nothing.
+
+        Raises:
+            Refused: not a member, or a seq beyond the head.
+        """
+        member = conversation.members.get(origin.user)
+        if member is None:
+            raise not_found()
+        conversation_id = conversation.conversation_id
+        for name, seq in (("delivered_seq", command.delivered_seq), ("read_seq", command.read_seq)):
+            if seq > conversation.head_seq:
+                raise beyond_head(name, seq, conversation_id, conversation.head_seq)
+        read_seq = max(member.read_seq, command.read_seq)
+        delivered_seq = max(member.delivered_seq, command.delivered_seq, read_seq)
+        if (delivered_seq, read_seq) != (member.delivered_seq, member.read_seq):
+            member.delivered_seq, member.read_seq = delivered_seq, read_seq
+            self._counters.receipts += 1
+            record = ReceiptRecord(conversation_id, member.user, delivered_seq, read_seq)
+            self._unsaved.setdefault(conversation_id, {})[member.user] = (record, origin)
+            self._wake.set()
+        if command.id:
+            self._edge.reply(origin, Ok(command.id))
+
+    def has_unsaved(self, conversation_id: str) -> bool:
+        """Whether memory knows more of a conversation's pointers than the store."""
+        return conversation_id in self._unsaved
+
+    def restore(self, conversation: Conversation) -> None:
+        """Put what is not saved yet into a conversation that was loaded anew."""
+        for user, (record, _) in self._unsaved.get(conversation.conversation_id, {}).items():
+            member = conversation.members.get(user)
+            if member is not None:
+                member.delivered_seq = max(member.delivered_seq, record.delivered_seq)
+                member.read_seq = max(member.read_seq, record.read_seq)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Save what has moved every ``receipt_delay_s``; a cancellation saves what is left first."""
+        task_status.started()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                await trio.sleep(self._receipt_delay_s)
+                await self.save()
+                if self._unsaved:  # refused by the store, or moved on while it wrote
+                    self._wake.set()
+        finally:
+            with trio.move_on_after(SAVE_AT_END_S, shield=True):
+                await self.save()
+
+    async def save(self) -> None:
+        """Save all that is unsaved now, then push it; what the store refuses stays for the next time.
+
+        A cancellation leaves some saved and not pushed; they are saved again.
+        """
+        moved = [each for users in self._unsaved.values() for each in users.values()]
+        for start in range(0, len(moved), SAVE_RECORDS_MAX):
+            chunk = moved[start : start + SAVE_RECORDS_MAX]
+            try:
+                await self._store.save_receipts([record for record, _ in chunk])
+            except StoreError:
+                self._counters.receipts_failed += len(chunk)
+                return
+            self._counters.receipts_saved += len(chunk)
+            for record, origin in chunk:
+                self._saved(record)
+                self._push(record, origin)
+
+    def _saved(self, record: ReceiptRecord) -> None:
+        users = self._unsaved[record.conversation_id]
+        if users[record.user][0] is record:  # else: it has moved on
+            del users[record.user]
+            if not users:
+                del self._unsaved[record.conversation_id]
+
+    def _push(self, record: ReceiptRecord, origin: Origin) -> None:
+        conversation = self._find(record.conversation_id)
+        if conversation is None or record.user not in conversation.members:
+            return
+        if len(conversation.members) > RECEIPT_PUSH_MEMBERS_MAX:
+            self._counters.receipts_unpushed += 1
+            return
+        push = ReceiptPush(record.conversation_id, record.user, record.delivered_seq, record.read_seq)
+        self._edge.signal(conversation.recipients, push, record.conversation_id, skip=origin)
