@@ -20,8 +20,8 @@ from gateway.owner.counters import OwnerCounters
 from gateway.owner.deduplication import Appending, same_content
 from gateway.owner.members import Draft, draft
 from gateway.owner.ports import Ownership
-from gateway.owner.refusals import client_msg_id_reused, not_found, overloaded
 from gateway.owner.trouble import Troubles
+from gateway.refusals import client_msg_id_reused, not_found, overloaded
 from protocol.codec import decode_entry, encode_entry
 from protocol.frames import Entry, EntryKind, Ok, Send, SendAck
 from store.entries import Append, StoredEntry
@@ -29,16 +29,9 @@ from store.interface import Outcome, OutcomeUnknown, Store
 
 MESSAGE: Final = int(EntryKind.MESSAGE)
 
-Delivered = Callable[[float, int], None]
-"""Told after deliveries: seconds since so many sends arrived."""
-
 
 class Appender:
-    """Gives sends their place in the log and answers them when they are durable.
-
-    Attributes:
-        on_delivered: called, where set, for each group of sends that was delivered.
-    """
+    """Gives sends their place in the log and answers them when they are durable."""
 
     def __init__(
         self,
@@ -54,7 +47,6 @@ class Appender:
         look_up: Callable[[Conversation, Origin, Appending], None],
         drop: Callable[[Conversation], None],
     ) -> None:
-        self.on_delivered: Delivered | None = None
         self._settings = settings
         self._store = store
         self._edge = edge
@@ -67,7 +59,6 @@ class Appender:
         self._look_up = look_up
         self._dirty: list[Conversation] = []
         self._arrived_s = 0.0
-        self._settled: dict[float, int] = {}
         self._wake = trio.Event()
         self._troubles = Troubles(edge, counters, backlog, self._settle, self._recovered, drop, self._append_again)
         self._flushed: deque[tuple[float, list[Conversation]]] = self._troubles.flushed
@@ -189,8 +180,6 @@ class Appender:
                 self._settle(conversation)
             else:
                 self._troubles.note(conversation, error)
-        if self._settled:
-            self._observe()
 
     def _settle(self, conversation: Conversation) -> None:
         """Deliver and acknowledge the oldest append of a conversation: it is durable."""
@@ -207,7 +196,11 @@ class Appender:
         conversation_id = conversation.conversation_id
         self._edge.deliver(
             Delivery(
-                conversation_id, recipients, [send.stored.encoded for send in sends], [send.origin for send in sends]
+                conversation_id,
+                recipients,
+                [send.stored.encoded for send in sends],
+                [send.origin for send in sends],
+                sends[0].arrived_s,
             )
         )
         for send in sends:
@@ -216,8 +209,6 @@ class Appender:
                 self._edge.reply(send.origin, SendAck(send.request_id, entry.seq, entry.time_us), conversation_id)
             if send.repeats is not None:
                 self._acknowledge_repeats(conversation_id, send)
-        arrived_s = sends[0].arrived_s
-        self._settled[arrived_s] = self._settled.get(arrived_s, 0) + count
         if last.kind != MESSAGE:
             conversation.barrier = False
             self._resume(conversation)
@@ -227,13 +218,6 @@ class Appender:
         for origin, request_id in send.repeats or ():
             if request_id:
                 self._edge.reply(origin, SendAck(request_id, entry.seq, entry.time_us, duplicate=True), conversation_id)
-
-    def _observe(self) -> None:
-        settled, self._settled = self._settled, {}
-        if self.on_delivered is not None:
-            now_s = trio.current_time()
-            for arrived_s, count in settled.items():
-                self.on_delivered(now_s - arrived_s, count)
 
     def _recovered(self, conversation: Conversation) -> None:
         """All that was in doubt is durable and delivered: go on where it stopped."""

@@ -1,6 +1,6 @@
 """What a message must look like to be appended."""
 
-from gateway.owner.refusals import body_empty, too_long
+from gateway.refusals import body_empty, too_long
 from protocol import limits
 from protocol.frames import Metadata, Send
 

@@ -14,7 +14,7 @@ from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.ports import Ownership
 from gateway.owner.reads import describe
-from gateway.owner.refusals import Refused, not_found, outcome_unknown, unavailable
+from gateway.refusals import Refused, not_found, outcome_unknown, unavailable
 from gateway.task_pool import TaskPool
 from protocol.codec import encode_entry
 from protocol.frames import ConversationReply, CreateConversation

@@ -15,7 +15,7 @@ from gateway.owner.backlog import Backlog
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.deduplication import Appending
-from gateway.owner.refusals import Refused, overloaded, unavailable
+from gateway.refusals import Refused, overloaded, unavailable
 from gateway.task_pool import TaskPool
 from protocol import limits
 from protocol.frames import Command

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from gateway.owner.conversation import Conversation
-from gateway.owner.refusals import Refused, too_long
+from gateway.refusals import Refused, too_long
 from protocol import limits
 from protocol.errors import ErrorCode
 from protocol.frames import AddMembers, ConversationKind, CreateConversation, Entry, EntryKind, RemoveMembers, Rename

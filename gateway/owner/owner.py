@@ -13,7 +13,7 @@ import trio
 from gateway.broker import Delivery, EdgePort, Origin
 from gateway.config import Settings
 from gateway.owner import members
-from gateway.owner.append import Appender, Delivered
+from gateway.owner.append import Appender
 from gateway.owner.backlog import Backlog
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
@@ -24,8 +24,8 @@ from gateway.owner.memory import Memory
 from gateway.owner.ports import Ownership
 from gateway.owner.reads import Reader, describe
 from gateway.owner.receipts import Receipts
-from gateway.owner.refusals import Refused, client_msg_id_reused, not_found, overloaded, unavailable
 from gateway.owner.typists import Typists
+from gateway.refusals import Refused, client_msg_id_reused, not_found, overloaded, unavailable
 from gateway.task_pool import TaskPool
 from protocol.frames import (
     AddMembers,
@@ -151,10 +151,6 @@ class Owner:
         """Wait until nothing waits for the store any more. Give it a deadline; cancelling is safe."""
         while self.backlog.waiting:  # noqa: ASYNC110 - looked at while draining only; an event would cost every send
             await trio.sleep(DRAIN_CHECK_S)
-
-    def observe(self, on_delivered: Delivered) -> None:
-        """Have ``on_delivered(seconds, sends)`` called for each group of sends right after its delivery."""
-        self._appender.on_delivered = on_delivered
 
     @property
     def loaded(self) -> int:

@@ -10,9 +10,10 @@ from msgspec import Raw, Struct
 from gateway.broker import EdgePort, Origin
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
-from gateway.owner.refusals import Refused, beyond_head, not_found, overloaded, unavailable
+from gateway.pages import fit
+from gateway.refusals import Refused, beyond_head, not_found, overloaded, unavailable
 from gateway.task_pool import TaskPool
-from protocol import frames, limits
+from protocol import frames
 from protocol.errors import ErrorCode
 from protocol.frames import History, HistoryPage
 from store.interface import Store, Unavailable
@@ -63,16 +64,6 @@ def window_of(conversation: Conversation, command: History) -> Window:
         return Window(after + 1, min(head_seq, after + command.limit), newest=False)
     last = head_seq if before is None else min(max(before, 1) - 1, head_seq)
     return Window(max(1, last - command.limit + 1), last, newest=True)
-
-
-def fit(entries: Sequence[bytes], newest: bool, bytes_max: int = limits.PAGE_BYTES_MAX) -> Sequence[bytes]:
-    """As many of the entries as a page may hold, at least one: the newest, or the oldest of them."""
-    size = 0
-    for count, encoded in enumerate(reversed(entries) if newest else entries):
-        size += len(encoded)
-        if size > bytes_max and count:
-            return entries[-count:] if newest else entries[:count]
-    return entries
 
 
 class Reader:

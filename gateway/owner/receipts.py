@@ -13,7 +13,7 @@ from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
-from gateway.owner.refusals import beyond_head, not_found
+from gateway.refusals import beyond_head, not_found
 from protocol.frames import MarkReceipt, Ok, ReceiptPush
 from store.entries import ReceiptRecord
 from store.interface import Store, StoreError

@@ -18,7 +18,7 @@ from gateway.broker import EdgePort
 from gateway.owner.backlog import Backlog
 from gateway.owner.conversation import Conversation, Pending
 from gateway.owner.counters import OwnerCounters
-from gateway.owner.refusals import Refused, outcome_unknown, unavailable
+from gateway.refusals import Refused, outcome_unknown, unavailable
 from store.entries import Append
 from store.interface import NotWritten, StaleEpoch, StoreError
 

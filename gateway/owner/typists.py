@@ -10,7 +10,7 @@ from msgspec import Struct
 from gateway.broker import EdgePort, Origin
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
-from gateway.owner.refusals import not_found
+from gateway.refusals import not_found
 from protocol.frames import Ok, Typing, TypingPush
 from protocol.limits import TYPING_ENDS_S, TYPING_INTERVAL_S, TYPING_MEMBERS_MAX
 

@@ -1,4 +1,4 @@
-"""The refusals of an owner: each says what was wrong, what is allowed and what to do."""
+"""Refusals of commands: each says what was wrong, what is allowed and what to do."""
 
 from typing import Final
 

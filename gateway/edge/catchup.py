@@ -1,0 +1,271 @@
+"""Coming back: what is new in all of a user's conversations (Sync), and which there are (ListConversations).
+
+Both are read from the store after the command came, and the connection was registered before that: what is durable by
+then is in the answer, what becomes durable later is pushed. Nothing can fall between the two, and the client drops by
+seq what it gets twice. A client that missed nothing costs one read of the store.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+import trio
+from msgspec import Raw
+
+from gateway.broker import EdgePort, Origin
+from gateway.config import Settings
+from gateway.pages import fit
+from gateway.refusals import Refused, beyond_head, overloaded, too_long, unavailable
+from gateway.task_pool import TaskPool
+from protocol import limits
+from protocol.errors import ErrorCode
+from protocol.frames import (
+    Command,
+    Conversation,
+    ConversationKind,
+    ConversationList,
+    ListConversations,
+    Member,
+    Seq,
+    Sync,
+    SyncedConversation,
+    SyncPage,
+)
+from store.entries import Membership
+from store.interface import Store, Unavailable
+
+SYNCS_WAITING_MAX: Final = 16_384
+"""Commands that may wait for a turn: as many as connections that come back at once, some 2 KB each."""
+
+CATCHUP_TIMEOUT_S: Final = 20.0
+"""Seconds that one command may take once its turn has come: 1,000 conversations of 100 entries, read one by one."""
+
+SYNCED_BYTES: Final = 150
+"""Bytes that a conversation takes in a page besides its entries: its id and four numbers, rounded up."""
+
+
+class OwnerMemory(Protocol):
+    """What owners know better, or faster, than the store. Plain calls."""
+
+    def pointers(self, conversation_id: str, user: str) -> tuple[int, int] | None:
+        """delivered_seq and read_seq of a member, saved or not; None if the conversation is not in memory."""
+
+    def excludes(self, conversation_id: str, user: str) -> bool:
+        """True if the user is certainly not in the conversation (any more)."""
+
+    def recent(self, conversation_id: str, after_seq: int, head_seq: int) -> list[bytes] | None:
+        """Encoded durable entries with after_seq < seq <= head_seq; None if memory does not reach that far."""
+
+
+class _Cursor(msgspec.Struct, array_like=True, frozen=True):
+    """Where a list goes on: behind ``last``, the oldest shown so far, and again with what has moved beyond ``newest``.
+
+    Both are time and conversation id of a head. A conversation that gets an entry between two pages is thus shown
+    again rather than skipped.
+    """
+
+    newest: tuple[int, str]
+    last: tuple[int, str]
+
+
+_encode_cursor = msgspec.msgpack.Encoder().encode
+_decode_cursor = msgspec.msgpack.Decoder(_Cursor).decode
+
+
+class Catchup:
+    """Answers Sync and ListConversations, ``syncs_max`` at once.
+
+    Attributes:
+        syncs: syncs answered.
+        resumed: those of them that left no gap.
+        lists: conversation lists answered.
+        overloaded: commands refused because too many waited.
+    """
+
+    def __init__(self, settings: Settings, store: Store, owner: OwnerMemory, edge: EdgePort) -> None:
+        self.syncs = 0
+        self.resumed = 0
+        self.lists = 0
+        self.overloaded = 0
+        self._store = store
+        self._owner = owner
+        self._edge = edge
+        self._pool = TaskPool(settings.syncs_max, SYNCS_WAITING_MAX)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be the nursery of the answers until cancelled; what is under way then stays unanswered."""
+        await self._pool.run(task_status=task_status)
+
+    def submit(self, origin: Origin, command: Command) -> None:
+        """Answer a Sync or ListConversations when its turn comes. A plain call."""
+        assert isinstance(command, Sync | ListConversations)
+        if not self._pool.start(partial(self._answer, origin, command)):
+            self.overloaded += 1
+            self._edge.reply(origin, overloaded(self._pool.waiting).reply(command.id))
+
+    async def _answer(self, origin: Origin, command: Sync | ListConversations) -> None:
+        """Answer, if only by an error; what was cancelled is not answered."""
+        refusal: Refused | None = None
+        with trio.move_on_after(CATCHUP_TIMEOUT_S) as timeout:
+            try:
+                if isinstance(command, Sync):
+                    await self._sync(origin, command)
+                else:
+                    await self._list(origin, command)
+            except Refused as error:
+                refusal = error
+            except Unavailable as error:
+                refusal = unavailable(f"the store could not be read ({error})")
+        if timeout.cancelled_caught:
+            refusal = unavailable(f"the store was not read within {CATCHUP_TIMEOUT_S:g} s")
+        if refusal is not None:
+            self._edge.reply(origin, refusal.reply(command.id))
+
+    # --- Sync -------------------------------------------------------------------------------------------------------
+
+    async def _sync(self, origin: Origin, command: Sync) -> None:
+        """Answer in pages, the conversations with the newest entries first."""
+        cursors = command.cursors or {}
+        if len(cursors) > limits.SYNC_CURSORS_MAX:
+            raise too_long("cursors", len(cursors), limits.SYNC_CURSORS_MAX, "conversations")
+        memberships = {each.conversation_id: each for each in await self._store.memberships(origin.user)}
+        for conversation_id, cursor in cursors.items():
+            membership = memberships.get(conversation_id)
+            if membership is not None and cursor > membership.head_seq:
+                raise beyond_head("the cursor", cursor, conversation_id, membership.head_seq)
+        page = [
+            SyncedConversation(conversation_id, 0, 0, [], removed=True)
+            for conversation_id in cursors
+            if conversation_id not in memberships
+        ]
+        size = SYNCED_BYTES * len(page)
+        resumed = True
+        for membership in self._changed(memberships, cursors, command.only_named):
+            cursor = cursors.get(membership.conversation_id, 0)
+            entries = await self._entries(membership, cursor)
+            conversation = self._synced(origin.user, membership, cursor, entries)
+            resumed = resumed and not conversation.has_more
+            added = SYNCED_BYTES + sum(map(len, entries))
+            if page and size + added > limits.PAGE_BYTES_MAX:
+                self._edge.reply(origin, SyncPage(command.id, page, done=False))
+                page, size = [], 0
+            page.append(conversation)
+            size += added
+        self.syncs += 1
+        self.resumed += resumed
+        self._edge.reply(origin, SyncPage(command.id, page, done=True, resumed=resumed))
+
+    @staticmethod
+    def _changed(memberships: dict[str, Membership], cursors: dict[str, Seq], only_named: bool) -> list[Membership]:
+        changed = [
+            each
+            for each in memberships.values()
+            if each.head_seq > cursors.get(each.conversation_id, 0)
+            and (each.conversation_id in cursors or not only_named)
+        ]
+        changed.sort(key=_recency, reverse=True)
+        return changed
+
+    async def _entries(self, membership: Membership, cursor: int) -> Sequence[bytes]:
+        """The newest entries after the cursor that a page may hold, oldest first."""
+        conversation_id, head_seq = membership.conversation_id, membership.head_seq
+        after_seq = max(cursor, head_seq - limits.SYNC_ENTRIES_MAX)
+        if after_seq == head_seq - 1:
+            return [membership.last_encoded]
+        entries: Sequence[bytes] | None = self._owner.recent(conversation_id, after_seq, head_seq)
+        if entries is None:
+            entries = await self._store.read(
+                conversation_id,
+                after_seq=after_seq,
+                before_seq=head_seq + 1,
+                limit=limits.SYNC_ENTRIES_MAX,
+                newest=True,
+            )
+        return fit(entries, newest=True)
+
+    def _synced(self, user: str, membership: Membership, cursor: int, entries: Sequence[bytes]) -> SyncedConversation:
+        conversation_id = membership.conversation_id
+        if self._owner.excludes(conversation_id, user):  # removed since the store was read
+            return SyncedConversation(conversation_id, 0, 0, [], removed=True)
+        _, read_seq = self._pointers(membership, user)
+        return SyncedConversation(
+            conversation_id,
+            membership.head_seq,
+            read_seq,
+            [Raw(encoded) for encoded in entries],
+            has_more=membership.head_seq - cursor > len(entries),
+        )
+
+    def _pointers(self, membership: Membership, user: str) -> tuple[int, int]:
+        """delivered_seq and read_seq of the user; memory has what is not saved yet."""
+        known = self._owner.pointers(membership.conversation_id, user)
+        return known if known is not None else (membership.delivered_seq, membership.read_seq)
+
+    # --- ListConversations ------------------------------------------------------------------------------------------
+
+    async def _list(self, origin: Origin, command: ListConversations) -> None:
+        """Answer with the page behind the cursor."""
+        cursor = _parse_cursor(command.cursor) if command.cursor else None
+        user = origin.user
+        memberships = [
+            each for each in await self._store.memberships(user) if not self._owner.excludes(each.conversation_id, user)
+        ]
+        page, next_cursor = _page(memberships, cursor, command.limit)
+        self.lists += 1
+        conversations = [self._listed(each, user) for each in page]
+        self._edge.reply(origin, ConversationList(command.id, conversations, next_cursor))
+
+    def _listed(self, membership: Membership, user: str) -> Conversation:
+        delivered_seq, read_seq = self._pointers(membership, user)
+        direct = membership.kind is ConversationKind.DIRECT
+        return Conversation(
+            membership.conversation_id,
+            int(membership.kind),
+            "" if direct else membership.title,
+            membership.head_seq,
+            read_seq,
+            delivered_seq,
+            Raw(membership.last_encoded),
+            [
+                Member(peer, *(self._owner.pointers(membership.conversation_id, peer) or (0, 0)))
+                if peer != user
+                else Member(user, delivered_seq, read_seq)
+                for peer in membership.peers
+            ],
+            membership.member_count,
+        )
+
+
+def _recency(membership: Membership) -> tuple[int, str]:
+    return membership.head_time_us, membership.conversation_id
+
+
+def _page(memberships: list[Membership], cursor: _Cursor | None, limit: int) -> tuple[list[Membership], str]:
+    """The page behind the cursor, newest first, and the cursor behind that page (empty: there is no more)."""
+    if cursor is None:
+        moved: list[Membership] = []
+        older = memberships
+    else:
+        moved = sorted((each for each in memberships if _recency(each) > cursor.newest), key=_recency)
+        older = [each for each in memberships if _recency(each) < cursor.last]
+    older = sorted(older, key=_recency, reverse=True)
+    again = moved[:limit]  # the oldest of them first, so that the rest is what moved after the newest shown
+    first_time = older[: limit - len(again)]
+    page = sorted((*again, *first_time), key=_recency, reverse=True)
+    if len(page) == len(moved) + len(older) or not page:
+        return page, ""
+    newest = _recency(again[-1]) if again else cursor.newest if cursor else _recency(page[0])
+    last = _recency(first_time[-1]) if first_time else cursor.last if cursor else _recency(page[-1])
+    return page, urlsafe_b64encode(_encode_cursor(_Cursor(newest, last))).rstrip(b"=").decode()
+
+
+def _parse_cursor(text: str) -> _Cursor:
+    try:
+        return _decode_cursor(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, msgspec.DecodeError):
+        raise Refused(
+            ErrorCode.BAD_REQUEST,
+            "cursor is none that this node gave; use next_cursor of the page before, or leave it empty for the first",
+        ) from None
