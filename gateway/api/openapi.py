@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.api.problems import PROBLEM_JSON, STATUS_OF, Problem
+from gateway.api.problems import PROBLEM_JSON, STATUS_OF, Problem, meaning_of
 from gateway.api.routing import JSON, PATH_PARAMETERS, Route
 from protocol.errors import ErrorCode
 
@@ -118,8 +118,9 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
             response["content"] = {JSON: {"schema": schemas.reference(content)}}
         responses[str(status)] = response
     for status, codes in _refusals(route).items():
-        described = "; ".join(f"{code.name}: {code.meaning}" for code in codes)
+        described = "; ".join(f"{code.name}: {meaning_of(code)}" for code in codes)
         response = responses.setdefault(str(status), {"description": described})
+        response["x-error-codes"] = [code.name for code in codes]
         response.setdefault("content", {})[PROBLEM_JSON] = {"schema": schemas.reference(Problem)}
     return responses
 

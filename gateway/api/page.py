@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.api.problems import STATUS_OF
+from gateway.api.problems import STATUS_OF, meaning_of
 from protocol.errors import ErrorCode
 
 _STYLE: Final = """
@@ -99,7 +99,7 @@ def _operation(method: str, path: str, operation: _Schema) -> str:
         (content,) = operation["requestBody"]["content"].values()
         parts.append(f"<h3>Body</h3><p>{_type(content['schema'])}</p>")
     answers = (
-        (f"<code>{status}</code>", _contents(response), escape(response["description"]))
+        (f"<code>{status}</code>", _contents(response), _meaning(response))
         for status, response in operation["responses"].items()
     )
     parts.append("<h3>Answers</h3>" + _table(("status", "content", ""), answers) + "</details>")
@@ -113,13 +113,21 @@ def _contents(response: _Schema) -> str:
     )
 
 
+def _meaning(response: _Schema) -> str:
+    """Error codes, linked to the table that explains them, or what the status says."""
+    codes = response.get("x-error-codes")
+    if codes is None:
+        return escape(response["description"])
+    return ", ".join(f"<a href=#{code}>{code}</a>" for code in codes)
+
+
 def _errors() -> str:
     rows = (
         (
             f"<code id={code.name}>{code.name}</code>",
             str(int(STATUS_OF[code])),
             "yes" if code.retry else "no",
-            escape(code.meaning),
+            escape(meaning_of(code)),
         )
         for code in ErrorCode
     )

@@ -42,6 +42,13 @@ _CHALLENGES: Final = {
 }
 
 
+def meaning_of(code: ErrorCode) -> str:
+    """What an error code means over HTTP; only authentication is put differently than on a WebSocket connection."""
+    if code is ErrorCode.NOT_AUTHENTICATED:
+        return "the request carries no bearer token"
+    return code.meaning
+
+
 class FieldError(Struct, frozen=True):
     """One field of the request that is not acceptable, and what would be."""
 
@@ -94,7 +101,7 @@ class Refusal(Exception):
             self.headers["WWW-Authenticate"] = challenge
         self.problem = Problem(
             type=f"/docs#{code.name}",
-            title=code.meaning,
+            title=meaning_of(code),
             status=int(STATUS_OF[code] if status is None else status),
             code=code.name,
             detail=detail,

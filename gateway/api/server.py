@@ -7,6 +7,7 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.logging import Logger
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -44,9 +45,7 @@ _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
     b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
 )
-_TOO_MANY: Final = (
-    f"this node holds {HTTP_CONNECTIONS_MAX} HTTP connections, the most allowed; try again in 1 s\n".encode()
-)
+_TOO_MANY: Final = b"this node holds %d HTTP connections, the most allowed; try again in 1 s\n"
 _STOPPING: Final = b"this node is stopping; try again in 1 s, it may be at another node\n"
 
 _log = structlog.get_logger(__name__)
@@ -87,6 +86,25 @@ def hypercorn_config(settings: Settings) -> Config:
     return config
 
 
+class _Connection(TCPServer):
+    """One HTTP connection, which ends as soon as its client has and nothing is left to answer.
+
+    hypercorn alone would let such a connection wait for its keep-alive timeout.
+    """
+
+    def __init__(self, app: ASGIWrapper, config: Config, context: WorkerContext, stream: HandedOverStream) -> None:
+        # Typed for TLS; what hypercorn needs of a stream without is receive, send, end, close and ``socket``
+        super().__init__(app, config, context, ConnectionState({}), cast(Any, stream))
+        self._handed_over = stream
+        stream.at_end = self.idle_task.stop
+
+    async def protocol_send(self, event: Event) -> None:
+        """As hypercorn's, and no waiting for another request of a client that has ended its side."""
+        await super().protocol_send(event)
+        if isinstance(event, Updated) and event.idle and self._handed_over.ended:
+            await self.idle_task.stop()
+
+
 class HttpServer:
     """Runs an ASGI application on sockets that come one by one.
 
@@ -118,7 +136,7 @@ class HttpServer:
         if self._nursery is None:
             self._turn_away(sock, _STOPPING)
         elif len(self._open) >= self._connections_max:
-            self._turn_away(sock, _TOO_MANY)
+            self._turn_away(sock, _TOO_MANY % self._connections_max)
         else:
             stream = HandedOverStream(sock, head)
             # Shielded: when the node is cancelled, open requests first get their grace
@@ -155,13 +173,9 @@ class HttpServer:
         """Run one connection to its end; never raises."""
         with scope:
             try:
-                # Typed for TLS; what it needs of a stream without is receive, send, end, close and ``socket``
-                server = TCPServer(self._app, self._config, self._context, ConnectionState({}), cast(Any, stream))
-                # Else a connection that its client closed would wait for its keep-alive timeout to notice
-                stream.at_end = server.idle_task.stop
-                # And one that can take no answer would go on with the requests that came before it broke
+                # A connection that can take no answer would go on with the requests that came before it broke
                 stream.at_break = scope.cancel
-                await server.run()
+                await _Connection(self._app, self._config, self._context, stream).run()
             except Exception:  # noqa: BLE001 - the outermost frame of a connection: logged, and only this one ends
                 _log.exception("http_connection_failed")
             finally:

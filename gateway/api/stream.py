@@ -20,12 +20,14 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
 
     Attributes:
         socket: the trio socket (hypercorn asks it for both addresses).
-        at_end: awaited when the peer has ended its side, before the reader learns of it.
+        ended: whether the peer has ended its side.
+        at_end: awaited when it has, before the reader learns of it.
         at_break: called when the peer is gone, or took a response too slowly: nothing can be sent any more.
     """
 
     def __init__(self, sock: socket.socket, head: bytes) -> None:
         self.socket = trio.socket.from_stdlib_socket(sock)
+        self.ended = False
         self.at_end: Callable[[], Awaitable[None]] = _nothing
         self.at_break: Callable[[], None] = self.cut
         self._stream = trio.SocketStream(self.socket)
@@ -43,6 +45,7 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
             self.at_break()
             raise
         if not received:
+            self.ended = True
             await self.at_end()
         return received
 

@@ -151,6 +151,11 @@ class Front:
         self.server.hand_over(theirs, head)
         return Client(ours)
 
+    async def until_connections(self, count: int) -> None:
+        """Wait until the server holds so many: what a socket's other end did may take the kernel a moment to tell."""
+        while self.server.connections != count:
+            await trio.lowlevel.checkpoint()
+
     async def ask(
         self, method: str, path: str, body: object = None, *, user: str | None = "alice", raw: bytes | None = None
     ) -> Response:

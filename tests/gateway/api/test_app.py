@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from gateway.api.ports import Check
-from gateway.api.problems import STATUS_OF
+from gateway.api.problems import STATUS_OF, meaning_of
 from protocol import frames, limits
 from protocol.errors import ErrorCode
 from protocol.frames import ConversationKind, ErrorReply
@@ -248,7 +248,7 @@ async def test_every_error_code_becomes_a_problem(front: Front, code: ErrorCode)
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json == {
         "type": f"/docs#{code.name}",
-        "title": code.meaning,
+        "title": meaning_of(code),
         "status": int(STATUS_OF[code]),
         "code": code.name,
         "detail": "because",

@@ -79,10 +79,10 @@ async def test_connection_close_is_obeyed(front: Front) -> None:
 async def test_a_closed_connection_frees_its_place_at_once(front: Front, mock_clock: MockClock) -> None:
     client = front.open(LIVE)
     await client.response()
+    opened_at = mock_clock.current_time()
     await client.stream.aclose()
-    await wait_all_tasks_blocked()
-    assert front.server.connections == 0
-    assert trio.current_time() == mock_clock.current_time()
+    await front.until_connections(0)
+    assert mock_clock.current_time() == opened_at
 
 
 async def test_a_half_closed_connection_still_gets_its_answer(front: Front) -> None:
@@ -95,6 +95,8 @@ async def test_a_half_closed_connection_still_gets_its_answer(front: Front) -> N
         await wait_all_tasks_blocked()
         front.node.gate.set()
         assert (await client.response("POST")).status == 201
+        assert await client.closed()
+        await front.until_connections(0)
 
 
 async def test_an_upgrade_on_a_kept_connection_is_refused_clearly(front: Front) -> None:
@@ -157,8 +159,7 @@ async def test_an_endless_body_is_cut_off(front: Front) -> None:
     async with client.stream:
         with pytest.raises(trio.BrokenResourceError):
             await client.stream.send_all(b" " * 1_000_000_000)
-    await wait_all_tasks_blocked()
-    assert front.server.connections == 0
+    await front.until_connections(0)
 
 
 async def test_a_body_that_does_not_come_is_408(front: Front, mock_clock: MockClock) -> None:
@@ -201,8 +202,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off(front: Front, mock_clock: 
         await wait_all_tasks_blocked()
         assert front.server.connections == 1
         mock_clock.jump(stream.SEND_TIMEOUT_S)
-        await wait_all_tasks_blocked()
-        assert front.server.connections == 0
+        await front.until_connections(0)
 
 
 async def test_a_reset_ends_the_request_under_way(front: Front) -> None:
@@ -211,8 +211,7 @@ async def test_a_reset_ends_the_request_under_way(front: Front) -> None:
     await front.node.called.wait()
     client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await client.stream.aclose()
-    await wait_all_tasks_blocked()
-    assert front.server.connections == 0
+    await front.until_connections(0)
 
 
 async def test_http2_by_upgrade_does_no_harm(front: Front) -> None:
@@ -241,8 +240,9 @@ async def test_one_connection_too_many_is_told_so(narrow: Front) -> None:
         await first.response()
         response = await narrow.ask("GET", "/health/live", user=None)
         assert (response.status, response.headers["retry-after"]) == (503, "1")
+        assert b"holds 1 HTTP connections" in response.body
         assert narrow.server.refused == 1
-    await wait_all_tasks_blocked()
+    await narrow.until_connections(0)
     assert (await narrow.ask("GET", "/health/live", user=None)).status == 200
 
 
@@ -266,8 +266,7 @@ async def test_at_the_end_open_requests_are_answered_and_idle_connections_closed
 
         async def finish() -> None:
             assert await idle.closed()
-            await wait_all_tasks_blocked()
-            assert http.connections == 1
+            await front.until_connections(1)
             assert node.gate is not None
             node.gate.set()
             statuses.append((await busy.response("POST")).status)
