@@ -8,9 +8,11 @@ from typing import Concatenate, Final, ParamSpec
 import trio
 
 from store import embedded_queries as queries
-from store.embedded_database import READER_CACHE_KIB, WRITER_CACHE_KIB, connect, error_text, unavailable
-from store.embedded_directory import DataDirectory, DataDirLocked, DataDirUnusable
-from store.embedded_log import Log
+from store.embedded_checkpoints import Checkpointer
+from store.embedded_database import READER_CACHE_KIB, WRITER_CACHE_KIB, begin_log, connect, error_text, unavailable
+from store.embedded_directory import DataDirectory, DataDirLocked, DataDirUnusable, unusable
+from store.embedded_log import Log, read_back
+from store.embedded_recent import Generations, Recent
 from store.embedded_writer import AppendJob, CallJob, Job, T, Writer
 from store.entries import Append, ConversationRecord, Loaded, Membership, ReceiptRecord, StoredEntry
 from store.interface import Done, NotWritten, OutcomeUnknown, StoreError, Unavailable
@@ -32,12 +34,15 @@ class EmbeddedStore:
     has ended, writes fail with NotWritten and reads with Unavailable. ``close`` is for a store that was never run.
     """
 
-    def __init__(self, directory: DataDirectory, writer: sqlite3.Connection, readers: list[sqlite3.Connection]) -> None:
-        """Use ``open``."""
+    def __init__(self, directory: DataDirectory, connections: list[sqlite3.Connection], recent: Recent) -> None:
+        """Use ``open``. ``connections``: for the writer, for checkpoints, and for readers."""
+        writer, checkpoints, *readers = connections
         self._directory = directory
         self._readers = readers
         self._reading = trio.CapacityLimiter(len(readers))
-        self._writer = Writer(directory.database, writer, self._notify)
+        self._recent = recent
+        self._checkpointer = Checkpointer(checkpoints)
+        self._writer = Writer(directory.database, writer, recent, self._checkpointer, self._notify)
         self._running = False
         self._ended = False
         self._token: trio.lowlevel.TrioToken | None = None
@@ -58,17 +63,21 @@ class EmbeddedStore:
             directory.make_database()
             writer = connect(directory.database, cache_kib=WRITER_CACHE_KIB)
             connections.append(writer)
-            writer.execute("PRAGMA journal_mode = WAL")
+            begin_log(writer, directory.database)
             migrate(writer, embedded_migrations(), f"database {directory.database}")
-            while len(connections) <= READERS_MAX:
-                connections.append(connect(directory.database, cache_kib=READER_CACHE_KIB, read_only=True))
-            return cls(directory, writer, connections[1:])
+            connections.append(connect(directory.database, cache_kib=READER_CACHE_KIB))
+            connections.extend(
+                connect(directory.database, cache_kib=READER_CACHE_KIB, read_only=True) for _ in range(READERS_MAX)
+            )
+            return cls(directory, connections, read_back(writer))
         except BaseException as error:
             for connection in connections:
                 connection.close()
             directory.unlock()
             if isinstance(error, sqlite3.Error):
                 raise DataDirUnusable(f"database {directory.database} cannot be used: {error_text(error)}") from None
+            if isinstance(error, OSError):
+                raise unusable(directory.path, error) from None
             raise
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -85,12 +94,13 @@ class EmbeddedStore:
                     self._running = False
                     self._writer.stop()
         finally:
-            self.close()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.close)
 
     def close(self) -> None:
         """Close a store that does not run. Blocks for a moment."""
-        self._running = False
         self._writer.close()
+        self._checkpointer.close()
         for reader in self._readers:
             reader.close()
         self._directory.unlock()
@@ -173,20 +183,23 @@ class EmbeddedStore:
         return await job.wait()
 
     async def _read(
-        self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self, query: Callable[Concatenate[sqlite3.Connection, Generations, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         if not self._running:
             raise Unavailable("the store is closed")
         return await trio.to_thread.run_sync(
-            self._in_snapshot, lambda connection: query(connection, *args, **kwargs), limiter=self._reading
+            self._in_snapshot,
+            lambda connection, generations: query(connection, generations, *args, **kwargs),
+            limiter=self._reading,
         )
 
-    def _in_snapshot(self, query: Callable[[sqlite3.Connection], T]) -> T:
+    def _in_snapshot(self, query: Callable[[sqlite3.Connection, Generations], T]) -> T:
         """Run a query of any number of statements on one state of the database, in a reader thread."""
         connection = self._readers.pop()  # as many as the limiter has tokens
         try:
+            generations = self._recent.generations  # before the snapshot, which begins with the first SELECT
             connection.execute("BEGIN")
-            return query(connection)
+            return query(connection, generations)
         except sqlite3.Error as error:
             raise unavailable(error) from None
         finally:
@@ -199,7 +212,11 @@ class EmbeddedStore:
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell)
-                await trio.to_thread.run_sync(self._writer.loop, limiter=trio.CapacityLimiter(1))
+                nursery.start_soon(_in_thread, self._checkpointer.loop)
+                try:
+                    await _in_thread(self._writer.loop)
+                finally:
+                    self._checkpointer.stop()
                 self._ended = True
                 self._news.set()
             for _ in range(READERS_MAX):  # reads in progress keep their connections until they are done
@@ -224,6 +241,10 @@ class EmbeddedStore:
 
 def _closed() -> StoreError:
     return NotWritten("the store is closed: nothing was stored")
+
+
+async def _in_thread(loop: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(loop, limiter=trio.CapacityLimiter(1))
 
 
 def _finish_soon(job: Job) -> None:

@@ -1,6 +1,8 @@
 """Connections to the embedded database, and what its errors mean."""
 
+import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +49,32 @@ def connect(path: Path, *, cache_kib: int, read_only: bool = False) -> sqlite3.C
         connection.close()
         raise
     return connection
+
+
+def begin_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Turn the write-ahead log on and make durable whatever an earlier process left in it.
+
+    That one may have been killed between writing a commit and syncing it. SQLite finds such a commit again, from the
+    kernel's cache; it must be on the disk before anybody sees it, and copying it to the database file puts it there
+    even if an earlier fdatasync has failed.
+
+    Raises:
+        sqlite3.Error: the database is damaged, or locked by something that is no tidegate.
+        OSError: the log could not be synced.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # finds what was left
+    with suppress(FileNotFoundError):
+        log = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)  # SQLite holds no lock on this file that closing ends
+        try:
+            os.fsync(log)
+        finally:
+            os.close(log)
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.OperationalError as error:
+        if not is_disk_full(error):  # on a full disk, reads must go on; the log is synced
+            raise
 
 
 def error_text(error: sqlite3.Error) -> str:

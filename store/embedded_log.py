@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
+from store.embedded_queries import entries_between
+from store.embedded_recent import Recent, Slice, last_seq
 from store.entries import NO_CHANGES, Append, ConversationRecord, ReceiptRecord, StoredEntry, changes_of
 from store.interface import NotWritten, StaleEpoch, StoreError
 
@@ -19,12 +21,17 @@ executemany takes and drops it for each row and so disturbs the event loop."""
 CACHED_CONVERSATIONS_MAX: Final = 65_536
 """Conversations whose key, epoch and head the writer remembers: about 300 bytes each, and one query saved an append."""
 
+PAGE_BYTES: Final = 4_096
+PAGES_PER_COMMIT: Final = 4
+"""Pages that a commit changes besides those it fills: the last of the log, inner ones, a member or two."""
+
 _SELECT_CONVERSATION: Final = """
-    SELECT key, epoch, (SELECT max(seq) FROM entry_index WHERE conversation = key) FROM conversations WHERE id = ?"""
+    SELECT key, epoch, coalesce((SELECT max(seq) FROM entry_index WHERE conversation = key), 0)
+    FROM conversations WHERE id = ?"""
+_SELECT_INDEXED_THROUGH: Final = "SELECT indexed_through FROM index_state"
+_SELECT_NOT_INDEXED: Final = "SELECT conversation, seq, position FROM entries WHERE position > ? ORDER BY position"
+_UPDATE_INDEXED_THROUGH: Final = "UPDATE index_state SET indexed_through = ?"
 _SELECT_LAST_POSITION: Final = "SELECT coalesce(max(position), 0) FROM entries"
-_SELECT_RANGE: Final = """
-    SELECT encoded FROM entry_index JOIN entries USING (position)
-    WHERE entry_index.conversation = ? AND entry_index.seq BETWEEN ? AND ? ORDER BY entry_index.seq"""
 _INSERT_CONVERSATION: Final = """
     INSERT INTO conversations (id, kind, title, creator, created_us, epoch) VALUES (?, ?, ?, ?, ?, ?)"""
 _UPDATE_EPOCH: Final = "UPDATE conversations SET epoch = ? WHERE key = ?"
@@ -52,45 +59,66 @@ class _Conversation:
 
 
 class Log:
-    """The writer's view of the database. Belongs to the writer thread."""
+    """The writer's view of the database. Belongs to the writer thread.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    Attributes:
+        pages_written: an estimate of the pages (4 KiB) that went to the write-ahead log; reset it at will.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, recent: Recent) -> None:
         self._connection = connection
+        self._recent = recent
         self._conversations: dict[str, _Conversation] = {}
+        self._taken: list[tuple[_Conversation, Sequence[StoredEntry], int]] = []
         self._rows: list[int | bytes] = []
-        self._index_rows: list[int] = []
-        self._position = 0
         self._changes = connection.total_changes
+        self._position: int | None = None
+        self.pages_written = 0
 
     def begin(self) -> None:
         """Begin a transaction."""
         self._connection.execute("BEGIN IMMEDIATE")
-        self._position = self._connection.execute(_SELECT_LAST_POSITION).fetchone()[0]
-
-    def write_rows(self) -> None:
-        """Write the rows that appends have gathered."""
-        rows, index_rows = self._rows, self._index_rows
-        if rows:
-            self._rows, self._index_rows = [], []
-            _insert(self._connection, "entries", 4, rows)
-            _insert(self._connection, "entry_index", 3, index_rows)
+        if self._position is None:
+            self._position = self._connection.execute(_SELECT_LAST_POSITION).fetchone()[0]
 
     def commit(self) -> bool:
-        """Make everything since ``begin`` durable; ``write_rows`` comes before. False if nothing had changed."""
-        assert not self._rows
+        """Make everything since ``begin`` durable; False if nothing had changed. Raises sqlite3.Error."""
         self._connection.execute("COMMIT")
-        changes, self._changes = self._changes, self._connection.total_changes
+        for conversation, entries, position in self._taken:
+            self._recent.add(conversation.key, entries[0].entry.seq, position, len(entries))
+        self._taken.clear()
         while len(self._conversations) > CACHED_CONVERSATIONS_MAX:
             del self._conversations[next(iter(self._conversations))]
+        changes, self._changes = self._changes, self._connection.total_changes
         return changes != self._changes
 
     def roll_back(self) -> None:
         """Forget everything since ``begin``. SQLite itself may have rolled back already. Raises sqlite3.Error."""
+        self._taken.clear()
         self._rows.clear()
-        self._index_rows.clear()
         self._conversations.clear()
+        self._position = None
+        self._changes = self._connection.total_changes
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+
+    def write_rows(self) -> Slice | None:
+        """Write the entries that were taken since ``begin``, and a slice of the index; last thing before ``commit``.
+
+        Returns the slice, to be reported to ``Recent.indexed`` once it is durable. Raises sqlite3.Error.
+        """
+        entries = len(self._rows) // 4
+        _insert(self._connection, "INSERT INTO entries", 4, self._rows)
+        self.pages_written += PAGES_PER_COMMIT + sum(map(len, self._rows[3::4])) // PAGE_BYTES  # type: ignore[arg-type]
+        self._rows.clear()
+        part = self._recent.next_slice(entries) if entries else None
+        if part is not None:
+            # Rows of a slice that was durable before a restart may be there already.
+            _insert(self._connection, "INSERT OR IGNORE INTO entry_index", 3, part.rows)
+            self.pages_written += part.pages
+            if part.indexed_through is not None:
+                self._connection.execute(_UPDATE_INDEXED_THROUGH, (part.indexed_through,))
+        return part
 
     def probe(self) -> None:
         """Change something, to learn whether a commit succeeds."""
@@ -166,23 +194,30 @@ class Log:
             row = self._connection.execute(_SELECT_CONVERSATION, (conversation_id,)).fetchone()
             if row is None:
                 return None
-            key, epoch, head = row
-            conversation = self._conversations[conversation_id] = _Conversation(key, epoch, head or 0)
+            key, epoch, indexed = row
+            head = last_seq(self._recent.generations, key) or indexed
+            conversation = self._conversations[conversation_id] = _Conversation(key, epoch, head)
         return conversation
 
-    def _same(self, conversation: _Conversation, entries: Sequence[StoredEntry]) -> bool:
-        """Whether exactly these entries stand in the log already."""
-        self.write_rows()
-        bounds = (conversation.key, entries[0].entry.seq, entries[-1].entry.seq)
-        found = [row[0] for row in self._connection.execute(_SELECT_RANGE, bounds)]
-        return found == [stored.encoded for stored in entries]
+    def _same(self, conversation: _Conversation, repeated: Sequence[StoredEntry]) -> bool:
+        """Whether exactly these entries stand in the log already, or were taken in this transaction."""
+        after, before = repeated[0].entry.seq - 1, repeated[-1].entry.seq + 1
+        key, generations = conversation.key, self._recent.generations
+        found = entries_between(self._connection, generations, key, after, before, len(repeated), newest=False)
+        for other, taken, _position in self._taken:
+            if other is conversation:
+                found += [stored.encoded for stored in taken if after < stored.entry.seq < before]
+        return found == [stored.encoded for stored in repeated]
 
     def _take(self, conversation: _Conversation, entries: Sequence[StoredEntry]) -> None:
-        key, position = conversation.key, self._position
+        if not entries:
+            return
+        assert self._position is not None, "appended outside a transaction"
+        key, position, rows = conversation.key, self._position, self._rows
+        self._taken.append((conversation, entries, position + 1))
         for stored in entries:
             position += 1
-            self._rows += (position, key, stored.entry.seq, stored.encoded)
-            self._index_rows += (key, stored.entry.seq, position)
+            rows += (position, key, stored.entry.seq, stored.encoded)
             if changes_of(stored.entry) is not NO_CHANGES:
                 self._change(conversation, stored)
         self._position = position
@@ -209,16 +244,25 @@ def _wrong_epoch(conversation_id: str, epoch: int, recorded: int) -> StoreError:
 
 
 @cache
-def _insert_statement(table: str, columns: int, rows: int) -> str:
+def _insert_statement(insert: str, columns: int, rows: int) -> str:
     row = f"({', '.join('?' * columns)})"
-    return f"INSERT INTO {table} VALUES {', '.join([row] * rows)}"  # noqa: S608  # our own table names
+    return f"{insert} VALUES {', '.join([row] * rows)}"
 
 
-def _insert(connection: sqlite3.Connection, table: str, columns: int, values: Sequence[int | bytes]) -> None:
+def _insert(connection: sqlite3.Connection, insert: str, columns: int, values: Sequence[int | bytes]) -> None:
     """Insert rows, given as one flat sequence of values, by as few statements as ROWS_PER_STATEMENT allows."""
     at = 0
     for rows in ROWS_PER_STATEMENT:
         width = rows * columns
         while len(values) - at >= width:
-            connection.execute(_insert_statement(table, columns, rows), values[at : at + width])
+            connection.execute(_insert_statement(insert, columns, rows), values[at : at + width])
             at += width
+
+
+def read_back(connection: sqlite3.Connection) -> Recent:
+    """Note the entries that a restart left behind the index. Raises sqlite3.Error."""
+    recent = Recent()
+    through = connection.execute(_SELECT_INDEXED_THROUGH).fetchone()[0]
+    for key, seq, position in connection.execute(_SELECT_NOT_INDEXED, (through,)):
+        recent.add(key, seq, position)
+    return recent

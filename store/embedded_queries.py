@@ -2,21 +2,22 @@
 
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
-from itertools import islice
-from typing import Final
+from itertools import chain, islice
+from typing import Final, TypeVar
 
 from msgspec import Struct
 from msgspec.msgpack import Decoder
 
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind
+from store.embedded_recent import Generations, last_position, last_seq, places
 from store.entries import ConversationRecord, Loaded, MemberRecord, Membership, StoredEntry
 
 FIND_PAGE_ENTRIES: Final = 256
 """Entries that one step of a search through a conversation's tail reads."""
 
-NAMES_PER_QUERY: Final = 500
-"""Users that one query names: below SQLite's historical limit of 999 parameters."""
+VALUES_PER_QUERY: Final = 500
+"""Users or positions that one query names: below SQLite's historical limit of 999 parameters."""
 
 SEQ_MAX: Final = 2**63 - 1
 """Largest integer of SQLite: a bound beyond it means the same as itself."""
@@ -25,18 +26,17 @@ _SELECT_CONVERSATION: Final = "SELECT key, kind, title, creator, created_us FROM
 _SELECT_KEY: Final = "SELECT key FROM conversations WHERE id = ?"
 _SELECT_MEMBERS: Final = """
     SELECT user, joined_seq, delivered_seq, read_seq FROM members WHERE conversation = ? ORDER BY joined_seq, user"""
-_SELECT_ENTRIES: Final = """
-    SELECT encoded FROM entry_index JOIN entries USING (position)
+_SELECT_INDEXED: Final = """
+    SELECT entry_index.seq, encoded FROM entry_index JOIN entries USING (position)
     WHERE entry_index.conversation = ? AND entry_index.seq > ? AND entry_index.seq < ?
     ORDER BY entry_index.seq {} LIMIT ?"""
-_SELECT_NEWEST: Final = _SELECT_ENTRIES.format("DESC")
-_SELECT_OLDEST: Final = _SELECT_ENTRIES.format("ASC")
+_SELECT_INDEXED_NEWEST: Final = _SELECT_INDEXED.format("DESC")
+_SELECT_INDEXED_OLDEST: Final = _SELECT_INDEXED.format("ASC")
+_SELECT_AT: Final = "SELECT position, encoded FROM entries WHERE position IN ({})"
 _SELECT_MEMBERSHIPS: Final = """
-    SELECT c.key, c.id, c.kind, c.title, e.encoded, m.delivered_seq, m.read_seq, c.member_count
-    FROM members AS m JOIN conversations AS c ON c.key = m.conversation
-    JOIN entries AS e ON e.position = (
+    SELECT c.key, c.id, c.kind, c.title, m.delivered_seq, m.read_seq, c.member_count, (
         SELECT position FROM entry_index WHERE conversation = m.conversation ORDER BY seq DESC LIMIT 1)
-    WHERE m.user = ?"""
+    FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""
 _SELECT_PEERS: Final = f"""
     SELECT peer.conversation, peer.user FROM members AS m
     JOIN conversations AS c ON c.key = m.conversation AND c.kind = {int(ConversationKind.DIRECT)}
@@ -46,6 +46,9 @@ _SELECT_SHARED: Final = """
     SELECT 1 FROM members AS a JOIN members AS b ON b.conversation = a.conversation
     WHERE a.user = ? AND b.user = ? LIMIT 1"""
 _SELECT_LAST_SEEN: Final = "SELECT user, seen_ms FROM last_seen WHERE user IN ({})"
+
+
+T = TypeVar("T")
 
 
 class _Head(Struct, array_like=True, gc=False):
@@ -59,15 +62,19 @@ class _Head(Struct, array_like=True, gc=False):
 _decode_head: Final = Decoder(_Head).decode
 
 
-def load(connection: sqlite3.Connection, conversation_id: str, tail_entries_max: int) -> Loaded | None:
+def load(
+    connection: sqlite3.Connection, generations: Generations, conversation_id: str, tail_entries_max: int
+) -> Loaded | None:
     """A conversation as its owner needs it; None if there is none."""
     row = connection.execute(_SELECT_CONVERSATION, (conversation_id,)).fetchone()
     if row is None:
         return None
     key, kind, title, creator, created_us = row
     members = {user: MemberRecord(user, *rest) for user, *rest in connection.execute(_SELECT_MEMBERS, (key,))}
-    encoded = entries(connection, conversation_id, 0, SEQ_MAX, max(1, tail_entries_max), newest=True)
+    encoded = entries_between(connection, generations, key, 0, SEQ_MAX, max(1, tail_entries_max), newest=True)
     tail = [StoredEntry(decode_entry(each), each) for each in encoded]
+    if not tail:
+        return None  # created after the generations were taken: not there yet
     last = tail[-1].entry
     return Loaded(
         record=ConversationRecord(conversation_id, ConversationKind(kind), title, creator, created_us),
@@ -79,26 +86,78 @@ def load(connection: sqlite3.Connection, conversation_id: str, tail_entries_max:
 
 
 def entries(
-    connection: sqlite3.Connection, conversation_id: str, after_seq: int, before_seq: int, limit: int, *, newest: bool
+    connection: sqlite3.Connection,
+    generations: Generations,
+    conversation_id: str,
+    after_seq: int,
+    before_seq: int,
+    limit: int,
+    *,
+    newest: bool,
 ) -> list[bytes]:
-    """Encoded entries between two seqs (both excluded), oldest first: the newest or the oldest ``limit`` of them."""
+    """As ``entries_between``, for a conversation that may not exist."""
     row = connection.execute(_SELECT_KEY, (conversation_id,)).fetchone()
     if row is None:
         return []
-    bounds = (row[0], after_seq, min(before_seq, SEQ_MAX), limit)
-    found = [row[0] for row in connection.execute(_SELECT_NEWEST if newest else _SELECT_OLDEST, bounds)]
+    return entries_between(connection, generations, row[0], after_seq, before_seq, limit, newest=newest)
+
+
+def entries_between(
+    connection: sqlite3.Connection,
+    generations: Generations,
+    key: int,
+    after_seq: int,
+    before_seq: int,
+    limit: int,
+    *,
+    newest: bool,
+) -> list[bytes]:
+    """Encoded entries between two seqs (both excluded), oldest first: the newest or the oldest ``limit`` of them."""
+    before_seq = min(before_seq, SEQ_MAX)
+    if limit <= 0 or before_seq - after_seq <= 1:
+        return []
     if newest:
-        found.reverse()
+        last = min(before_seq - 1, last_seq(generations, key))
+        recent = _at(connection, places(generations, key, max(after_seq, last - limit), before_seq))
+        if recent:
+            before_seq = recent[0][0]
+        bounds = (key, after_seq, before_seq, limit - len(recent))
+        older = connection.execute(_SELECT_INDEXED_NEWEST, bounds).fetchall() if len(recent) < limit else []
+        older.reverse()
+    else:
+        older = connection.execute(_SELECT_INDEXED_OLDEST, (key, after_seq, before_seq, limit)).fetchall()
+        if older:
+            after_seq = older[-1][0]
+        recent = _at(connection, islice(places(generations, key, after_seq, before_seq), limit - len(older)))
+    return [encoded for _seq, encoded in chain(older, recent)]
+
+
+def _at(connection: sqlite3.Connection, wanted: Iterable[tuple[int, int]]) -> list[tuple[int, bytes]]:
+    """Seqs and encoded entries at these places, in the order given; those newer than the snapshot are left out."""
+    places_ = list(wanted)
+    encoded = _encoded_at(connection, [position for _seq, position in places_])
+    return [(seq, encoded[position]) for seq, position in places_ if position in encoded]
+
+
+def _encoded_at(connection: sqlite3.Connection, positions: Collection[int]) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    for some in _chunks(positions):
+        found.update(connection.execute(_SELECT_AT.format(_marks(some)), some))
     return found
 
 
 def find(
-    connection: sqlite3.Connection, conversation_id: str, sender: str, client_msg_id: str, since_us: int
+    connection: sqlite3.Connection,
+    generations: Generations,
+    conversation_id: str,
+    sender: str,
+    client_msg_id: str,
+    since_us: int,
 ) -> StoredEntry | None:
     """Walk a conversation backwards to what ``sender`` appended under ``client_msg_id``, no further than its time."""
     before_seq = SEQ_MAX
     while True:
-        page = entries(connection, conversation_id, 0, before_seq, FIND_PAGE_ENTRIES, newest=True)
+        page = entries(connection, generations, conversation_id, 0, before_seq, FIND_PAGE_ENTRIES, newest=True)
         for encoded in reversed(page):
             entry = decode_entry(encoded)
             if entry.time_us < since_us:
@@ -110,15 +169,20 @@ def find(
             return None
 
 
-def memberships(connection: sqlite3.Connection, user: str) -> list[Membership]:
+def memberships(connection: sqlite3.Connection, generations: Generations, user: str) -> list[Membership]:
     """All conversations of a user, each with its last entry: work grows with their number only."""
     peers: dict[int, list[str]] = {}
     for key, peer in connection.execute(_SELECT_PEERS, (user,)):
         peers.setdefault(key, []).append(peer)
+    rows = connection.execute(_SELECT_MEMBERSHIPS, (user,)).fetchall()
+    indexed = {key: position for key, *_rest, position in rows}
+    newer = {key: last_position(generations, key) for key in indexed}
+    encoded = _encoded_at(connection, [newer[key] or indexed[key] or 0 for key in indexed])
     found = []
-    for key, conversation_id, kind, title, last, delivered, read, count in connection.execute(
-        _SELECT_MEMBERSHIPS, (user,)
-    ):
+    for key, conversation_id, kind, title, delivered, read, count, _position in rows:
+        last = encoded.get(newer[key] or indexed[key])
+        if last is None:
+            continue  # created after the generations were taken: not there yet
         head = _decode_head(last)
         found.append(
             Membership(
@@ -137,20 +201,26 @@ def memberships(connection: sqlite3.Connection, user: str) -> list[Membership]:
     return found
 
 
-def acquainted(connection: sqlite3.Connection, user: str, others: Collection[str]) -> set[str]:
+def acquainted(
+    connection: sqlite3.Connection, _generations: Generations, user: str, others: Collection[str]
+) -> set[str]:
     """Those of ``others`` who share a conversation with ``user``."""
     return {other for other in others if connection.execute(_SELECT_SHARED, (user, other)).fetchone()}
 
 
-def last_seen(connection: sqlite3.Connection, users: Collection[str]) -> dict[str, int]:
+def last_seen(connection: sqlite3.Connection, _generations: Generations, users: Collection[str]) -> dict[str, int]:
     """When users were last online."""
     found: dict[str, int] = {}
     for names in _chunks(users):
-        found.update(connection.execute(_SELECT_LAST_SEEN.format(", ".join("?" * len(names))), names))
+        found.update(connection.execute(_SELECT_LAST_SEEN.format(_marks(names)), names))
     return found
 
 
-def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(names)
-    while chunk := list(islice(rest, NAMES_PER_QUERY)):
+def _marks(values: Collection[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(values)
+    while chunk := list(islice(rest, VALUES_PER_QUERY)):
         yield chunk

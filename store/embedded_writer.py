@@ -20,8 +20,10 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
+from store.embedded_checkpoints import CHECKPOINT_PAGES, Checkpointer
 from store.embedded_database import WRITER_CACHE_KIB, connect, not_written, outcome_unknown
 from store.embedded_log import Log
+from store.embedded_recent import Recent
 from store.entries import Append
 from store.interface import Done, Outcome, StoreError
 
@@ -84,7 +86,6 @@ class CallJob(Job, Generic[T]):
         self._finished = trio.Event()
 
     def apply(self, log: Log) -> None:
-        log.write_rows()  # the function may look at them
         try:
             self._result = self._function(log)
         except StoreError as error:
@@ -113,14 +114,23 @@ class Writer:
         commits: transactions committed so far; far fewer than appends when groups form.
     """
 
-    def __init__(self, database: Path, connection: sqlite3.Connection, notify: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        database: Path,
+        connection: sqlite3.Connection,
+        recent: Recent,
+        checkpointer: Checkpointer,
+        notify: Callable[[], None],
+    ) -> None:
         """``notify`` is called in the writer thread when ``finished`` has something new."""
         self.finished: deque[Job] = deque()
         self.error: StoreError | None = None
         self.commits = 0
         self._database = database
         self._connection = connection
-        self._log = Log(connection)
+        self._recent = recent
+        self._checkpointer = checkpointer
+        self._log = Log(connection, recent)
         self._notify = notify
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._unresolved: sqlite3.Error | None = None
@@ -171,16 +181,32 @@ class Writer:
         if self._unresolved is not None:
             _fail(group, partial(outcome_unknown, self._unresolved))
             return
+        may_checkpoint = self._checkpointer.idle
         committing = False
         try:
             self._log.begin()
             for job in group:
                 job.apply(self._log)
-            self._log.write_rows()
+            part = self._log.write_rows()
             committing = True
-            self.commits += self._log.commit()
+            changed = self._log.commit()
         except sqlite3.Error as error:
             self._failed(group, error, committing)
+            return
+        if part is not None:
+            self._recent.indexed(part)
+        self._recent.freeze_if_full()
+        self.commits += changed
+        if changed and may_checkpoint:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """After a commit that began while no checkpoint ran: see to it that the write-ahead log does not grow on."""
+        if self._checkpointer.log_is_long:
+            self._checkpointer.finish_in(self._connection)
+        elif self._log.pages_written >= CHECKPOINT_PAGES:
+            self._log.pages_written = 0
+            self._checkpointer.start()
 
     def _failed(self, group: Sequence[Job], error: sqlite3.Error, committing: bool) -> None:
         self._roll_back()
@@ -212,7 +238,7 @@ class Writer:
             # The readers' connections are open still, so closing this one neither moves nor recovers any page.
             with suppress(sqlite3.Error):  # the next transaction fails on the closed connection and comes here again
                 self._connection = connect(self._database, cache_kib=WRITER_CACHE_KIB)
-                self._log = Log(self._connection)
+                self._log = Log(self._connection, self._recent)
 
 
 def _fail(group: Sequence[Job], make_error: Callable[[], StoreError]) -> None:

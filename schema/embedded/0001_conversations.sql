@@ -21,12 +21,20 @@ CREATE TABLE entries (
   encoded BLOB NOT NULL                -- msgpack of protocol.frames.Entry
 ) STRICT;
 
+-- Written later than its entries, see store/embedded_recent.py.
 CREATE TABLE entry_index (
   conversation INTEGER NOT NULL,
   seq INTEGER NOT NULL,
   position INTEGER NOT NULL,
   PRIMARY KEY (conversation, seq)
 ) STRICT, WITHOUT ROWID;
+
+-- One row: all entries at this position or before are in entry_index, and some of those after it.
+CREATE TABLE index_state (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  indexed_through INTEGER NOT NULL
+) STRICT;
+INSERT INTO index_state VALUES (1, 0);
 
 CREATE TABLE members (
   conversation INTEGER NOT NULL,
