@@ -1,0 +1,180 @@
+"""How fast one entry reaches all connected members of a conversation."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from msgspec import Struct
+
+from bench.errors import PeerMissing
+from bench.load.accounts import Door, user_names
+from bench.load.messages import SEQ_FIRST, SendTemplate
+from bench.load.process import LoadProcess
+from bench.load.setup import SetupClient
+from bench.load.wire import client_frame, payload_of
+from bench.machine import Busy, Cores, Meter, choose_cores
+from bench.node import running_node
+from bench.peers.process import PeerProcess
+from protocol.limits import MEMBERS_PER_COMMAND_MAX
+
+BURST = 4
+"""Entries in flight in the burst."""
+
+DELIVERIES_PER_WINDOW = 600_000
+"""How long a window is: this many deliveries, some two seconds."""
+
+SENDER = "bench-sender"
+
+
+class Options(Struct, frozen=True):
+    """Connected ``members`` of one conversation; ``repeats`` windows of each contestant, in turn."""
+
+    members: int = 1_000
+    repeats: int = 5
+    deliveries_per_window: int = DELIVERIES_PER_WINDOW
+    data_parent: Path | None = None
+
+
+class Sample(Struct, frozen=True):
+    """One window: ``deliveries`` made while the meter ran, from the first send until all readers had everything."""
+
+    deliveries: int
+    busy: Busy
+
+    @property
+    def per_s(self) -> float:
+        """Deliveries per second of wall time."""
+        return self.deliveries / self.busy.wall_s
+
+    @property
+    def per_cpu_s(self) -> float:
+        """Deliveries per second of the server's processor time."""
+        return self.deliveries / (self.busy.wall_s * self.busy.server)
+
+
+class Contestant:
+    """A server, its readers and its sender."""
+
+    def __init__(self, door: Door, cores: Cores, members: int, frame_bytes: int) -> None:
+        """``frame_bytes``: what one delivery has on the wire."""
+        self.door, self._cores = door, cores
+        self._members, self._frame_bytes = members, frame_bytes
+        self.readers: LoadProcess
+        self.sender: LoadProcess
+
+    def window(self, deliveries: int, in_flight: int) -> Sample:
+        """Send until so many deliveries (at least) are made, ``in_flight`` entries at a time."""
+        rounds = max(1, deliveries // (self._members * in_flight))
+        entries = rounds * in_flight
+        self.readers.begin("receive", entries * self._frame_bytes)
+        meter = Meter(self.door.pid, self.readers.pid, self.sender.pid, cores=self._cores)
+        self.sender.call("run", rounds, in_flight)
+        self.readers.finish()
+        return Sample(entries * self._members, meter.stop())
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Run the benchmark; the keys are those of the table in bench/README.md."""
+    cores = choose_cores()
+    missing: list[str] = []
+    with ExitStack() as stack:
+        node, frame_bytes = _node(stack, cores, options)
+        contestants = {"node": node}
+        for name, start in {"websockets": _websockets, "picows": _picows, "bare_writes": _bare_writes}.items():
+            try:
+                server = stack.enter_context(start(cores, frame_bytes))
+            except PeerMissing as error:
+                missing.append(str(error))
+            else:
+                contestants[name] = _peer(stack, server, cores, options, frame_bytes)
+        single = _in_turn(contestants, options, in_flight=1)
+        burst = _in_turn({name: contestants[name] for name in ("node", "bare_writes")}, options, in_flight=BURST)
+    return _figures(options, frame_bytes, single, burst) | {"missing": missing}
+
+
+def _in_turn(contestants: dict[str, Contestant], options: Options, in_flight: int) -> dict[str, list[Sample]]:
+    """One window of each, round and round; the first round warms up and does not count."""
+    samples: dict[str, list[Sample]] = {name: [] for name in contestants}
+    for repeat in range(options.repeats + 1):
+        for name, contestant in contestants.items():
+            sample = contestant.window(options.deliveries_per_window * (in_flight if repeat else 1), in_flight)
+            if repeat:
+                samples[name].append(sample)
+    return samples
+
+
+def _figures(
+    options: Options, frame_bytes: int, single: dict[str, list[Sample]], burst: dict[str, list[Sample]]
+) -> dict[str, Any]:
+    wall = {name: median(sample.per_s for sample in samples) for name, samples in single.items()}
+    cpu = {name: median(sample.per_cpu_s for sample in samples) for name, samples in single.items()}
+    burst_wall = {name: median(sample.per_s for sample in samples) for name, samples in burst.items()}
+    burst_cpu = {name: median(sample.per_cpu_s for sample in samples) for name, samples in burst.items()}
+    websockets = "websockets" in wall
+    return {
+        "members": options.members,
+        "frame_bytes": frame_bytes,
+        "deliveries_per_s": wall["node"],
+        "deliveries_per_cpu_s": cpu["node"],
+        "ratio": cpu["node"] / cpu["websockets"] if websockets else None,
+        "wall_ratio": wall["node"] / wall["websockets"] if websockets else None,
+        "limit_ratio": cpu["node"] / cpu["bare_writes"],
+        "wall_limit_ratio": wall["node"] / wall["bare_writes"],
+        "burst_deliveries_per_s": burst_wall["node"],
+        "burst_deliveries_per_cpu_s": burst_cpu["node"],
+        "burst_limit_ratio": burst_cpu["node"] / burst_cpu["bare_writes"],
+        "peers": {
+            name: {"deliveries_per_s": wall[name], "deliveries_per_cpu_s": cpu[name]} for name in wall if name != "node"
+        }
+        | {"bare_writes_burst": {"deliveries_per_s": burst_wall["bare_writes"]}},
+        "busy": {name: samples[-1].busy for name, samples in single.items()}
+        | {f"{name}_burst": samples[-1].busy for name, samples in burst.items()},
+    }
+
+
+def _node(stack: ExitStack, cores: Cores, options: Options) -> tuple[Contestant, int]:
+    """A node with one conversation of all members, its head so high that every push has one size."""
+    _process, door = stack.enter_context(
+        running_node(cores, options.data_parent, "--group-members-max", str(options.members + 1))
+    )
+    members = user_names(options.members, "fanout")
+    with SetupClient(door, SENDER) as setup:
+        group = setup.create_group([])
+        setup.send_filler(group, SEQ_FIRST)
+        setup.add_members(group, members)
+    head_seq = 1 + SEQ_FIRST + -(-options.members // MEMBERS_PER_COMMAND_MAX)
+    frame_bytes = SendTemplate(group, SENDER).push_bytes
+    contestant = Contestant(door, cores, options.members, frame_bytes)
+    contestant.readers = _readers(stack, door, cores, members)
+    contestant.sender = stack.enter_context(
+        LoadProcess("bench.load.fanout:NodeSender", door, SENDER, group, head_seq, core=cores.load)
+    )
+    return contestant, frame_bytes
+
+
+def _peer(stack: ExitStack, server: PeerProcess, cores: Cores, options: Options, frame_bytes: int) -> Contestant:
+    door = Door(server.host, server.port, server.pid)
+    contestant = Contestant(door, cores, options.members, frame_bytes)
+    contestant.readers = _readers(stack, door, cores, user_names(options.members, "fanout"))
+    contestant.sender = stack.enter_context(
+        LoadProcess("bench.load.fanout:PlainSender", door, payload_of(frame_bytes), core=cores.load)
+    )
+    return contestant
+
+
+def _readers(stack: ExitStack, door: Door, cores: Cores, members: list[str]) -> LoadProcess:
+    return stack.enter_context(LoadProcess("bench.load.fanout:Readers", door, members, core=cores.load))
+
+
+def _websockets(cores: Cores, _frame_bytes: int) -> PeerProcess:
+    return PeerProcess("websockets_uvloop", "fanout", core=cores.server, needs=("websockets", "uvloop"))
+
+
+def _picows(cores: Cores, _frame_bytes: int) -> PeerProcess:
+    return PeerProcess("picows_uvloop", "fanout", core=cores.server, needs=("picows", "uvloop"))
+
+
+def _bare_writes(cores: Cores, frame_bytes: int) -> PeerProcess:
+    trigger_bytes = len(client_frame(bytes(payload_of(frame_bytes))))
+    return PeerProcess("bare_writes", str(frame_bytes), str(trigger_bytes), core=cores.server)

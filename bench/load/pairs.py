@@ -1,0 +1,157 @@
+"""Both ends of many 1:1 conversations: sends with a time in the body, acknowledgements counted, deliveries timed."""
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from bench.errors import BenchError
+from bench.load.accounts import Door
+from bench.load.connect import open_connections
+from bench.load.messages import SendTemplate, count_acks, stamps_in
+from bench.load.wire import unread_from
+from bench.machine import Busy, Cores, Meter
+
+SILENCE_S = 10.0
+"""Seconds without an acknowledgement or delivery, with some missing, that end the benchmark."""
+
+TICK_S = 0.001
+"""Seconds between two looks of an open loop at what is due."""
+
+
+class SendSample(Struct, frozen=True):
+    """What one window of sending gave. ``latencies_ns`` are of deliveries, from the moment the send was due."""
+
+    acknowledged: int
+    delivered: int
+    latencies_ns: list[int]
+    busy: Busy
+
+
+class _Sender:
+    """The sending end of one pair."""
+
+    __slots__ = ("fd", "number", "rest", "template")
+
+    def __init__(self, fd: int, template: SendTemplate) -> None:
+        self.fd, self.template = fd, template
+        self.number = 0
+        self.rest = b""
+
+
+class Pairs:
+    """All pairs of one node. ``conversations[i]`` is between ``senders[i]`` and ``receivers[i]``."""
+
+    def __init__(
+        self, door: Door, cores: Cores, senders: list[str], receivers: list[str], conversations: list[str]
+    ) -> None:
+        """Connect all ends."""
+        self._door, self._cores = door, cores
+        users = [*senders, *receivers]
+        self._connections = open_connections(
+            door.host, door.port, [door.request(user, seed=1) for user in users], frames=door.welcome_frames
+        )
+        fds = [connection.fileno() for connection in self._connections]
+        self._senders = {
+            fd: _Sender(fd, SendTemplate(conversation, user))
+            for fd, user, conversation in zip(fds, senders, conversations, strict=False)
+        }
+        self._rests = dict.fromkeys(fds[len(senders) :], b"")
+        self._epoll = select.epoll()
+        for fd in fds:
+            self._epoll.register(fd, select.EPOLLIN)
+        self._sent = self._acknowledged = self._delivered = 0
+        self._latencies: list[int] = []
+
+    def saturate(self, window: int, settle_s: float, seconds: float) -> SendSample:
+        """Every sender keeps ``window`` sends unacknowledged, for ``settle_s`` and then for ``seconds`` measured."""
+        for sender in self._senders.values():
+            self._send(sender, window, time.perf_counter_ns())
+        self._look(time.perf_counter_ns() + int(settle_s * 1e9), refill=True)
+        sample = self._measure(lambda: self._look(time.perf_counter_ns() + int(seconds * 1e9), refill=True))
+        self._settle()
+        return sample
+
+    def paced(self, rate_per_s: float, settle_s: float, seconds: float) -> SendSample:
+        """Send at a fixed rate, whatever comes back; latencies count from the moment each send was due."""
+        self._pace(rate_per_s, settle_s)
+        sample = self._measure(lambda: self._pace(rate_per_s, seconds))
+        self._settle()
+        return sample
+
+    def _measure(self, run: Callable[[], None]) -> SendSample:
+        self._latencies = []
+        acknowledged, delivered = self._acknowledged, self._delivered
+        meter = Meter(self._door.pid, os.getpid(), cores=self._cores)
+        run()
+        busy = meter.stop()
+        latencies, self._latencies = self._latencies, []
+        return SendSample(self._acknowledged - acknowledged, self._delivered - delivered, latencies, busy)
+
+    def _pace(self, rate_per_s: float, seconds: float) -> None:
+        senders = list(self._senders.values())
+        count = int(rate_per_s * seconds)
+        interval_ns = 1e9 / rate_per_s
+        began_ns = time.perf_counter_ns()
+        sent = 0
+        while sent < count:
+            due = min(count, int((time.perf_counter_ns() - began_ns) / interval_ns))
+            while sent < due:
+                self._send(senders[sent % len(senders)], 1, began_ns + int(sent * interval_ns))
+                sent += 1
+            self._look(time.perf_counter_ns() + int(TICK_S * 1e9), refill=False)
+
+    def _send(self, sender: _Sender, count: int, stamp_ns: int) -> None:
+        make, number = sender.template.make, sender.number
+        frames = b"".join([make(number + step, stamp_ns) for step in range(1, count + 1)])
+        sender.number = number + count
+        self._sent += count
+        if os.write(sender.fd, frames) != len(frames):
+            raise BenchError("the node takes no more sends on a connection: its socket is full")
+
+    def _look(self, until_ns: int, *, refill: bool) -> None:
+        """Handle what comes until then; with ``refill`` each acknowledgement is answered by a new send."""
+        poll, senders, now = self._epoll.poll, self._senders, time.perf_counter_ns
+        while (left_ns := until_ns - now()) > 0:
+            for fd, _events in poll(left_ns / 1e9):
+                data = os.read(fd, 65_536)
+                if not data:
+                    raise BenchError("the node closed a connection during sends")
+                sender = senders.get(fd)
+                if sender is None:
+                    self._deliveries(fd, data)
+                    continue
+                acks = self._acks(sender, data)
+                if refill and acks:
+                    self._send(sender, acks, now())
+
+    def _acks(self, sender: _Sender, data: bytes) -> int:
+        data = sender.rest + data
+        acks, taken = count_acks(data)
+        sender.rest = data[taken:]
+        self._acknowledged += acks
+        return acks
+
+    def _deliveries(self, fd: int, data: bytes) -> None:
+        arrived_ns = time.perf_counter_ns()
+        data = self._rests[fd] + data
+        end = unread_from(data)
+        self._rests[fd] = data[end:]
+        stamps = stamps_in(data[:end])
+        self._delivered += len(stamps)
+        self._latencies += [arrived_ns - stamp_ns for stamp_ns in stamps]
+
+    def _settle(self) -> None:
+        """Wait until everything that was sent is acknowledged and delivered."""
+        heard_at, heard = time.monotonic(), -1
+        while min(self._acknowledged, self._delivered) < self._sent:
+            self._look(time.perf_counter_ns() + 50_000_000, refill=False)
+            if self._acknowledged + self._delivered != heard:
+                heard_at, heard = time.monotonic(), self._acknowledged + self._delivered
+            elif time.monotonic() - heard_at > SILENCE_S:
+                raise BenchError(
+                    f"of {self._sent} sends {self._acknowledged} were acknowledged and {self._delivered} delivered,"
+                    f" and nothing more came for {SILENCE_S:g} s"
+                )

@@ -1,0 +1,85 @@
+"""Idle connections: opened, counted, asked for a sign of life, and closed. Used by density and by every crowd."""
+
+import os
+import select
+import socket
+
+from bench.errors import BenchError
+from bench.load.accounts import CLOSE_FRAME, PING, PONG_BYTES, Door, user_names
+from bench.load.connect import close_politely, open_connections
+from bench.machine import Busy, Cores, Meter
+
+PROOF_TIMEOUT_S = 60.0
+"""Seconds in which every connection must have received what it was sent."""
+
+
+class Parked:
+    """Connections that do nothing. Each call returns when it is done."""
+
+    def __init__(self, door: Door, cores: Cores) -> None:
+        """Nothing is opened yet."""
+        self._door, self._cores = door, cores
+        self._requests: list[bytes] = []
+        self._connections: list[socket.socket] = []
+        self._first_address = 0
+
+    def prepare(self, count: int, wave: str) -> list[str]:
+        """Make the users, tokens and handshakes of the next ``open``; returns the users."""
+        users = user_names(count, wave)
+        self._requests = self._door.requests(users)
+        return users
+
+    def open(self) -> Busy:
+        """Connect all that was prepared; how busy that made everybody."""
+        meter = Meter(self._door.pid, os.getpid(), cores=self._cores)
+        opened = open_connections(
+            self._door.host,
+            self._door.port,
+            self._requests,
+            frames=self._door.welcome_frames,
+            first_address=self._first_address,
+        )
+        self._first_address += 10
+        self._connections += opened
+        return meter.stop()
+
+    def close(self) -> None:
+        """All leave, with a close frame."""
+        close_politely(self._connections, CLOSE_FRAME)
+        self._connections = []
+
+    def drop(self) -> None:
+        """Read away what was pushed so far."""
+        buffer = bytearray(65_536)
+        for connection in self._connections:
+            try:
+                while connection.recv_into(buffer):
+                    pass
+            except BlockingIOError:
+                continue
+
+    def prove_echo(self) -> None:
+        """Each connection sends the smallest frame and gets its answer: a node's pong, a peer's echo."""
+        for connection in self._connections:
+            connection.send(PING)
+        self.expect(PONG_BYTES)
+
+    def expect(self, byte_count: int) -> None:
+        """Wait until every connection has received exactly ``byte_count`` bytes. Raises BenchError naming how many."""
+        counts = {connection.fileno(): 0 for connection in self._connections}
+        buffer = bytearray(65_536)
+        read = {connection.fileno(): connection.recv_into for connection in self._connections}
+        missing = len(counts)
+        with select.epoll() as epoll:
+            for fd in counts:
+                epoll.register(fd, select.EPOLLIN)
+            while missing:
+                ready = epoll.poll(PROOF_TIMEOUT_S)
+                if not ready:
+                    raise BenchError(f"{missing} of {len(counts)} parked connections did not receive their push")
+                for fd, _events in ready:
+                    count = read[fd](buffer)
+                    counts[fd] += count
+                    if count == 0 or counts[fd] > byte_count:
+                        raise BenchError(f"a parked connection was closed or got more than {byte_count} bytes")
+                    missing -= counts[fd] == byte_count
