@@ -81,9 +81,9 @@ def explain(error: BaseException, settings: Settings) -> CliError | None:
     from store.embedded import DataDirLocked
     from store.interface import StoreError
 
-    if isinstance(error, AuthMisconfigured | SecretUnusable):
+    if isinstance(error, AuthMisconfigured):
         return CliError(str(error), USAGE)
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreError | SecretUnusable):
         return CliError(str(error), UNAVAILABLE if isinstance(error, DataDirLocked) else FAILURE)
     if isinstance(error, OSError):
         reason = _listen_failure(error, f"{settings.host}:{settings.port}")

@@ -36,6 +36,7 @@ OWNER_COUNTERS: Final = {
     "unanswered": ("sends_unanswered", "Sends that were told OUTCOME_UNKNOWN because the store took too long."),
     "redelivered": ("entries_redelivered", "Entries delivered again because their send was repeated."),
     "loads": ("conversation_loads", "Conversations taken over from the store."),
+    "created": ("conversations_created", "Conversations created."),
     "evicted": ("conversation_evictions", "Conversations dropped from memory to make room."),
     "overloaded": ("commands_overloaded", "Commands refused because too many waited."),
     "receipts": ("receipts", "Receipt commands that moved a pointer."),
@@ -125,6 +126,9 @@ class Metrics:
         )
 
     def _add_owner(self, node: "Node") -> None:
+        gauge = self.registry.gauge
+        gauge("conversations_loaded", "Conversations in memory.", lambda: node.owner.conversations_loaded)
+        gauge("commands_waiting", "Commands that wait for the store.", lambda: node.owner.backlog.waiting)
         for field, (name, meaning) in OWNER_COUNTERS.items():
             self.registry.counter(name, meaning, lambda field=field: getattr(node.owner.counters, field))  # type: ignore[misc]
 
