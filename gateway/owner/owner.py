@@ -93,6 +93,11 @@ class Owner:
             self._find, self._resume, self._lookups.start, self._drop,
         )  # fmt: skip
 
+    @property
+    def conversations_loaded(self) -> int:
+        """Conversations held in memory now."""
+        return len(self._memory)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the nursery of all that the owner does, until cancelled.
 
