@@ -1,5 +1,6 @@
 """The ASGI application: bounds a request, finds its route, checks token, query and body, and writes the answer."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -42,12 +43,16 @@ class Api:
     """The HTTP API of one node, an ASGI application.
 
     The document and the page are rendered here, once: they are the same for every request.
+
+    Attributes:
+        answered: requests answered so far, by HTTP status.
     """
 
     def __init__(self, node: NodePort, version: str) -> None:
         described = openapi.document(ROUTES, version)
         self.document = msgspec.json.encode(described)
         self.page = render_page(described, node.address).encode()
+        self.answered: Counter[int] = Counter()
         self._node = node
         self._router = Router([*ROUTES, *_constants(self.document, self.page)])
 
@@ -62,6 +67,7 @@ class Api:
             answer = await self._answer(scope, receive)
         except ClientGone:
             return
+        self.answered[int(answer.status)] += 1
         await _send(send, answer)
 
     async def _answer(self, scope: Message, receive: Receive) -> Answer:

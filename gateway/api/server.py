@@ -176,8 +176,10 @@ class HttpServer:
                 # A connection that can take no answer would go on with the requests that came before it broke
                 stream.at_break = scope.cancel
                 await _Connection(self._app, self._config, self._context, stream).run()
-            except Exception:  # noqa: BLE001 - the outermost frame of a connection: logged, and only this one ends
-                _log.exception("http_connection_failed")
+            except Exception as error:  # noqa: BLE001 - the outermost frame of a connection: only this one ends
+                # The application logs its own faults, with traceback: this is input that hypercorn had no answer for,
+                # and a stranger shall not fill the log with tracebacks
+                _log.warning("http_connection_failed", error=repr(error))
             finally:
                 stream.cut()
                 del self._open[stream]

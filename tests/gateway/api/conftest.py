@@ -18,7 +18,8 @@ def node() -> FakeNode:
 
 @pytest.fixture
 async def front(node: FakeNode, nursery: trio.Nursery) -> AsyncIterator[Front]:
-    server = HttpServer(Api(node, "0.0.0"), Settings())
+    api = Api(node, "0.0.0")
+    server = HttpServer(api, Settings())
     await nursery.start(lambda task_status: server.run(task_status=task_status))
-    yield Front(node, server)
+    yield Front(node, server, api)
     nursery.cancel_scope.cancel()

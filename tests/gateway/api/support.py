@@ -8,6 +8,7 @@ import h11
 import msgspec
 import trio
 
+from gateway.api.app import Api
 from gateway.api.ports import Check
 from gateway.api.server import HttpServer
 from gateway.auth import Identity, TokenRefused
@@ -132,9 +133,10 @@ def request_bytes(
 class Front:
     """The server under test, and how a test gets connections to it."""
 
-    def __init__(self, node: FakeNode, server: HttpServer) -> None:
+    def __init__(self, node: FakeNode, server: HttpServer, api: Api) -> None:
         self.node = node
         self.server = server
+        self.api = api
 
     def sockets(self) -> tuple[socket.socket, socket.socket]:
         """A connected pair of loopback sockets: the client's, and the one that the listener would hold."""

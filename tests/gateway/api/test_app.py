@@ -78,6 +78,12 @@ async def test_another_method_names_the_allowed_ones(front: Front) -> None:
     assert (response.status, response.headers["allow"]) == (405, "GET, POST")
 
 
+async def test_answers_are_counted_by_status(front: Front) -> None:
+    for path in ("/health/live", "/health/live", "/v2/nothing", "/v1/conversations"):
+        await front.ask("GET", path, user=None)
+    assert front.api.answered == {200: 2, 404: 1, 401: 1}
+
+
 # --- Tokens ---------------------------------------------------------------------------------------------------------
 
 

@@ -228,9 +228,10 @@ async def test_http2_by_upgrade_does_no_harm(front: Front) -> None:
 @pytest.fixture
 async def narrow(node: FakeNode, nursery: trio.Nursery) -> AsyncIterator[Front]:
     """A server with room for one connection."""
-    narrow = HttpServer(Api(node, "0.0.0"), Settings(), connections_max=1)
+    api = Api(node, "0.0.0")
+    narrow = HttpServer(api, Settings(), connections_max=1)
     await nursery.start(lambda task_status: narrow.run(task_status=task_status))
-    yield Front(node, narrow)
+    yield Front(node, narrow, api)
     nursery.cancel_scope.cancel()
 
 
@@ -247,7 +248,8 @@ async def test_one_connection_too_many_is_told_so(narrow: Front) -> None:
 
 
 async def test_before_the_start_connections_are_turned_away(node: FakeNode) -> None:
-    front = Front(node, HttpServer(Api(node, "0.0.0"), Settings()))
+    api = Api(node, "0.0.0")
+    front = Front(node, HttpServer(api, Settings()), api)
     response = await front.ask("GET", "/health/live", user=None)
     assert (response.status, response.headers["retry-after"]) == (503, "1")
 
@@ -255,8 +257,9 @@ async def test_before_the_start_connections_are_turned_away(node: FakeNode) -> N
 async def test_at_the_end_open_requests_are_answered_and_idle_connections_closed(node: FakeNode) -> None:
     node.reply = frames.SendAck(1, 4, 9)
     node.gate = trio.Event()
-    http = HttpServer(Api(node, "0.0.0"), Settings())
-    front = Front(node, http)
+    api = Api(node, "0.0.0")
+    http = HttpServer(api, Settings())
+    front = Front(node, http, api)
     async with trio.open_nursery() as clients, trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: http.run(task_status=task_status))
         idle, busy = front.open(LIVE), front.open(SEND)
@@ -283,8 +286,9 @@ async def test_at_the_end_open_requests_are_answered_and_idle_connections_closed
 
 async def test_a_request_that_outlasts_the_grace_is_cut(node: FakeNode, autojump_clock: MockClock) -> None:
     node.gate = trio.Event()
-    http = HttpServer(Api(node, "0.0.0"), Settings())
-    front = Front(node, http)
+    api = Api(node, "0.0.0")
+    http = HttpServer(api, Settings())
+    front = Front(node, http, api)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: http.run(task_status=task_status))
         client = front.open(SEND)
