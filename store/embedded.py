@@ -120,6 +120,10 @@ class EmbeddedStore:
         """Transactions made durable so far."""
         return self._writer.commits
 
+    def observe_commits(self, observe: Callable[[int, float], None]) -> None:
+        """Call ``observe`` after each commit, in the writer thread, with its size in entries and its seconds."""
+        self._writer.on_commit = observe
+
     def append(self, batch: Sequence[Append], done: Done) -> None:
         """See ``Store.append``. What waits here is bounded by the owner, which bounds the sends in progress."""
         job = AppendJob(batch, done)

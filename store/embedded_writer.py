@@ -10,6 +10,7 @@ every write is answered with OutcomeUnknown, and its owner appends the same rows
 
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -112,6 +113,7 @@ class Writer:
         finished: jobs whose outcome is known, for the trio thread to call ``finish`` on, in order.
         error: what the last write failed of, None while writes succeed.
         commits: transactions committed so far; far fewer than appends when groups form.
+        on_commit: called in the writer thread after each, with its weight in entries and how many seconds it took.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Writer:
         self.finished: deque[Job] = deque()
         self.error: StoreError | None = None
         self.commits = 0
+        self.on_commit: Callable[[int, float], None] = lambda _entries, _seconds: None
         self._database = database
         self._connection = connection
         self._recent = recent
@@ -183,6 +186,7 @@ class Writer:
             return
         may_checkpoint = self._checkpointer.idle
         committing = False
+        began_s = time.monotonic()
         try:
             self._log.begin()
             for job in group:
@@ -197,6 +201,8 @@ class Writer:
             self._recent.indexed(part)
         self._recent.freeze_if_full()
         self.commits += changed
+        if changed:
+            self.on_commit(sum(job.weight for job in group), time.monotonic() - began_s)
         if changed and may_checkpoint:
             self._checkpoint()
 
