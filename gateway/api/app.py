@@ -42,7 +42,8 @@ class ClientGone(Exception):
 class Api:
     """The HTTP API of one node, an ASGI application.
 
-    The document and the page are rendered here, once: they are the same for every request.
+    The document and the page are rendered here, once: they are the same for every request. So the node has to know its
+    address by then.
 
     Attributes:
         answered: requests answered so far, by HTTP status.

@@ -60,8 +60,7 @@ def render_page(document: _Schema, address: str) -> str:
 
 def chat_commands(address: str) -> tuple[str, str]:
     """Two commands that chat with each other through the node at ``address`` (``http://HOST:PORT``)."""
-    url = address.replace("http", "ws", 1)
-    return f"tidegate chat --as alice --to bob --url {url}", f"tidegate chat --as bob --to alice --url {url}"
+    return f"tidegate chat --as alice --to bob --url {address}", f"tidegate chat --as bob --to alice --url {address}"
 
 
 def _getting_started(address: str) -> str:

@@ -153,8 +153,8 @@ def test_links_within_the_page_lead_somewhere(api: Api) -> None:
 
 def test_the_page_shows_the_commands_and_every_route(api: Api) -> None:
     text = api.page.decode()
-    assert "tidegate chat --as alice --to bob --url ws://127.0.0.1:8480" in text
-    assert "tidegate chat --as bob --to alice --url ws://127.0.0.1:8480" in text
+    assert "tidegate chat --as alice --to bob --url http://127.0.0.1:8480" in text
+    assert "tidegate chat --as bob --to alice --url http://127.0.0.1:8480" in text
     for route in ROUTES:
         assert f"<code>{route.path}</code>" in text
         assert route.summary in text or route.summary.replace("'", "&#x27;") in text
