@@ -63,7 +63,7 @@ def test_help_imports_no_heavy_package() -> None:
         "from gateway.cli import main\n"
         "try: main.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'trio', 'cryptography', 'jwt', 'litestar', 'hypercorn', 'structlog', 'prometheus_client'}\n"
+        "heavy = {'trio', 'cryptography', 'jwt', 'hypercorn', 'structlog', 'prometheus_client'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -86,6 +86,20 @@ def test_wrong_usage_is_one_line(arguments: tuple[str, ...], line: str, capsys: 
     assert captured.out == ""
     assert captured.err.startswith(line)
     assert captured.err.count("\n") == 1
+
+
+def test_a_package_of_the_extra_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'psutil'", name="psutil.more")
+
+    monkeypatch.setattr(cli.importlib, "import_module", missing)
+    assert run("bench") == 69
+    assert capsys.readouterr().err == (
+        "tidegate: tidegate bench needs the package psutil, which is not installed; run: make install-dev "
+        "(or pip install 'tidegate[bench]')\n"
+    )
 
 
 def test_an_error_is_one_line_with_its_exit_code(
