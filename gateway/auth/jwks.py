@@ -67,8 +67,12 @@ def fetch(url: str) -> bytes:
 
 def check_url(url: str) -> str:
     """The URL itself, if it can be a JWKS URL. Raises AuthMisconfigured."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in {"https", "http"} or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
         raise AuthMisconfigured(f"auth_jwks_url {url!r} is not an https:// (or http://) URL with a host")
     return url
 
@@ -99,6 +103,8 @@ class JwksKeys:
 
         Cancelling leaves the keys as they are; a fetch that is under way is abandoned.
         """
+        if self._url.startswith("http:"):
+            _log.warning("jwks over plain http: whoever is on the way can replace the keys", url=self._url)
         await self.refresh()
         task_status.started()
         while True:

@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 import click
 
-from gateway.cli.errors import FAILURE, INTERNAL, INTERRUPTED, sole_cause
+from gateway.cli.errors import FAILURE, INTERNAL, INTERRUPTED, UNAVAILABLE, CliError, sole_cause
 
 COMMANDS: Final = {
     "serve": "run a node",
@@ -25,6 +25,9 @@ COMMANDS: Final = {
 }
 """Every subcommand, with its line in ``tidegate --help``; gateway/cli/NAME.py has each as ``command``."""
 
+EXTRA_PACKAGES: Final = frozenset({"matplotlib", "picows", "psutil", "uvloop", "websockets"})
+"""Packages of the extra ``bench``: a node runs without them."""
+
 
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are called: help and short commands stay fast."""
@@ -37,7 +40,17 @@ class LazyGroup(click.Group):
         """Import one subcommand; None if there is no such."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"gateway.cli.{cmd_name}").command
+        try:
+            command = importlib.import_module(f"gateway.cli.{cmd_name}").command
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_PACKAGES:
+                raise
+            raise CliError(
+                f"tidegate {cmd_name} needs the package {package}, which is not installed; run: make install-dev "
+                "(or pip install 'tidegate[bench]')",
+                UNAVAILABLE,
+            ) from None
         assert isinstance(command, click.Command)
         command.name = cmd_name
         return command

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.auth import TokenRefused, UnknownKey, Verifier
-from gateway.auth.jwks import JWKS_BYTES_MAX, REFRESH_INTERVAL_MIN_S, FetchFailed, fetch
+from gateway.auth.jwks import JWKS_BYTES_MAX, REFRESH_INTERVAL_MIN_S, FetchFailed, check_url, fetch
 from gateway.auth.keys import AuthMisconfigured, parse_jwks
 from gateway.config import Settings
 from tests.gateway.auth.keys import NOW_S, b64, jwks, private_key, public_jwk, signed_by
@@ -233,6 +233,14 @@ def test_documents_that_are_refused(document: bytes, complaint: str) -> None:
 def test_weak_or_foreign_keys(kind: str, algorithm: str) -> None:
     with pytest.raises(AuthMisconfigured, match=f"no key for {algorithm}"):
         parse_jwks(jwks(public_jwk(kind)), algorithm)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///x", "ftp://h/x", "https://", "jwks.json", "https://[::1", "https://h:x/", "//h/"]
+)
+def test_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(AuthMisconfigured, match="is not an https://"):
+        check_url(url)
 
 
 # --- Fetching over HTTP ------------------------------------------------------------------------------------------
