@@ -10,19 +10,22 @@ from msgspec import Struct
 from bench.errors import BenchError, PeerMissing
 from bench.load.accounts import Door
 from bench.load.connect import wait_until
-from bench.load.messages import SEQ_FIRST, SendTemplate
 from bench.load.process import LoadProcess
 from bench.load.setup import SetupClient
 from bench.machine import Busy, Cores, choose_cores, resident_bytes
 from bench.node import read_metrics, running_node
 from bench.peers.process import PeerProcess
 from bench.processes import NodeProcess
+from protocol.frames import Send
 
 SETTLE_S = 1.0
 """Seconds from the last handshake to the reading of memory: the server finishes what it does behind a burst."""
 
 LEAVE_TIMEOUT_S = 60.0
 """Seconds in which a node must have noticed that everybody left."""
+
+PROOF = "everybody has to get this"
+"""The message that proves that every parked connection can receive."""
 
 PEERS = {
     "websockets": ("websockets_uvloop", ("websockets", "uvloop")),
@@ -113,13 +116,9 @@ def _node_crowd(cores: Cores, options: Options) -> Crowd:
 def _prove_push(door: Door, parked: LoadProcess, users: list[str]) -> None:
     """Put everybody into one conversation and see that each connection gets the message sent there."""
     with SetupClient(door, "bench-sender") as sender:
-        group = sender.create_group([])
-        sender.send_filler(group, SEQ_FIRST)
-        sender.add_members(group, users)
-        parked.call("drop")
-        template = SendTemplate(group, "bench-sender")
-        sender.connection.sendall(template.make(1))
-        parked.call("expect", template.push_bytes)
+        group = sender.create_group(users)
+        sender.ask(Send(sender.next_id(), group, "proof", PROOF))
+        parked.call("prove_push", PROOF.encode())
 
 
 def _second_wave(cores: Cores, options: Options) -> float:

@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+from collections.abc import Callable
 
 from bench.errors import BenchError
 from bench.load.accounts import CLOSE_FRAME, PING, PONG_BYTES, Door, user_names
@@ -48,38 +49,33 @@ class Parked:
         close_politely(self._connections, CLOSE_FRAME)
         self._connections = []
 
-    def drop(self) -> None:
-        """Read away what was pushed so far."""
-        buffer = bytearray(65_536)
-        for connection in self._connections:
-            try:
-                while connection.recv_into(buffer):
-                    pass
-            except BlockingIOError:
-                continue
-
     def prove_echo(self) -> None:
         """Each connection sends the smallest frame and gets its answer: a node's pong, a peer's echo."""
         for connection in self._connections:
             connection.send(PING)
-        self.expect(PONG_BYTES)
+        self._await_all(lambda data: len(data) >= PONG_BYTES)
 
-    def expect(self, byte_count: int) -> None:
-        """Wait until every connection has received exactly ``byte_count`` bytes. Raises BenchError naming how many."""
-        counts = {connection.fileno(): 0 for connection in self._connections}
-        buffer = bytearray(65_536)
-        read = {connection.fileno(): connection.recv_into for connection in self._connections}
-        missing = len(counts)
+    def prove_push(self, marker: bytes) -> None:
+        """Wait until a push with ``marker`` in it has come to every connection, whatever came before it."""
+        self._await_all(lambda data: marker in data)
+
+    def _await_all(self, complete: Callable[[bytes], bool]) -> None:
+        """Read until what each connection has received is complete. Raises BenchError naming how many lack."""
+        missing = {connection.fileno(): b"" for connection in self._connections}
+        read = {connection.fileno(): connection.recv for connection in self._connections}
         with select.epoll() as epoll:
-            for fd in counts:
+            for fd in missing:
                 epoll.register(fd, select.EPOLLIN)
             while missing:
                 ready = epoll.poll(PROOF_TIMEOUT_S)
                 if not ready:
-                    raise BenchError(f"{missing} of {len(counts)} parked connections did not receive their push")
+                    raise BenchError(f"{len(missing)} of {len(read)} parked connections did not get what was sent")
                 for fd, _events in ready:
-                    count = read[fd](buffer)
-                    counts[fd] += count
-                    if count == 0 or counts[fd] > byte_count:
-                        raise BenchError(f"a parked connection was closed or got more than {byte_count} bytes")
-                    missing -= counts[fd] == byte_count
+                    chunk = read[fd](65_536)
+                    if not chunk:
+                        raise BenchError("a parked connection was closed by the server")
+                    data = missing.get(fd, b"") + chunk
+                    if complete(data):
+                        missing.pop(fd, None)
+                    elif fd in missing:
+                        missing[fd] = data
