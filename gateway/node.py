@@ -188,12 +188,12 @@ class Node:
                 self._parts.start_soon(self.parking.run)
                 self._parts.start_soon(self.hub.fanout.run)
                 self._parts.start_soon(self.keepalive.run)
-                await self._parts.start(self.metrics.run)
                 async with trio.open_nursery() as self._accepting:
                     await self._accepting.start(self.listener.run, self._sockets)
                     # All that lives as long as the node is made by now: the collector need not look at it again.
                     gc.collect()
                     gc.freeze()
+                    await self._parts.start(self.metrics.run)  # behind that pause, which disturbs nobody
                     log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
                     task_status.started()
                 for sock in self._sockets:
@@ -237,8 +237,10 @@ def main(settings: Settings, announce: Callable[[Node], None]) -> None:
     """
     sockets = listen(settings.host, settings.port)
     try:
+        verifier = Verifier.from_settings(settings)
         store = EmbeddedStore.open(settings.data_dir)
-        node = Node(settings, store, Verifier.from_settings(settings), sockets)
+        node = Node(settings, store, verifier, sockets)
+        store.observe_commits(node.metrics.observe_commit)
         trio.run(_serve, node, announce)
     finally:
         for sock in sockets:
