@@ -199,7 +199,7 @@ async def live(
         async with trio.open_nursery() as nursery:
             await _live(nursery, opener, address, token, device, handlers)
     except* (ConnectionEnded, ConnectionRejected, ConnectionClosed, HandshakeError, ConnectionLost, OSError) as group:
-        ending = _ending(_first(group), address, was_online=was_online)
+        ending = _ending(_telling(group), address, was_online=was_online)
     assert ending is not None, "a connection ends with a reason"
     return ending
 
@@ -271,12 +271,17 @@ async def _close(websocket: WebSocketConnection) -> None:
         await websocket.aclose()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error in a group, whatever its depth: several tasks see the same end."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error in a group that tells most: several tasks see the same end, some only its consequences."""
+    leaves: list[BaseException] = []
+    groups: list[BaseException] = [group]
+    while groups:
+        error = groups.pop()
+        if isinstance(error, BaseExceptionGroup):
+            groups.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return min(leaves, key=lambda leaf: (not isinstance(leaf, ConnectionEnded), isinstance(leaf, ConnectionLost)))
 
 
 def _ending(error: BaseException, address: Address, *, was_online: bool) -> Ending:

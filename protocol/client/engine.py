@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -193,8 +194,8 @@ class Engine:
         while self.events.full and not connection.awaited:
             async with trio.open_nursery() as nursery:
 
-                async def until(wait: Callable[[], object], scope: trio.CancelScope) -> None:
-                    await wait()  # type: ignore[misc]
+                async def until(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+                    await wait()
                     scope.cancel()
 
                 nursery.start_soon(until, self.events.wait_half_empty, nursery.cancel_scope)

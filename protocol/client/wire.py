@@ -18,6 +18,8 @@ ENDPOINT: Final = "/v1/connect"
 _RECEIVE_BYTES: Final = 65_536
 """Bytes read from the stream at once; trio-websocket's own 4 KiB would mean a read per few messages of a sync."""
 
+_BROKE_OFF: Final = Ending("backoff", "the connection broke off before the node answered")
+
 
 class Address(Struct, frozen=True):
     """Where a node is: what a ws:// or wss:// URL says."""
@@ -120,11 +122,16 @@ class _HandshakeStream(trio.abc.Stream):
                 raise
             data = b""
         if not data and not self.upgraded:
-            raise ConnectionEnded(Ending("backoff", "the connection broke off before the node answered"))
+            raise ConnectionEnded(_BROKE_OFF)
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError:
+            if self.upgraded:
+                raise
+            raise ConnectionEnded(_BROKE_OFF) from None
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()

@@ -1,0 +1,30 @@
+"""A fake node and clients connected to it. Tests ask for ``autojump_clock`` themselves, or it is not the clock."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Protocol
+
+import pytest
+import trio
+
+from protocol.client import Client, connect
+from tests.fakes.node import FakeNode
+
+
+class Connect(Protocol):
+    def __call__(self, **options: object) -> AbstractAsyncContextManager[Client]: ...
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[FakeNode]:
+    async with trio.open_nursery() as nursery:
+        yield FakeNode(nursery)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def connected(node: FakeNode) -> Connect:
+    """``connect`` to the fake node."""
+    return partial(connect, "ws://node", token="t", opener=node.opener, rng=random.Random(1))

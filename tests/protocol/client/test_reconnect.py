@@ -1,0 +1,248 @@
+import random
+
+import pytest
+import trio
+
+from protocol.client import (
+    ClientClosed,
+    Closed,
+    Connecting,
+    Online,
+    Replaced,
+    Resumed,
+    StateChanged,
+    TokenRefused,
+    Waiting,
+)
+from protocol.errors import CloseCode
+from protocol.frames import GoAway
+from tests.fakes.node import FakeNode
+from tests.fakes.waiting import next_of
+
+REFUSED = ConnectionRefusedError(111, "Connection refused")
+
+
+async def state(events, kind):
+    while not isinstance(found := (await next_of(events, StateChanged)).state, kind):
+        pass
+    return found
+
+
+async def test_the_states_of_a_lost_connection(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        events = client.events()
+        assert await state(events, Online) == Online("alice", client.device, "fake")
+        node.refusals.append(REFUSED)
+        await node.connection.close(1012)
+        first = await state(events, Waiting)
+        assert "drains or restarts" in first.reason
+        assert 0 <= first.delay_s <= 1
+        assert await state(events, Connecting) == Connecting(1)
+        second = await state(events, Waiting)
+        assert second.reason == "cannot reach ws://node:80: connection refused"
+        assert 0 <= second.delay_s <= 2
+        assert await state(events, Connecting) == Connecting(2)
+        await state(events, Online)
+    assert client.state == Closed("the client was closed by the program", True)
+
+
+@pytest.mark.parametrize("code", [c for c in CloseCode if c.reconnect == "backoff"])
+async def test_backoff_codes(autojump_clock, node: FakeNode, connected, code: CloseCode) -> None:
+    async with connected(rng=random.Random(3)) as client:
+        await client.wait_online()
+        await node.connection.close(int(code))
+        waiting = await state(client.events(), Waiting)
+        assert 0 < waiting.delay_s <= 1
+        await node.connected(2)
+
+
+@pytest.mark.parametrize("code", [c for c in CloseCode if c.reconnect == "now"])
+async def test_now_codes_reconnect_at_once_but_only_once(
+    autojump_clock, node: FakeNode, connected, code: CloseCode
+) -> None:
+    async with connected() as client:
+        events = client.events()
+        await client.wait_online()
+        await node.connection.close(int(code))
+        assert (await state(events, Waiting)).delay_s == 0.0
+        await node.connected(2)
+        await node.connection.close(int(code))
+        assert (await state(events, Waiting)).delay_s > 0.0
+        await node.connected(3)
+        await trio.sleep(20)  # long enough to count as a success
+        await node.connection.close(int(code))
+        assert (await state(events, Waiting)).delay_s == 0.0
+
+
+@pytest.mark.parametrize("code", [c for c in CloseCode if c.reconnect == "new_token"])
+async def test_new_token_codes_fetch_another_token(autojump_clock, node: FakeNode, connected, code: CloseCode) -> None:
+    tokens = iter(["one", "two"])
+
+    async def provider() -> str:
+        return next(tokens)
+
+    async with connected(token=provider) as client:
+        await client.wait_online()
+        await node.connection.close(int(code))
+        await node.connected(2)
+    assert [token for token, _, _ in node.attempts] == ["one", "two"]
+
+
+@pytest.mark.parametrize("code", [c for c in CloseCode if c.reconnect == "never"])
+async def test_never_codes_end_the_client_with_a_clear_error(
+    autojump_clock, node: FakeNode, connected, code: CloseCode
+) -> None:
+    async with connected() as client:
+        events = client.events()
+        await client.wait_online()
+        await node.connection.close(int(code))
+        with pytest.raises(ClientClosed, match=code.meaning[:20]) as closed:
+            await next_of(events, int)
+        assert closed.value.code == code
+        assert isinstance(closed.value, Replaced) == (code == CloseCode.REPLACED)
+        with pytest.raises(ClientClosed):
+            await client.send("c", "hello")
+    assert len(node.attempts) == 1
+
+
+async def test_a_token_refused_twice_is_final(autojump_clock, node: FakeNode, connected) -> None:
+    node.refusals.extend([(401, [], b"the token has expired")] * 5)
+    async with connected() as client:
+        with pytest.raises(TokenRefused, match="HTTP 401: the token has expired, and there is no other token"):
+            await client.wait_online()
+    assert len(node.attempts) == 1
+
+
+async def test_a_refused_token_is_replaced_by_a_new_one(autojump_clock, node: FakeNode, connected) -> None:
+    tokens = iter(["old", "new"])
+
+    async def provider() -> str:
+        return next(tokens)
+
+    node.refusals.append((401, [], b"the token has expired"))
+    async with connected(token=provider) as client:
+        await client.wait_online()
+    assert [token for token, _, _ in node.attempts] == ["old", "new"]
+
+
+async def test_a_token_provider_without_network_is_asked_again(autojump_clock, node: FakeNode, connected) -> None:
+    answers = iter([OSError("no route"), "token"])
+
+    async def provider() -> str:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    async with connected(token=provider) as client:
+        assert "no route" in (await state(client.events(), Waiting)).reason
+        await client.wait_online()
+
+
+async def test_a_faulty_token_provider_ends_the_client(autojump_clock, node: FakeNode, connected) -> None:
+    async def provider() -> str:
+        raise KeyError("oops")
+
+    async with connected(token=provider) as client:
+        with pytest.raises(ClientClosed, match="token provider failed: KeyError"):
+            await client.wait_online()
+
+
+async def test_retry_after_is_obeyed(autojump_clock, node: FakeNode, connected) -> None:
+    node.refusals.append((503, [(b"Retry-After", b"12")], b"full"))
+    async with connected() as client:
+        waiting = await state(client.events(), Waiting)
+        assert 12 <= waiting.delay_s <= 13
+        assert waiting.reason == "the node answered HTTP 503: full"
+        await client.wait_online()
+    assert node.attempts[1][2] - node.attempts[0][2] >= 12
+
+
+async def test_a_404_is_final_at_first_but_not_for_a_client_that_was_online(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    node.refusals.append((404, [], b"no such page"))
+    async with connected() as client:
+        with pytest.raises(ClientClosed, match="HTTP 404: no such page"):
+            await client.wait_online()
+    node.refusals.extend([None, (404, [], b"")])
+    async with connected() as client:
+        await client.wait_online()
+        await node.connection.close(1012)
+        await node.connected(2)
+
+
+async def test_go_away_tells_how_long_to_stay_away(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        events = client.events()
+        await client.wait_online()
+        await node.connection.put(GoAway(9000))
+        await node.connection.close(1012)
+        assert 8.9 <= (await state(events, Waiting)).delay_s <= 10
+        await node.connected(2)
+
+
+async def test_silence_beyond_the_idle_timeout_means_lost(autojump_clock, node: FakeNode, connected) -> None:
+    node.idle_timeout_s = 20.0
+    node.heartbeat_interval_s = 50.0
+    async with connected() as client:
+        events = client.events()
+        await client.wait_online()
+        start = trio.current_time()
+        assert (await state(events, Waiting)).reason == "nothing was heard from the node for 20 s"
+        assert trio.current_time() - start < 23
+        await node.connected(2)
+
+
+async def test_a_connection_cut_without_a_word(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await trio.aclose_forcefully(node.streams[-1])
+        assert (await state(events, Waiting)).reason == "the connection broke off"
+        await node.connected(2)
+
+
+async def test_a_connection_cut_during_the_handshake(autojump_clock, node: FakeNode, connected) -> None:
+    node.cut_handshakes = 1
+    async with connected() as client:
+        start = trio.current_time()
+        waiting = await state(client.events(), Waiting)
+        assert waiting.reason == "the connection broke off before the node answered"
+        assert trio.current_time() == start
+        await client.wait_online()
+
+
+async def test_a_node_that_never_answers(autojump_clock, node: FakeNode, connected) -> None:
+    node.mute_handshakes = 1
+    async with connected() as client:
+        start = trio.current_time()
+        assert (await state(client.events(), Waiting)).reason == "ws://node:80 did not answer within 10 s"
+        assert trio.current_time() - start == pytest.approx(10)
+        await client.wait_online()
+
+
+async def test_something_that_is_no_frame(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        events = client.events()
+        await client.wait_online()
+        await node.connection.websocket.send_message(b"\xff garbage")
+        assert "no frame" in (await state(events, Waiting)).reason
+        await node.connected(2)
+
+
+async def test_frames_of_a_newer_version_are_ignored(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        await client.wait_online()
+        await node.connection.websocket.send_message(b"\x92\x7f\x01")  # tag 127
+        assert (await client.send("c", "hello")).seq == 1
+    assert len(node.connections) == 1
+
+
+async def test_another_user_s_token_ends_the_client(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        await client.wait_online()
+        node.user = "mallory"
+        await node.connection.close(1012)
+        with pytest.raises(ClientClosed, match="the token is mallory's, but this client and its state are alice's"):
+            await next_of(client.events(), int)
