@@ -47,13 +47,22 @@ def announce(name: str, address: str, settings: Settings) -> None:
     """Print where the node listens (the first line is for scripts too), and what to do next."""
     program = _program()
     click.echo(f"tidegate {version('tidegate')}: node {name} listening on {address}")
-    if settings.auth_algorithm == "HS256":
+    if _takes_development_tokens(settings):
         target = "".join(f" {option}" for option in _chat_options(address, settings))
         click.echo("Chat, from two more terminals:")
         click.echo(f"  {program} chat --as alice --to bob{target}")
         click.echo(f"  {program} chat --as bob --to alice{target}")
     click.echo(f"API page: {address}/")
     sys.stdout.flush()
+
+
+def _takes_development_tokens(settings: Settings) -> bool:
+    """Whether a token that ``tidegate chat`` makes by itself, knowing only the data directory, is accepted."""
+    defaults = Settings()
+    return settings.auth_algorithm == "HS256" and (
+        (settings.auth_secret, settings.auth_audience, settings.auth_issuer)
+        == (defaults.auth_secret, defaults.auth_audience, defaults.auth_issuer)
+    )
 
 
 def _chat_options(address: str, settings: Settings) -> list[str]:

@@ -105,6 +105,9 @@ def test_chat_commands_name_what_differs_from_the_defaults(capsys: pytest.Captur
     assert "chat --as alice --to bob --url http://127.0.0.1:5 --data-dir 'my data'\n" in capsys.readouterr().out
 
 
-def test_no_chat_commands_without_development_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    serve.announce("n1", "http://127.0.0.1:5", Settings(auth_algorithm="RS256"))
+@pytest.mark.parametrize(
+    "changes", [{"auth_algorithm": "RS256"}, {"auth_secret": "x" * 32}, {"auth_audience": "a"}, {"auth_issuer": "i"}]
+)
+def test_no_chat_commands_that_would_be_refused(changes: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    serve.announce("n1", "http://127.0.0.1:5", Settings(**changes))
     assert "chat" not in capsys.readouterr().out
