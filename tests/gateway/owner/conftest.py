@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 from gateway.config import Settings
 from gateway.owner.owner import Owner
@@ -47,10 +47,16 @@ class World:
         self.settings = settings
         self.store = store or MemoryStore()
         self.edge = RecordingEdge()
+        self.scope = trio.CancelScope()
         self.ownership = FakeOwnership()
         self.now_us = 1_700_000_000_000_000
         self.owner = Owner(settings, self.store, self.edge, self.ownership, lambda: self.now_us)
         self._ids = count(1)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the owner until ``scope`` is cancelled."""
+        with self.scope:
+            await self.owner.run(task_status=task_status)
 
     def next_id(self) -> int:
         return next(self._ids)
@@ -109,14 +115,14 @@ def eve() -> FakeOrigin:
 
 
 @pytest.fixture
-async def start_world(nursery: trio.Nursery, autojump_clock: MockClock) -> StartWorld:
+async def start_world(nursery: trio.Nursery) -> StartWorld:
     """Starts owners: ``await start_world(tail_entries_max=16)``; several may share a store, one after the other."""
 
     async def start(store: MemoryStore | None = None, **settings: object) -> World:
         world = World(Settings(**settings), store)  # type: ignore[arg-type]
         if store is None:
             await nursery.start(world.store.run)
-        await nursery.start(world.owner.run)
+        await nursery.start(world.run)
         return world
 
     return start
