@@ -33,6 +33,7 @@ _SELECT_INDEXED: Final = """
 _SELECT_INDEXED_NEWEST: Final = _SELECT_INDEXED.format("DESC")
 _SELECT_INDEXED_OLDEST: Final = _SELECT_INDEXED.format("ASC")
 _SELECT_AT: Final = "SELECT position, encoded FROM entries WHERE position IN ({})"
+_SELECT_LAST_POSITION: Final = "SELECT coalesce(max(position), 0) FROM entries"
 _SELECT_MEMBERSHIPS: Final = """
     SELECT c.key, c.id, c.kind, c.title, m.delivered_seq, m.read_seq, c.member_count, (
         SELECT position FROM entry_index WHERE conversation = m.conversation ORDER BY seq DESC LIMIT 1)
@@ -117,7 +118,7 @@ def entries_between(
     if limit <= 0 or before_seq - after_seq <= 1:
         return []
     if newest:
-        last = min(before_seq - 1, last_seq(generations, key))
+        last = min(before_seq - 1, last_seq(generations, key, _last_position_seen(connection)))
         recent = _at(connection, places(generations, key, max(after_seq, last - limit), before_seq))
         if recent:
             before_seq = recent[0][0]
@@ -137,6 +138,12 @@ def _at(connection: sqlite3.Connection, wanted: Iterable[tuple[int, int]]) -> li
     places_ = list(wanted)
     encoded = _encoded_at(connection, [position for _seq, position in places_])
     return [(seq, encoded[position]) for seq, position in places_ if position in encoded]
+
+
+def _last_position_seen(connection: sqlite3.Connection) -> int:
+    """The last position of this snapshot; the generations may know of later ones by now."""
+    position: int = connection.execute(_SELECT_LAST_POSITION).fetchone()[0]
+    return position
 
 
 def _encoded_at(connection: sqlite3.Connection, positions: Collection[int]) -> dict[int, bytes]:
@@ -176,7 +183,8 @@ def memberships(connection: sqlite3.Connection, generations: Generations, user: 
         peers.setdefault(key, []).append(peer)
     rows = connection.execute(_SELECT_MEMBERSHIPS, (user,)).fetchall()
     indexed = {key: position for key, *_rest, position in rows}
-    newer = {key: last_position(generations, key) for key in indexed}
+    through = _last_position_seen(connection)
+    newer = {key: last_position(generations, key, through) for key in indexed}
     encoded = _encoded_at(connection, [newer[key] or indexed[key] or 0 for key in indexed])
     found = []
     for key, conversation_id, kind, title, delivered, read, count, _position in rows:

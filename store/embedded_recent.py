@@ -15,6 +15,7 @@ of the database begins finds every entry of the snapshot, in the one or in the o
 """
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import chain
 from typing import Final
@@ -30,6 +31,9 @@ INDEX_ENTRIES_PER_ENTRY: Final = 2
 
 INDEX_ENTRIES_MIN: Final = 128
 """Index rows that a group writes at least, while there are any."""
+
+POSITION_MAX: Final = 2**63 - 1
+"""Largest position there can be: no bound at all."""
 
 
 class Run:
@@ -127,22 +131,29 @@ class Recent:
             self.generations = (self._growing,)
 
 
-def last_seq(generations: Generations, key: int) -> int:
-    """The newest seq of a conversation in these generations, 0 if they have nothing of it."""
-    for generation in reversed(generations):
-        run = generation.get(key)
-        if run is not None:
-            return run.first_seq + len(run.positions) - 1
-    return 0
+def last_seq(generations: Generations, key: int, through: int = POSITION_MAX) -> int:
+    """The newest seq of a conversation that stands at ``through`` or before it, 0 if there is none in here.
+
+    Generations grow while they are read: a reader names the last position of its snapshot, or it would learn of an
+    entry that it cannot see and overlook the one before.
+    """
+    run, count = _last_run(generations, key, through)
+    return run.first_seq + count - 1 if run is not None else 0
 
 
-def last_position(generations: Generations, key: int) -> int:
-    """Where the newest entry of a conversation stands, 0 if these generations have nothing of it."""
+def last_position(generations: Generations, key: int, through: int = POSITION_MAX) -> int:
+    """Where the newest entry of a conversation up to ``through`` stands, 0 if there is none in here."""
+    run, count = _last_run(generations, key, through)
+    return run.positions[count - 1] if run is not None else 0
+
+
+def _last_run(generations: Generations, key: int, through: int) -> tuple[Run | None, int]:
+    """The newest run with an entry at ``through`` or before it, and how many of its entries stand there."""
     for generation in reversed(generations):
         run = generation.get(key)
-        if run is not None:
-            return run.positions[-1]
-    return 0
+        if run is not None and (count := bisect_right(run.positions, through)):
+            return run, count
+    return None, 0
 
 
 def places(generations: Generations, key: int, after_seq: int, before_seq: int) -> Iterator[tuple[int, int]]:
