@@ -4,7 +4,6 @@ Nothing is kept for a user who is online and watched by nobody, besides the hub'
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -27,11 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Presences:
-    """Tells watchers who comes and goes.
-
-    Attributes:
-        watched: users with at least one watcher here.
-    """
+    """Tells watchers who comes and goes. Times are kept to the second."""
 
     def __init__(
         self, settings: Settings, store: Store, hub: Hub, wall_ms: Callable[[], int] = lambda: time.time_ns() // 10**6
@@ -40,8 +35,10 @@ class Presences:
         self._store = store
         self._hub = hub
         self._wall_ms = wall_ms
-        self._leaving: dict[str, tuple[float, int]] = {}
-        self._departures: deque[tuple[float, str]] = deque()
+        # User -> when the last connection ended, in order of leaving. All who leave between two ticks share one object
+        # for the time: a crowd that leaves at once costs a slot each and nothing more.
+        self._leaving: dict[str, float] = {}
+        self._tick_s = 0.0
         self._unsaved: dict[str, int] = {}
         self._watchers: dict[str, set[Connection]] = {}
         self._watches: dict[Connection, tuple[str, ...]] = {}
@@ -50,6 +47,11 @@ class Presences:
         self._replies_open = 0
         hub.on_arrival = self._arrived
         hub.on_departure = self._departed
+
+    @property
+    def leaving(self) -> int:
+        """Users who are within the grace period after their last connection."""
+        return len(self._leaving)
 
     @property
     def watched(self) -> int:
@@ -65,26 +67,30 @@ class Presences:
             self._tell(user, PresencePush(user, online=True))
 
     def _departed(self, user: str) -> None:
-        due = trio.current_time() + self._grace_s
-        self._leaving[user] = (due, self._wall_ms())
-        self._departures.append((due, user))
+        self._leaving.pop(user, None)
+        self._leaving[user] = self._tick_s
 
     def _tell(self, user: str, push: PresencePush) -> None:
         self._hub.signal_connections(self._watchers.get(user, ()), push)
 
     def tick(self, now: float) -> None:
         """Once a second: users whose grace period is over are offline."""
-        while self._departures and self._departures[0][0] <= now:
-            due, user = self._departures.popleft()
-            leaving = self._leaving.get(user)
-            if leaving is None or leaving[0] != due:
-                continue  # came back, and perhaps left again since
+        self._tick_s = now
+        ended: list[tuple[str, int]] = []
+        for user, left_s in self._leaving.items():
+            if left_s + self._grace_s > now:
+                break
+            ended.append((user, self._left_ms(now - left_s)))
+        for user, left_ms in ended:
             del self._leaving[user]
-            self._unsaved[user] = leaving[1]
+            self._unsaved[user] = left_ms
             if user in self._watchers:
-                self._tell(user, PresencePush(user, online=False, last_seen_ms=leaving[1]))
-        if self._unsaved:
+                self._tell(user, PresencePush(user, online=False, last_seen_ms=left_ms))
+        if ended:
             self._wake.set()
+
+    def _left_ms(self, ago_s: float) -> int:
+        return self._wall_ms() - int(ago_s * 1000)
 
     def watch(self, connection: Connection, command: WatchPresence) -> None:
         """Replace the watch list of a connection; the reply tells how things stand."""
@@ -132,6 +138,7 @@ class Presences:
 
         A cancellation stores, for users who are leaving or not stored yet, what is known so far.
         """
+        self._tick_s = trio.current_time()
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
@@ -141,7 +148,8 @@ class Presences:
                     await self._save()
         finally:
             with trio.CancelScope(shield=True):
-                self._unsaved |= {user: seen_ms for user, (_, seen_ms) in self._leaving.items()}
+                now = trio.current_time()
+                self._unsaved |= {user: self._left_ms(now - left_s) for user, left_s in self._leaving.items()}
                 await self._save()
 
     async def _save(self) -> None:
