@@ -22,7 +22,7 @@ def node() -> Any:
         listener=SimpleNamespace(handshakes=7, refused={503: 8}),
         writer=SimpleNamespace(bytes_queued=9, slow_consumers=10, closed_by_code={1000: 11}),
         http=SimpleNamespace(connections=12, refused=13),
-        presences=SimpleNamespace(watched=14),
+        presences=SimpleNamespace(watched=14, leaving=0),
         commands=SimpleNamespace(rate_limited=15, invalid=16),
         owner=SimpleNamespace(
             counters=OwnerCounters(sends=17), conversations_loaded=18, backlog=SimpleNamespace(waiting=19)
