@@ -1,0 +1,202 @@
+"""Repeats: one client_msg_id has one seq, whatever was lost on the way."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from protocol.errors import ErrorCode
+from protocol.frames import AddMembers, RemoveMembers, Rename, Send, SendAck
+from store.interface import Unavailable
+from tests.fakes.edge import FakeOrigin
+
+
+async def test_a_repeat_is_answered_from_memory_and_delivered_again(world, alice):
+    conversation_id = await world.direct(alice, "bob")
+    first = await world.ask(alice, Send(1, conversation_id, "m1", "hello"))
+    again = FakeOrigin("alice")
+    repeat = await world.ask(again, Send(9, conversation_id, "m1", "hello", attempt=2))
+    assert repeat == SendAck(9, first.seq, first.time_us, duplicate=True)
+    assert [entry.seq for entry in world.edge.received("bob")] == [2, 2]
+    assert world.edge.deliveries[1].origins == [again]
+    assert len(world.store.logs[conversation_id].entries) == 2
+    assert world.owner.counters.duplicates == 1
+    assert "find" not in world.store.calls
+
+
+async def test_a_repeat_of_what_is_pending_is_answered_when_that_is_durable(world, alice):
+    conversation_id = await world.direct(alice, "bob")
+    world.store.held = True
+    world.send(alice, conversation_id, "m1")
+    await wait_all_tasks_blocked()
+    again = FakeOrigin("alice")
+    world.send(again, conversation_id, "m1", attempt=2)
+    await wait_all_tasks_blocked()
+    assert world.edge.log == []
+    world.store.release()
+    await wait_all_tasks_blocked()
+    assert [(reply.seq, reply.duplicate) for reply in world.edge.replies] == [(2, False), (2, True)]
+    assert len(world.edge.deliveries) == 1
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("other", [{"body": "other"}, {"body": "hello", "metadata": {"k": "v"}}])
+async def test_the_same_id_for_another_content_is_refused(world, alice, held, other):
+    conversation_id = await world.direct(alice, "bob")
+    world.store.held = held
+    world.owner.submit(alice, Send(1, conversation_id, "m1", "hello"))
+    await wait_all_tasks_blocked()
+    reply = await world.ask(FakeOrigin("alice"), Send(2, conversation_id, "m1", **other))
+    assert reply.code == ErrorCode.CLIENT_MSG_ID_REUSED
+    assert "m1" in reply.message
+
+
+async def test_the_same_id_for_another_kind_is_refused(world, alice):
+    conversation_id = await world.group(alice, "bob")
+    await world.ask(alice, Rename(1, conversation_id, "m1", "crew"))
+    reply = await world.ask(alice, Send(2, conversation_id, "m1", "crew"))
+    assert reply.code == ErrorCode.CLIENT_MSG_ID_REUSED
+
+
+async def test_ids_of_different_users_and_conversations_do_not_meet(world, alice, bob):
+    one, two = await world.direct(alice, "bob"), await world.group(alice, "bob")
+    for origin, conversation_id in ((alice, one), (bob, one), (alice, two)):
+        reply = await world.ask(origin, Send(1, conversation_id, "m1", f"{origin.user} {conversation_id}"))
+        assert isinstance(reply, SendAck)
+        assert not reply.duplicate
+
+
+async def test_empty_metadata_is_no_metadata(world, alice):
+    conversation_id = await world.direct(alice, "bob")
+    await world.ask(alice, Send(1, conversation_id, "m1", "hello", {}))
+    reply = await world.ask(alice, Send(2, conversation_id, "m1", "hello", None))
+    assert reply.duplicate
+
+
+async def test_a_repeat_that_memory_does_not_know_is_found_in_the_store(start_world, alice, bob):
+    world = await start_world()
+    conversation_id = await world.direct(alice, "bob")
+    first = await world.ask(alice, Send(1, conversation_id, "m1", "hello"))
+    world.scope.cancel()
+    await wait_all_tasks_blocked()
+    restarted = await start_world(world.store, tail_entries_max=16)
+    for n in range(20):
+        await restarted.ask(bob, Send(1, conversation_id, f"n{n}", "noise"))
+    restarted.edge.forget()
+    repeat = await restarted.ask(alice, Send(2, conversation_id, "m1", "hello", attempt=2))
+    assert repeat == SendAck(2, first.seq, first.time_us, duplicate=True)
+    assert [entry.seq for entry in restarted.edge.received("bob")] == [first.seq]
+    other = await restarted.ask(alice, Send(3, conversation_id, "m1", "other", attempt=3))
+    assert other.code == ErrorCode.CLIENT_MSG_ID_REUSED
+
+
+async def test_a_repeat_that_never_arrived_is_appended(world, alice):
+    conversation_id = await world.direct(alice, "bob")
+    reply = await world.ask(alice, Send(1, conversation_id, "m1", "hello", attempt=3))
+    assert isinstance(reply, SendAck)
+    assert not reply.duplicate
+    assert world.store.calls["find"] == 1
+
+
+async def test_ids_are_free_again_after_the_window(start_world, alice):
+    world = await start_world(tail_entries_max=16)
+    conversation_id = await world.direct(alice, "bob")
+    await world.ask(alice, Send(1, conversation_id, "m1", "hello"))
+    for n in range(20):
+        await world.ask(alice, Send(1, conversation_id, f"n{n}", "noise"))
+    world.now_us += 86_400 * 1_000_000 + 1_000
+    reply = await world.ask(alice, Send(2, conversation_id, "m1", "hello", attempt=2))
+    assert not reply.duplicate
+
+
+async def test_a_lookup_holds_back_its_origin_and_nobody_else(world, alice, bob):
+    conversation_id = await world.direct(alice, "bob")
+    world.store.gate = trio.Event()
+    world.send(alice, conversation_id, "m1", attempt=2)
+    world.send(alice, conversation_id, "m2")
+    world.send(alice, conversation_id, "m3", attempt=2)
+    world.send(alice, conversation_id, "m4")
+    world.send(bob, conversation_id, "n1")
+    await wait_all_tasks_blocked()
+    assert [entry.body for entry in world.edge.entries] == ["n1"]
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    assert [entry.body for entry in world.edge.entries] == ["n1", "m1", "m2", "m3", "m4"]
+    assert world.owner.backlog.waiting == 0
+
+
+async def test_two_lookups_for_one_id_append_it_once(world, alice):
+    conversation_id = await world.direct(alice, "bob")
+    world.store.gate = trio.Event()
+    world.send(alice, conversation_id, "m1", attempt=2)
+    world.send(FakeOrigin("alice"), conversation_id, "m1", attempt=3)
+    await wait_all_tasks_blocked()
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    assert sorted((reply.seq, reply.duplicate) for reply in world.edge.replies) == [(2, False), (2, True)]
+    assert len(world.store.logs[conversation_id].entries) == 2
+
+
+async def test_a_lookup_overtaken_by_more_than_the_tail_looks_again(start_world, alice, bob):
+    world = await start_world(tail_entries_max=16)
+    conversation_id = await world.direct(alice, "bob")
+    world.store.gate = trio.Event()
+    world.send(alice, conversation_id, "m1", attempt=2)  # the store has looked, and answers late
+    await wait_all_tasks_blocked()
+    world.send(FakeOrigin("alice"), conversation_id, "m1", attempt=1)
+    for n in range(20):
+        world.send(bob, conversation_id, f"n{n}")
+    await wait_all_tasks_blocked()
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    assert [reply.seq for reply in world.edge.replies_to(alice)] == [2]
+    assert world.edge.replies_to(alice)[0].duplicate
+    assert world.store.calls["find"] == 2
+
+
+async def test_a_lookup_that_fails_is_retryable_and_appends_nothing(world, alice):
+    conversation_id = await world.direct(alice, "bob")
+    world.store.failing = Unavailable("disk gone")
+    world.send(alice, conversation_id, "m1", attempt=2)
+    world.send(alice, conversation_id, "m2")
+    await wait_all_tasks_blocked()
+    assert [error.code for error in world.edge.errors] == [ErrorCode.UNAVAILABLE]
+    assert [entry.body for entry in world.edge.entries] == ["m2"]
+
+
+async def test_a_lookup_that_takes_too_long_is_retryable(world, alice, autojump_clock):
+    conversation_id = await world.direct(alice, "bob")
+    world.store.gate = trio.Event()
+    world.send(alice, conversation_id, "m1", attempt=2)
+    await trio.sleep(6)
+    assert [error.code for error in world.edge.errors] == [ErrorCode.UNAVAILABLE]
+
+
+async def test_who_was_removed_still_learns_that_a_send_was_appended(world, alice, bob):
+    conversation_id = await world.group(alice, "bob")
+    await world.ask(bob, Send(1, conversation_id, "m1", "bye"))
+    await world.ask(alice, removal(conversation_id, "bob"))
+    repeat = await world.ask(bob, Send(2, conversation_id, "m1", "bye", attempt=2))
+    assert (repeat.seq, repeat.duplicate) == (2, True)
+    fresh = await world.ask(bob, Send(3, conversation_id, "m2", "hello?"))
+    assert fresh.code == ErrorCode.NOT_FOUND
+
+
+async def test_leaving_twice_is_leaving(world, alice, bob):
+    conversation_id = await world.group(alice, "bob")
+    leave = removal(conversation_id, "bob")
+    first = await world.ask(bob, leave)
+    second = await world.ask(bob, leave)
+    assert (second.seq, second.duplicate) == (first.seq, True)
+
+
+async def test_adding_is_the_same_if_it_names_those_whom_it_added(world, alice):
+    conversation_id = await world.group(alice, "bob")
+    first = await world.ask(alice, AddMembers(1, conversation_id, "a1", ["bob", "carol"]))
+    second = await world.ask(alice, AddMembers(2, conversation_id, "a1", ["bob", "carol"], attempt=2))
+    assert (second.seq, second.duplicate) == (first.seq, True)
+    third = await world.ask(alice, AddMembers(3, conversation_id, "a1", ["dave"], attempt=2))
+    assert third.code == ErrorCode.CLIENT_MSG_ID_REUSED
+
+
+def removal(conversation_id, *users):
+    return RemoveMembers(5, conversation_id, "r1", list(users))

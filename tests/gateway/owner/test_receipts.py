@@ -1,0 +1,170 @@
+"""Receipts: monotonic, coalesced, saved behind, pushed when they moved."""
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX
+from protocol.errors import ErrorCode
+from protocol.frames import MarkReceipt, Ok, ReceiptPush, RemoveMembers, Send
+from store.interface import NotWritten
+from tests.fakes.edge import FakeOrigin
+
+
+@pytest.fixture
+async def chat(world, alice):
+    """A world and a direct conversation of alice and bob with the head 11."""
+    conversation_id = await world.direct(alice, "bob")
+    for n in range(10):
+        world.send(alice, conversation_id, f"m{n}")
+    await wait_all_tasks_blocked()
+    world.edge.forget()
+    return world, conversation_id
+
+
+def stored(world, conversation_id, user):
+    member = world.store.logs[conversation_id].members[user]
+    return member.delivered_seq, member.read_seq
+
+
+async def test_pointers_are_coalesced_saved_and_pushed_once(chat, bob, autojump_clock):
+    world, conversation_id = chat
+    for seq in range(1, 8):
+        world.owner.submit(bob, MarkReceipt(0, conversation_id, seq, seq - 1))
+    assert world.owner.pointers(conversation_id, "bob") == (7, 6)
+    assert world.edge.log == []
+    await trio.sleep(world.settings.receipt_delay_s + 0.1)
+    assert stored(world, conversation_id, "bob") == (7, 6)
+    assert world.store.calls["save_receipts"] == 1
+    (signal,) = world.edge.signals
+    assert signal.push == ReceiptPush(conversation_id, "bob", 7, 6)
+    assert sorted(signal.recipients) == ["alice", "bob"]
+    assert signal.skip is bob
+
+
+async def test_pointers_never_go_back(chat, bob, autojump_clock):
+    world, conversation_id = chat
+    await world.ask(bob, MarkReceipt(1, conversation_id, 9, 5))
+    assert await world.ask(bob, MarkReceipt(2, conversation_id, 3, 2)) == Ok(2)
+    await trio.sleep(3)
+    assert stored(world, conversation_id, "bob") == (9, 5)
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 9, 5))
+    await trio.sleep(3)
+    assert len(world.edge.signals) == 1
+
+
+async def test_what_is_read_was_delivered(chat, bob):
+    world, conversation_id = chat
+    await world.ask(bob, MarkReceipt(1, conversation_id, 0, 8))
+    assert world.owner.pointers(conversation_id, "bob") == (8, 8)
+
+
+@pytest.mark.parametrize("pointers", [(12, 0), (0, 12)])
+async def test_beyond_the_head(chat, bob, pointers):
+    world, conversation_id = chat
+    reply = await world.ask(bob, MarkReceipt(1, conversation_id, *pointers))
+    assert reply.code == ErrorCode.BEYOND_HEAD
+    assert "12" in reply.message
+    assert "11" in reply.message
+    assert world.owner.pointers(conversation_id, "bob") == (0, 0)
+
+
+async def test_outsiders_mark_nothing(chat, eve):
+    world, conversation_id = chat
+    reply = await world.ask(eve, MarkReceipt(1, conversation_id, 1))
+    assert reply.code == ErrorCode.NOT_FOUND
+
+
+async def test_what_the_store_refuses_is_saved_later(chat, bob, autojump_clock):
+    world, conversation_id = chat
+    world.store.failing = NotWritten("disk full")
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 4))
+    await trio.sleep(3)
+    assert world.edge.signals == []
+    assert world.owner.counters.receipts_failed > 0
+    world.store.failing = None
+    await trio.sleep(3)
+    assert stored(world, conversation_id, "bob") == (4, 0)
+    assert len(world.edge.signals) == 1
+
+
+async def test_what_moves_while_it_is_saved_is_saved_again(chat, bob, autojump_clock):
+    world, conversation_id = chat
+    world.store.gate = trio.Event()
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 4))
+    await trio.sleep(3)
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 6))
+    world.store.gate.set()
+    await trio.sleep(3)
+    assert stored(world, conversation_id, "bob") == (6, 0)
+    assert [signal.push.delivered_seq for signal in world.edge.signals] == [4, 6]
+
+
+async def test_the_end_saves_what_is_left(chat, bob):
+    world, conversation_id = chat
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 4))
+    world.scope.cancel()
+    await wait_all_tasks_blocked()
+    assert stored(world, conversation_id, "bob") == (4, 0)
+
+
+async def test_the_end_does_not_wait_for_a_store_that_hangs(chat, bob, autojump_clock):
+    world, conversation_id = chat
+    world.store.gate = trio.Event()
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 4))
+    began = trio.current_time()
+    world.scope.cancel()
+    await trio.sleep(10)
+    assert world.scope.cancelled_caught
+    assert trio.current_time() - began < 11
+
+
+async def test_unsaved_pointers_survive_a_reload(chat, alice, bob, autojump_clock):
+    world, conversation_id = chat
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 4))
+    world.store.verdicts.append(NotWritten("disk full"))
+    world.send(alice, conversation_id, "lost")
+    await wait_all_tasks_blocked()
+    assert world.owner.pointers(conversation_id, "bob") is None
+    await world.ask(alice, Send(1, conversation_id, "m99", "found"))
+    assert world.owner.pointers(conversation_id, "bob") == (4, 0)
+    await trio.sleep(3)
+    assert stored(world, conversation_id, "bob") == (4, 0)
+
+
+async def test_unsaved_conversations_stay_in_memory(start_world, alice):
+    world = await start_world(loaded_conversations_max=16)
+    first = await world.direct(alice, "bob")
+    world.owner.submit(alice, MarkReceipt(0, first, 1))
+    for n in range(40):
+        await world.direct(alice, f"user{n}")
+    assert world.owner.pointers(first, "alice") == (1, 0)
+
+
+async def test_large_groups_are_not_pushed_receipts(world, alice, autojump_clock):
+    conversation_id = await world.group(alice, *(f"user{n}" for n in range(RECEIPT_PUSH_MEMBERS_MAX)))
+    await world.ask(alice, MarkReceipt(1, conversation_id, 1))
+    await trio.sleep(3)
+    assert world.edge.signals == []
+    assert world.owner.counters.receipts_unpushed == 1
+    assert stored(world, conversation_id, "alice") == (1, 0)
+
+
+async def test_who_was_removed_marks_nothing_any_more(world, alice, bob, autojump_clock):
+    conversation_id = await world.group(alice, "bob")
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 1))
+    await world.ask(alice, RemoveMembers(1, conversation_id, "r1", ["bob"]))
+    await trio.sleep(3)
+    assert world.edge.signals == []
+    assert "bob" not in world.store.logs[conversation_id].members
+
+
+async def test_devices_of_one_user_share_pointers(chat, autojump_clock):
+    world, conversation_id = chat
+    phone, desktop = FakeOrigin("bob"), FakeOrigin("bob")
+    world.owner.submit(phone, MarkReceipt(0, conversation_id, 5, 5))
+    world.owner.submit(desktop, MarkReceipt(0, conversation_id, 7, 3))
+    await trio.sleep(3)
+    assert stored(world, conversation_id, "bob") == (7, 5)
+    (signal,) = world.edge.signals
+    assert signal.skip is desktop
