@@ -104,16 +104,13 @@ class NodeSender:
             self._await_acks(in_flight)
         return time.perf_counter_ns()
 
-    def paced(self, rate_per_s: float, seconds: float) -> int:
-        """Send one entry at a time at a fixed rate, each acknowledged; returns how many."""
-        began, sent = time.monotonic(), 0
-        while (elapsed := time.monotonic() - began) < seconds:
-            early_s = sent / rate_per_s - elapsed
-            if early_s > 0:
-                time.sleep(early_s)
-            self.run(1, 1)
-            sent += 1
-        return sent
+    def paced(self, count: int, rate_per_s: float) -> int:
+        """Send ``count`` entries one at a time, at most so many a second; returns the time of the last."""
+        began, ended_ns = time.monotonic(), 0
+        for sent in range(count):
+            time.sleep(max(0.0, sent / rate_per_s - (time.monotonic() - began)))
+            ended_ns = self.run(1, 1)
+        return ended_ns
 
     def _await_acks(self, missing: int) -> None:
         data = b""

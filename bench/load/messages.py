@@ -55,9 +55,16 @@ class SendTemplate:
         """Size on the wire of the push that such a send becomes, for a seq from SEQ_FIRST to SEQ_LAST."""
         return server_frame_bytes(len(self._push()))
 
+    @property
+    def entry_bytes(self) -> int:
+        """Size of the entry in a store."""
+        return len(self._entry())
+
+    def _entry(self) -> bytes:
+        return encode_entry(Entry(SEQ_FIRST, EntryKind.MESSAGE, 1 << 50, self.sender, _MSG_ID % 0, self._body))
+
     def _push(self) -> bytes:
-        entry = Entry(SEQ_FIRST, EntryKind.MESSAGE, 1 << 50, self.sender, _MSG_ID % 0, self._body)
-        return encode_msgpack(EntryPush(self.conversation_id, Raw(encode_entry(entry))))
+        return encode_msgpack(EntryPush(self.conversation_id, Raw(self._entry())))
 
 
 def stamps_in(data: bytes) -> list[int]:
