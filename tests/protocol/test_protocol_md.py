@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
+from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX
 from protocol import frames, limits
 from protocol.codec import decode_command, decode_server_frame
 from protocol.errors import CloseCode, ErrorCode
@@ -151,6 +152,7 @@ def test_numbers_in_the_text_are_the_limits() -> None:
         f"{limits.COMMAND_BYTES_MAX:,} bytes",
         f"{limits.SERVER_FRAME_BYTES_MAX:,} bytes",
         f"{limits.AUTHENTICATE_TIMEOUT_S:g} s",
+        f"at most {RECEIPT_PUSH_MEMBERS_MAX} members",
     ):
         assert text in TEXT, text
 
