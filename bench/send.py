@@ -69,22 +69,24 @@ def measure(options: Options) -> dict[str, Any]:
         "entry_bytes": entry_bytes,
         "sends_per_s": rate,
         "sends_per_cpu_s": median(s.delivered / (s.busy.wall_s * s.busy.server) for s in saturated),
-        **_latency_ms(saturated, ""),
+        **_latency_ms(saturated),
         "ratio": rate / bare_rate,
         "bare_commits_per_s": bare_rate,
         "bare_commits_per_cpu_s": median(rows_per_cpu_s for _, rows_per_cpu_s in bare),
         "entries_per_batch": batch,
-        "half_load_sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in half),
-        **_latency_ms(half, "half_load_"),
+        "half_load": {
+            "sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in half),
+            **_latency_ms(half),
+        },
         "busy": {"node": saturated[-1].busy, "node_half_load": half[-1].busy},
     }
 
 
-def _latency_ms(samples: list[SendSample], prefix: str) -> dict[str, float]:
+def _latency_ms(samples: list[SendSample]) -> dict[str, float]:
     """Median over the windows of each window's percentiles, milliseconds."""
     cuts = [quantiles(sample.latencies_ns, n=1000) for sample in samples]
     places = {"p50": 499, "p99": 989, "p999": 998}
-    return {f"{prefix}delivery_{name}_ms": median(cut[at] for cut in cuts) / 1e6 for name, at in places.items()}
+    return {f"delivery_{name}_ms": median(cut[at] for cut in cuts) / 1e6 for name, at in places.items()}
 
 
 def _pairs(stack: ExitStack, door: Door, cores: Cores, options: Options) -> tuple[LoadProcess, int]:

@@ -1,0 +1,73 @@
+"""What the figures are held to: the must and the aim of each, in one table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+
+class Requirement(Struct, frozen=True):
+    """A bound on one figure of one benchmark. ``at_most``: smaller is better. A dot in ``key`` leads one level down."""
+
+    bench: str
+    key: str
+    unit: str
+    must: float
+    aim: float
+    at_most: bool
+    meaning: str
+
+    def verdict(self, value: float) -> str:
+        """Which bound ``value`` keeps: "aim", "must", or "miss" for neither."""
+        if self._within(value, self.aim):
+            return "aim"
+        return "must" if self._within(value, self.must) else "miss"
+
+    def _within(self, value: float, bound: float) -> bool:
+        return value <= bound if self.at_most else value >= bound
+
+
+REQUIREMENTS = (
+    Requirement(
+        "density",
+        "user_bytes_per_connection",
+        "bytes",
+        512,
+        256,
+        True,
+        "resident memory of a parked connection",
+    ),
+    Requirement("density", "connect_ratio", "x", 1.0, 0.5, True, "connect_cpu_us to websockets' bare upgrade"),
+    Requirement("density", "second_wave_growth_bytes", "bytes", 64, 0, True, "growth a connection, second crowd"),
+    Requirement("roundtrip", "ratio", "x", 2.0, 1.2, True, "cpu_us of command and reply to picows' echo"),
+    Requirement("fanout", "ratio", "x", 1.6, 2.2, False, "deliveries a CPU second to websockets' broadcast"),
+    Requirement("fanout", "limit_ratio", "x", 0.7, 0.9, False, "deliveries a CPU second to bare os.write"),
+    Requirement(
+        "fanout", "burst_deliveries_per_s", "1/s", 500_000, 1_000_000, False, "deliveries with four entries in flight"
+    ),
+    Requirement("send", "sends_per_s", "1/s", 15_000, 30_000, False, "durable, acknowledged and delivered"),
+    Requirement("send", "half_load.delivery_p99_ms", "ms", 50, 10, True, "send due to delivery read, half that load"),
+    Requirement("stall", "longest_stall_ms", "ms", 25, 5, True, "longest pass of the node's event loop"),
+)
+
+
+def requirements_of(bench: str) -> list[Requirement]:
+    """The requirements on the figures of one benchmark."""
+    return [requirement for requirement in REQUIREMENTS if requirement.bench == bench]
+
+
+def figure(result: Mapping[str, Any], key: str) -> float | None:
+    """A figure of a result by its dotted key; None where it was not measured."""
+    value: Any = result
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def judged(result: Mapping[str, Any]) -> list[tuple[Requirement, float | None, str]]:
+    """Each requirement of a result's benchmark with its figure and verdict; "not measured" when a peer is missing."""
+    rows = []
+    for requirement in requirements_of(result["bench"]):
+        value = figure(result, requirement.key)
+        rows.append((requirement, value, "not measured" if value is None else requirement.verdict(value)))
+    return rows

@@ -1,0 +1,134 @@
+"""``tidegate bench``: measure a node and its peers on this machine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from gateway.cli.errors import FAILURE, UNAVAILABLE, CliError
+
+NAMES: Final = ("density", "roundtrip", "fanout", "send", "stall")
+
+
+@click.group(
+    epilog="Ratios count, not absolute figures: peers run on the same core in the same run. Quiet the machine first;"
+    " each result says how busy server, load generator and everybody else were. See bench/README.md."
+)
+def command() -> None:
+    """Measure a node and its peers on this machine.
+
+    Servers run on the first processor core this process may use, load generators on the second. The node is started
+    for the benchmark, in a data directory of its own that is removed afterwards.
+    """
+
+
+def _output_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="print one JSON object instead of a table"),
+        click.option(
+            "--save",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="also write the result to DIR, as one JSON file for plots",
+        ),
+        click.option(
+            "--data-parent",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="where the node's data directory is made; it should be on a disk  [default: the temporary directory]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _count(name: str, default: int, help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(f"--{name}", type=click.IntRange(1), default=default, show_default=True, help=help_text)
+
+
+@command.command()
+@_count("connections", 10_000, "connections at once; at most about 19,000 where a process may have 20,000 descriptors")
+@_count("repeats", 3, "measurements of the node and of websockets, in turn; medians count")
+@_output_options
+def density(as_json: bool, save: Path | None, **options: Any) -> None:
+    """Memory and processor time of a parked connection: authenticated, idle, able to receive."""
+    _run("density", options, as_json, save, f"density-{options['connections']}")
+
+
+@command.command()
+@_count("parked", 10_000, "idle connections around the busy ones")
+@_count("busy", 200, "connections that always have one command under way")
+@_count("repeats", 5, "windows of each server, in turn; medians count")
+@_output_options
+def roundtrip(as_json: bool, save: Path | None, **options: Any) -> None:
+    """Processor time of the smallest command and its reply, beside a parked crowd."""
+    _run("roundtrip", options, as_json, save, "roundtrip")
+
+
+@command.command()
+@_count("members", 1_000, "connected members of the conversation; above 1,024 the limit is raised for the run")
+@_count("repeats", 5, "windows of each server, in turn; medians count")
+@_output_options
+def fanout(as_json: bool, save: Path | None, **options: Any) -> None:
+    """Deliveries a second of one conversation to all its members, one entry in flight and four."""
+    _run("fanout", options, as_json, save, f"fanout-{options['members']}")
+
+
+@command.command()
+@_count("pairs", 500, "pairs of users, each with a conversation of their own")
+@_count("window", 8, "sends that each sender has unacknowledged")
+@_count("repeats", 3, "windows; medians count")
+@_output_options
+def send(as_json: bool, save: Path | None, **options: Any) -> None:
+    """1:1 messages a second, each durable, acknowledged and delivered; and the delay at half that load."""
+    _run("send", options, as_json, save, "send")
+
+
+@command.command()
+@_count("connections", 19_000, "connections in all")
+@_count("members", 1_000, "of them in the conversation that is sent to")
+@_count("seconds", 60, "how long; the node tells its longest stall of the last minute")
+@_output_options
+def stall(as_json: bool, save: Path | None, **options: Any) -> None:
+    """The longest time that the node's event loop keeps anybody waiting, under a mixed load."""
+    _run("stall", options, as_json, save, "stall")
+
+
+@command.command("all")
+@_output_options
+@click.pass_context
+def every(context: click.Context, as_json: bool, save: Path | None, data_parent: Path | None) -> None:
+    """All benchmarks as bench/README.md shows them: about seven minutes."""
+    common = {"as_json": as_json, "save": save, "data_parent": data_parent}
+    for connections in (10_000, 19_000):
+        context.invoke(density, connections=connections, **common)
+    context.invoke(roundtrip, **common)
+    for members in (1_000, 10_000):
+        context.invoke(fanout, members=members, **common)
+    context.invoke(send, **common)
+    context.invoke(stall, **common)
+
+
+def _run(name: str, options: dict[str, Any], as_json: bool, save: Path | None, file_name: str) -> None:
+    """Measure, print, and save where asked."""
+    try:
+        import importlib
+
+        from bench import report
+        from bench.errors import BenchError
+
+        module = importlib.import_module(f"bench.{name}")
+    except ImportError as error:
+        raise CliError(
+            f"benchmarks need the bench extra, and {error.name} is not installed: pip install 'tidegate[bench]'",
+            UNAVAILABLE,
+        ) from None
+    try:
+        result = report.complete(name, module.measure(module.Options(**options)))
+    except BenchError as error:
+        raise CliError(f"bench {name}: {error}", FAILURE) from None
+    click.echo(report.as_json(result) if as_json else report.as_table(result))
+    if save is not None:
+        path = report.save(result, save, file_name)
+        click.echo(f"saved as {path}", err=True)

@@ -1,0 +1,80 @@
+"""Each benchmark runs, small, against a real node and real peers: that it measures, not how fast things are.
+
+Memory alone has a bound here, because it does not depend on what else the machine does.
+"""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import report
+from bench.requirements import requirements_of
+
+pytestmark = pytest.mark.process
+
+USER_BYTES_MAX = 512
+"""Resident memory that a parked, authenticated connection may take of the node, bytes."""
+
+SMALL: dict[str, dict[str, Any]] = {
+    "roundtrip": {"parked": 200, "busy": 20, "seconds": 0.2, "repeats": 1},
+    "fanout": {"members": 50, "deliveries_per_window": 2_000, "repeats": 1},
+    "send": {"pairs": 20, "window": 4, "seconds": 0.5, "repeats": 1},
+    "stall": {"connections": 300, "members": 50, "seconds": 1.0},
+}
+
+
+def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "gateway.cli.main", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def test_parked_connections_stay_within_the_memory_budget(tmp_path: Path) -> None:
+    done = run_bench("density", "--connections", "2000", "--repeats", "1", "--json", "--save", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert 0 < result["user_bytes_per_connection"] <= USER_BYTES_MAX
+    assert result["user_bytes_per_connection"] < result["peers"]["websockets"]["user_bytes_per_connection"]
+    assert json.loads((tmp_path / "density-2000.json").read_text()) == result
+    check_shape(result)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_benchmark_measures(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"bench.{name}")
+    result = report.complete(name, module.measure(module.Options(data_parent=tmp_path, **SMALL[name])))
+    check_shape(json.loads(report.as_json(result)))
+    assert list(tmp_path.iterdir()) == [], "the benchmark left its data behind"
+    table = report.as_table(result)
+    assert all(requirement.key in table for requirement in requirements_of(name))
+
+
+def check_shape(result: dict[str, Any]) -> None:
+    """Every figure that is asked for is there, positive, and said to be measured under some load."""
+    for requirement, value, verdict in report.judged(result):
+        assert value is not None, requirement.key
+        assert verdict in {"aim", "must", "miss"}
+        assert value > 0 or requirement.key == "second_wave_growth_bytes"
+    assert result["missing" if "missing" in result else "disturbed"] is not None
+    for busy in result["busy"].values():
+        assert busy["wall_s"] > 0
+        assert 0 < busy["server"] < 2
+        assert 0 < busy["load"] < 2
+
+
+def test_a_bench_that_cannot_be_run_says_so_in_one_line(tmp_path: Path) -> None:
+    done = run_bench("stall", "--connections", "10", "--members", "1000")
+    assert done.returncode == 1
+    assert done.stderr == "tidegate: bench stall: too few connections for so many members," + (
+        " or too many entries for one conversation\n"
+    )
