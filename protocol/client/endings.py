@@ -1,5 +1,6 @@
 """Why a connection, or an attempt at one, ended, and what to do next: one table for every way it can end."""
 
+import os
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -87,8 +88,11 @@ def from_network(error: OSError, address: str) -> Ending:
         inner = inner.__cause__
     while isinstance(inner, BaseExceptionGroup):
         inner = inner.exceptions[0]
-    why = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
-    return Ending("backoff", f"cannot reach {address}: {why.lower() if why else type(inner).__name__}")
+    if isinstance(inner, OSError) and inner.errno is not None and inner.errno > 0:
+        why = os.strerror(inner.errno)
+    else:  # a failed look-up of the name has numbers of its own
+        why = str(inner) or type(inner).__name__
+    return Ending("backoff", f"cannot reach {address}: {why.lower()}")
 
 
 def _retry_after_s(headers: Iterable[tuple[bytes, bytes]]) -> float:
