@@ -23,6 +23,10 @@ QUEUED = 2
 """Flag: its socket is full and a send queue holds what follows."""
 CLOSING = 4
 """Flag: state closing."""
+SENDER = 8
+"""Flag, only while a delivery is being written: it sent some of these entries itself."""
+SEVERAL = 16
+"""Flag of ``Devices``: not a connection but several."""
 
 
 class Connection(Struct, gc=False, eq=False):
@@ -33,12 +37,22 @@ class Connection(Struct, gc=False, eq=False):
     Attributes:
         fd: the socket's descriptor, -1 once closed. Never use a descriptor that was kept elsewhere: numbers are reused.
         user: user id.
-        flags: JSON, QUEUED, CLOSING; 0 is the ordinary case that the hot paths look for.
+        flags: JSON, QUEUED, CLOSING, SENDER; 0 is the ordinary case that the hot paths look for.
     """
 
     fd: int
     user: str
     flags: int = 0
+
+
+class Devices(Struct, gc=False, eq=False, frozen=True):
+    """The connections of a user who has more than one here, in the place of the one.
+
+    ``flags`` is never 0, so that a hot path which looks for ordinary connections passes it over with the same test.
+    """
+
+    connections: tuple[Connection, ...]
+    flags: int = SEVERAL
 
 
 class ConnectionTable:

@@ -12,7 +12,7 @@ from itertools import islice
 
 import trio
 
-from gateway.edge.connection import JSON, Connection, ConnectionTable
+from gateway.edge.connection import JSON, SENDER, Connection, Devices
 from gateway.edge.outgoing import PushBatch
 from gateway.edge.writer import Writer
 
@@ -25,8 +25,6 @@ RECIPIENTS_PER_STEP = 128
 
 SLICE_S = 0.001
 """Seconds of writing between two checkpoints."""
-
-Connections = Connection | tuple[Connection, ...]
 
 
 class _Job:
@@ -48,9 +46,8 @@ class Fanout:
         on_written: called when a delivery is complete: (seconds since its oldest send arrived, writes).
     """
 
-    def __init__(self, by_user: dict[str, Connections], table: ConnectionTable, writer: Writer) -> None:
+    def __init__(self, by_user: dict[str, Connection | Devices], writer: Writer) -> None:
         self._by_user = by_user
-        self._table = table
         self._writer = writer
         self._jobs: dict[str, deque[_Job]] = {}
         self._turns: deque[str] = deque()
@@ -125,22 +122,26 @@ class Fanout:
             self.on_written(trio.current_time() - batch.arrived_s)
 
     def _write(self, recipients: Iterator[str], limit: int, batch: PushBatch) -> bool:
-        """Write to the next ``limit`` recipients; True if there may be more. The hottest loop of a node."""
-        find, write = self._by_user.get, os.write
-        data, origins = batch.joined, batch.origins
+        """Write to the next ``limit`` recipients; True if there may be more."""
+        users = list(islice(recipients, limit))
+        present: list[Connection | Devices] = list(filter(None, map(self._by_user.get, users)))
+        for origin in batch.origins:
+            origin.flags |= SENDER
+        try:
+            self._write_present(present, batch)
+        finally:
+            for origin in batch.origins:
+                origin.flags &= ~SENDER
+        self.deliveries += len(present)
+        return len(users) == limit
+
+    def _write_present(self, present: list[Connection | Devices], batch: PushBatch) -> None:
+        """The hottest loop of a node: all but the ordinary connection leaves it at once."""
+        write, data = os.write, batch.joined
         size = len(data)
-        taken = written = 0
-        for user in islice(recipients, limit):
-            taken += 1
-            target = find(user)
-            if target is None:
-                continue
-            if type(target) is tuple:
-                for connection in target:
-                    written += self._write_one(connection, batch)
-                continue
-            if target.flags or target in origins:  # type: ignore[union-attr]
-                written += self._write_one(target, batch)  # type: ignore[arg-type]
+        for target in present:
+            if target.flags:
+                self._write_special(target, batch)
                 continue
             try:
                 sent = write(target.fd, data)  # type: ignore[union-attr]
@@ -148,9 +149,6 @@ class Fanout:
                 sent = -1
             if sent != size:
                 self._not_whole(target, data, sent)  # type: ignore[arg-type]
-            written += 1
-        self.deliveries += written
-        return taken == limit
 
     def _not_whole(self, connection: Connection, data: bytes, sent: int) -> None:
         if sent < 0:
@@ -158,9 +156,15 @@ class Fanout:
         else:
             self._writer.take_rest(connection, data, sent)
 
-    def _write_one(self, connection: Connection, batch: PushBatch) -> int:
-        data = batch.for_connection(connection, json=bool(connection.flags & JSON))
-        if not data:
-            return 0
-        self._writer.write(connection, data)
-        return 1
+    def _write_special(self, target: Connection | Devices, batch: PushBatch) -> None:
+        if type(target) is Devices:
+            self.deliveries += len(target.connections) - 1
+            for connection in target.connections:
+                self._write_special(connection, batch)
+            return
+        assert type(target) is Connection
+        data = batch.for_connection(target, json=bool(target.flags & JSON))
+        if data:
+            self._writer.write(target, data)
+        else:
+            self.deliveries -= 1

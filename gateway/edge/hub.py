@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Iterable
 
 from gateway.broker import Delivery, Origin
-from gateway.edge.connection import CLOSING, JSON, QUEUED, Connection, ConnectionTable
-from gateway.edge.fanout import Connections, Fanout
+from gateway.edge.connection import CLOSING, JSON, QUEUED, Connection, ConnectionTable, Devices
+from gateway.edge.fanout import Fanout
 from gateway.edge.outgoing import PushBatch, encode_for
 from gateway.edge.writer import Writer
 from protocol.errors import CloseCode
@@ -25,16 +25,16 @@ class Hub:
     """Implements ``gateway.broker.EdgePort`` for the connections of this node.
 
     Attributes:
-        by_user: user id -> connection, or connections where the user has several devices here.
+        by_user: user id -> connection, or Devices where the user has several here.
         on_arrival, on_departure: called with a user's id when the first connection came, the last one went.
         signals_shed: receipts, typing and presence pushes not sent because a send queue had begun.
     """
 
     def __init__(self, table: ConnectionTable, writer: Writer) -> None:
-        self.by_user: dict[str, Connections] = {}
+        self.by_user: dict[str, Connection | Devices] = {}
         self._table = table
         self._writer = writer
-        self.fanout = Fanout(self.by_user, table, writer)
+        self.fanout = Fanout(self.by_user, writer)
         self.on_arrival: Callable[[str], None] = lambda _user: None
         self.on_departure: Callable[[str], None] = lambda _user: None
         self.signals_shed = 0
@@ -47,7 +47,7 @@ class Hub:
         found = self.by_user.get(user)
         if found is None:
             return ()
-        return found if type(found) is tuple else (found,)  # type: ignore[return-value]
+        return found.connections if type(found) is Devices else (found,)  # type: ignore[return-value]
 
     def add(self, connection: Connection) -> None:
         """Enter an open connection that the table knows; one of the same user's same device is closed: replaced."""
@@ -61,7 +61,7 @@ class Hub:
             self.by_user[user] = connection
             self.on_arrival(user)
         else:
-            self.by_user[user] = (*present, connection)
+            self.by_user[user] = Devices((*present, connection))
 
     def remove(self, connection: Connection) -> None:
         """Take out a connection that is open no more. Deliveries skip it from now on."""
@@ -71,7 +71,7 @@ class Hub:
             if self.by_user.pop(user, None) is not None:
                 self.on_departure(user)
         else:
-            self.by_user[user] = rest[0] if len(rest) == 1 else rest
+            self.by_user[user] = rest[0] if len(rest) == 1 else Devices(rest)
 
     # --- EdgePort -----------------------------------------------------------------------------------------------
 

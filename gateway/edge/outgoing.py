@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from msgspec import Raw
 
 from gateway.broker import Origin
+from gateway.edge.connection import Connection
 from protocol.codec import encode_msgpack, to_json
 from protocol.frames import EntryPush, Push, Reply
 from protocol.websocket import Opcode, encode_frame
@@ -38,7 +39,7 @@ class PushBatch:
         self._json: list[bytes] | None = None
         self._origins_by_entry = origins
         self.joined = self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
-        self.origins = {origin for origin in origins if origin is not None}
+        self.origins = [origin for origin in set(origins) if type(origin) is Connection]
         self.arrived_s = arrived_s
 
     def for_connection(self, connection: object, *, json: bool) -> bytes:
