@@ -47,7 +47,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = []
 
     connections_max: Annotated[int, _setting("connections held at once; 0: derived from the file limit", ge=0)] = 0
-    handshakes_max: Annotated[int, _setting("handshakes in progress at once", ge=1)] = 1024
+    handshakes_max: Annotated[int, _setting("handshakes in progress at once", ge=1)] = 512
     handshake_timeout_s: Annotated[float, _setting("from accept to authenticated", "s", ge=0.1)] = (
         limits.AUTHENTICATE_TIMEOUT_S
     )
