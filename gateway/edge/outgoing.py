@@ -29,26 +29,36 @@ class PushBatch:
         arrived_s: when the oldest of the sends arrived, seconds of the node's clock; 0 when unknown.
     """
 
-    __slots__ = ("_frames", "_json", "_origins_by_entry", "_payloads", "arrived_s", "joined", "origins")
+    __slots__ = ("_conversation_id", "_entries", "_json", "_origins", "_split", "arrived_s", "joined", "origins")
 
     def __init__(
         self, conversation_id: str, entries: Sequence[bytes], origins: Sequence[Origin | None], arrived_s: float = 0.0
     ) -> None:
-        self._payloads = [encode_msgpack(EntryPush(conversation_id, Raw(entry))) for entry in entries]
-        self._frames = [encode_frame(BINARY, payload) for payload in self._payloads]
+        self._conversation_id = conversation_id
+        self._entries = entries
+        self._origins = origins
+        self._split: list[bytes] | None = None
         self._json: list[bytes] | None = None
-        self._origins_by_entry = origins
-        self.joined = self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
-        self.origins = [origin for origin in set(origins) if type(origin) is Connection]
         self.arrived_s = arrived_s
+        if len(entries) == 1:
+            # By far the most frequent batch: one message between two users.
+            self.joined = encode_for(EntryPush(conversation_id, Raw(entries[0])), json=False)
+            self.origins = [origins[0]] if type(origins[0]) is Connection else []
+        else:
+            self._split = self._encode(json=False)
+            self.joined = b"".join(self._split)
+            self.origins = [origin for origin in set(origins) if type(origin) is Connection]
+
+    def _encode(self, *, json: bool) -> list[bytes]:
+        return [encode_for(EntryPush(self._conversation_id, Raw(entry)), json=json) for entry in self._entries]
 
     def for_connection(self, connection: object, *, json: bool) -> bytes:
         """What this one connection gets: its subprotocol, without the entries that it sent. May be empty."""
-        frames = self._frames
+        origins = self._origins
+        if len(origins) == 1 and origins[0] is connection:
+            return b""
         if json:
-            if self._json is None:
-                self._json = [encode_frame(TEXT, to_json(payload)) for payload in self._payloads]
-            frames = self._json
-        return b"".join(
-            frame for frame, origin in zip(frames, self._origins_by_entry, strict=True) if origin is not connection
-        )
+            frames = self._json = self._json or self._encode(json=True)
+        else:
+            frames = self._split = self._split or self._encode(json=False)
+        return b"".join(frame for frame, origin in zip(frames, origins, strict=True) if origin is not connection)
