@@ -103,7 +103,8 @@ class ChatScreen:
         return False  # clears the line
 
     def _text_changed(self, _: object) -> None:
-        trio.from_thread.run_sync(self._typed, bool(self._input.text))
+        text = self._input.text
+        trio.from_thread.run_sync(self._typed, bool(text) and not text.startswith("/"))
 
     def _conversation(self) -> StyleAndTextTuples:
         fragments: StyleAndTextTuples = [*self._model.fragments()]

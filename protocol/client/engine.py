@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from protocol.client.backoff import STABLE_S, Backoff
-from protocol.client.connection import Connection, Handlers, live
+from protocol.client.connection import Connection
 from protocol.client.endings import Ending
 from protocol.client.errors import ClientClosed, Refused, TokenRefused
 from protocol.client.events import (
@@ -23,6 +23,7 @@ from protocol.client.events import (
     TypingChanged,
 )
 from protocol.client.following import HELD_ENTRIES_MAX, Follower
+from protocol.client.lifetime import Handlers, live
 from protocol.client.send_queue import SendQueue
 from protocol.client.session import Session
 from protocol.client.state_file import Changes, Saved, StateFile
