@@ -95,9 +95,9 @@ def fuzz_captures(data: bytes) -> None:
 
 
 def fuzz_planted(data: bytes) -> None:
-    """Broken on purpose: shows that a run finds what is there to be found."""
-    if data[:1] == b"t" and len(data) >= 4:
-        assert data[1] != ord("i"), "planted"
+    """Broken on purpose, where only a fuzzer gets that sees which lines an input reaches (1 in 2**40 by chance)."""
+    reached = data[:1] == b"t" and data[1:2] == b"i" and data[2:3] == b"d" and data[3:4] == b"e" and data[4:5] == b"!"
+    assert not reached, "planted"
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -121,6 +121,6 @@ def seeds(target: str) -> Iterator[bytes]:
             yield from vectors
             yield from (vector.hex().encode() for vector in vectors)
         case "planted":
-            yield b"t"
+            yield b"gate"
         case _:
             yield from vectors

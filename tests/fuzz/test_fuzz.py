@@ -20,7 +20,7 @@ def test_seeds_pass(target: str) -> None:
 
 def test_planted_target_fails() -> None:
     with pytest.raises(AssertionError, match="planted"):
-        fuzz_planted(b"tide")
+        fuzz_planted(b"tide!")
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_nothing_is_found(target: str, capfd: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.slow
 def test_planted_bug_is_found(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("atheris")
-    assert not fuzz("planted", 20, 1)
+    assert not fuzz("planted", 30, 1)
     report = capfd.readouterr().out
     assert "AssertionError: planted" in report
-    assert "planted: input 7469" in report
+    assert f"planted: input {b'tide!'.hex()}" in report
