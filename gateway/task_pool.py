@@ -46,14 +46,14 @@ class TaskPool:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the nursery of the jobs until cancelled; jobs under way are then cancelled, waiting ones forgotten."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                task_status.started()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
                 await trio.sleep_forever()
-        finally:
-            self._nursery = None
-            self._waiting.clear()
+            finally:  # before the nursery closes: a job that ends may still ask for another
+                self._nursery = None
+                self._waiting.clear()
 
     async def _work(self, job: Job) -> None:
         try:

@@ -112,6 +112,14 @@ class MemoryStore:
         self.held = False
         self._wake.set()
 
+    def crash(self, batches_written: int) -> None:
+        """Write the oldest batches that wait, lose the others, and answer none of them, as a killed node would."""
+        for batch, _ in list(self._queue)[:batches_written]:
+            for append in batch:
+                self._write(append)
+        self._queue.clear()
+        self.verdicts.clear()
+
     def _write(self, append: Append) -> StoreError | None:
         log = self.logs[append.conversation_id]
         if append.epoch < log.epoch:
