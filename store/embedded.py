@@ -91,8 +91,7 @@ class EmbeddedStore:
                     task_status.started()
                     await trio.sleep_forever()
                 finally:
-                    self._running = False
-                    self._writer.stop()
+                    self._stop()
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self.close)
@@ -211,6 +210,10 @@ class EmbeddedStore:
                 connection.execute("ROLLBACK")
             self._readers.append(connection)
 
+    def _stop(self) -> None:
+        self._running = False
+        self._writer.stop()
+
     async def _write(self) -> None:
         """Run the writer thread and tell its outcomes, to the last one, even when cancelled."""
         with trio.CancelScope(shield=True):
@@ -228,11 +231,14 @@ class EmbeddedStore:
 
     async def _tell(self) -> None:
         finished = self._writer.finished
-        while finished or not self._ended:
-            await self._news.wait()
-            self._news = trio.Event()
-            while finished:
-                finished.popleft().finish()
+        try:
+            while finished or not self._ended:
+                await self._news.wait()
+                self._news = trio.Event()
+                while finished:
+                    finished.popleft().finish()
+        finally:
+            self._stop()  # a callback may have failed: the threads must end, or nobody would hear of it
 
     def _notify(self) -> None:
         """Called in the writer thread."""
