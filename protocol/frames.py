@@ -82,7 +82,7 @@ class Authenticate(Frame, tag=1):
 
 
 class Ping(Frame, tag=2, gc=False):
-    """Heartbeat. Answered by Pong."""
+    """Heartbeat. Answered by Pong, with id 0 too: silence would tell a client nothing."""
 
     id: RequestId = 0
 
