@@ -174,11 +174,16 @@ class Owner:
         return conversation is not None and conversation.loaded and user not in conversation.members
 
     def recent(self, conversation_id: str, after_seq: int, head_seq: int) -> list[bytes] | None:
-        """Encoded durable entries with after_seq < seq <= head_seq, if the tail reaches that far; else None."""
+        """Encoded durable entries with after_seq < seq <= head_seq, if the tail reaches that far; else None.
+
+        The head may be one that the store knew a moment before its outcome came here: then the tail ends too early.
+        """
         conversation = self._find(conversation_id)
         if conversation is None or not conversation.loaded or conversation.first_tail_seq > after_seq + 1:
             return None
         first = conversation.first_tail_seq
+        if head_seq >= first + len(conversation.tail):
+            return None
         return conversation.tail[after_seq + 1 - first : head_seq + 1 - first]
 
     def _load(self, conversation_id: str) -> Conversation:

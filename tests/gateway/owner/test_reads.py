@@ -152,3 +152,12 @@ async def test_get_tells_members_and_how_far_they_are(world, alice, bob):
     ]
     assert (conversation.head_seq, conversation.read_seq) == (2, 0)
     assert msgspec.msgpack.decode(bytes(conversation.last_entry))[5] == "hello"
+
+
+async def test_memory_answers_no_further_than_it_reaches(filled):
+    """A sync may have read a head from the store whose outcome has not come to the owner yet."""
+    world, conversation_id = filled
+    entries = world.owner.recent(conversation_id, 95, 100)
+    assert [decode_entry(encoded).seq for encoded in entries] == [96, 97, 98, 99, 100]
+    assert world.owner.recent(conversation_id, 95, 101) is None
+    assert world.owner.recent(conversation_id, 3, 100) is None
