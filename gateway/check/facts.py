@@ -63,13 +63,17 @@ class Read(Struct):
 
 
 class Resume(Struct):
-    """A client came back with ``cursor`` and was told that it now has everything up to ``head_seq``."""
+    """A client came back with ``cursor`` and was told that it now has everything up to ``head_seq``.
 
+    ``head_seq`` is None when nothing came of it.
+    """
+
+    invoked: int
     ended: int
     connection: str
     conversation: str
     cursor: int
-    head_seq: int
+    head_seq: int | None
 
 
 class Sight(NamedTuple):
@@ -163,7 +167,7 @@ class Facts:
             attempt.ended, attempt.end = when, record
             self.completed[when] = attempt
             self._acknowledge(when, attempt)
-        elif call is not None and record.type == "ok":
+        elif call is not None and (record.type == "ok" or record.op == "resume"):
             self._answer(when, record, *self._invoked[call])
         connection = record.connection or (self._invoked[call][1].connection if call is not None else "")
         for sight in _sights(when, record, self._conversation_of(record)):
@@ -192,8 +196,8 @@ class Facts:
             )
         elif record.op == "resume":
             assert invoke.cursor is not None
-            assert record.head_seq is not None
-            self.resumes.append(Resume(when, invoke.connection, invoke.conversation, invoke.cursor, record.head_seq))
+            head_seq = record.head_seq if record.type == "ok" else None
+            self.resumes.append(Resume(invoked, when, invoke.connection, invoke.conversation, invoke.cursor, head_seq))
 
     def _acknowledge(self, when: int, attempt: Attempt) -> None:
         seq = attempt.acknowledged

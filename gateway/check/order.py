@@ -41,21 +41,34 @@ def realtime(facts: Facts) -> Iterator[Breach]:
 
 
 class _Line(Struct):
-    """How far one stream of entries came. ``position``: the last in line; ``floor``: what a resume covered."""
+    """How far one stream of entries came.
+
+    ``position``: everything up to it has come, or need not; None until there is something to go by.
+    ``greatest``: of all that came. ``resuming``: resumes under way, while which pushes may run ahead of the reads.
+    """
 
     position: int | None = None
-    first: int | None = None
-    floor: int | None = None
+    greatest: int = 0
+    resuming: int = 0
 
 
 def pushes(facts: Facts) -> Iterator[Breach]:
     """I5 on a connection: pushes (and the acknowledgements of own sends, which stand in for them) skip nothing.
 
-    A push of a seq that was passed already is a repeat, which receivers drop; I3 sees to its content.
+    A push of a seq that was passed already is a repeat, which receivers drop; I3 sees to its content. While a resume is
+    under way nothing is judged; at its end, everything from its cursor on must be there.
     """
     lines: dict[tuple[str, str], _Line] = {}
-    resumes = {resume.ended: resume for resume in facts.resumes}
+    begun = {resume.invoked: resume for resume in facts.resumes}
+    ended = {resume.ended: resume for resume in facts.resumes}
     for when, record in enumerate(facts.records):
+        if when in begun or when in ended:
+            resume = begun.get(when) or ended[when]
+            line = lines.setdefault((resume.connection, resume.conversation), _Line())
+            line.resuming += 1 if when in begun else -1
+            if when in ended:
+                yield from _resumed(facts, resume, line)
+            continue
         if record.op == "push" and record.entry is not None:
             place, seq, user = (record.connection, record.conversation), record.entry.seq, record.user
         elif (attempt := facts.completed.get(when)) is not None:
@@ -63,9 +76,6 @@ def pushes(facts: Facts) -> Iterator[Breach]:
             if acknowledged is None or not attempt.connection or end is None or end.duplicate:
                 continue
             place, seq, user = (attempt.connection, attempt.conversation), acknowledged, attempt.invoke.user
-        elif when in resumes:
-            yield from _resumed(facts, resumes[when], lines)
-            continue
         else:
             continue
         yield from _advance(facts, lines.setdefault(place, _Line()), place, seq, user)
@@ -93,15 +103,17 @@ def deliveries(facts: Facts) -> Iterator[Breach]:
 
 def _advance(facts: Facts, line: _Line, place: tuple[str, str], seq: int, user: str) -> Iterator[Breach]:
     connection, conversation = place
-    before = line.position if line.position is not None else line.floor
-    if line.first is None:
-        line.first = seq
-    if before is None:
-        line.position = seq
+    line.greatest = max(line.greatest, seq)
+    before = line.position
+    if line.resuming or (before is not None and seq <= before):
         return
-    if line.position is None or seq > line.position:
-        line.position = seq
-    if seq <= before + 1 or _was_out(facts, conversation, user, before, seq):
+    if before is None:
+        # The first one may be an old entry, pushed again because its sender repeated it: nothing follows from that.
+        if not _repeated(facts, conversation, seq):
+            line.position = seq
+        return
+    line.position = seq
+    if seq == before + 1 or _was_out(facts, conversation, user, before, seq):
         return
     skipped = _skipped(facts, conversation, before, seq, connection=connection)
     if skipped is not None:
@@ -109,14 +121,18 @@ def _advance(facts: Facts, line: _Line, place: tuple[str, str], seq: int, user: 
         yield Breach("poll-skip", conversation, what)
 
 
-def _resumed(facts: Facts, resume: Resume, lines: dict[tuple[str, str], _Line]) -> Iterator[Breach]:
-    """All from the cursor to the head has reached the connection, and its pushes follow on."""
-    place = (resume.connection, resume.conversation)
-    line = lines.setdefault(place, _Line())
-    line.floor = max(resume.head_seq, line.floor or 0)
-    seen = facts.seen_on(*place)
-    # Pushes may have begun before the resume was answered; what lies between the head and the first is missing too.
-    upper = max(resume.head_seq, (line.first or 1) - 1)
+def _repeated(facts: Facts, conversation: str, seq: int) -> bool:
+    logged = facts.log.get(conversation, {}).get(seq)
+    return logged is not None and len(facts.by_key.get(logged.key, ())) > 1
+
+
+def _resumed(facts: Facts, resume: Resume, line: _Line) -> Iterator[Breach]:
+    """All from the cursor to the head, and to the last push so far, has reached the connection."""
+    if resume.head_seq is None:
+        return
+    upper = max(resume.head_seq, line.greatest)
+    line.position = max(upper, line.position or 0)
+    seen = facts.seen_on(resume.connection, resume.conversation)
     for seq in range(resume.cursor + 1, upper + 1):
         if seen.get(seq, resume.ended) < resume.ended or _own(facts, resume.conversation, seq, resume.connection, ""):
             continue

@@ -19,8 +19,9 @@ def sometimes(facts: Facts) -> dict[str, int]:
     _faults(facts, counts)
     _connections(facts, counts)
     for resume in facts.resumes:
-        counts["resume"] += 1
-        counts["resume-with-news"] += resume.head_seq > resume.cursor
+        if resume.head_seq is not None:
+            counts["resume"] += 1
+            counts["resume-with-news"] += resume.head_seq > resume.cursor
     return {name: counts[name] for name in NAMES}
 
 

@@ -1,0 +1,131 @@
+"""kill -9 at random moments under load, a restart on the same data, and a checker that finds nothing wrong."""
+
+import itertools
+import os
+import random
+from pathlib import Path
+
+import pytest
+import trio
+
+from bench.processes import NodeProcess
+from gateway.check.checker import check
+from gateway.check.history import parse
+from gateway.check.recorder import Recorder
+from protocol.frames import ConversationKind, ConversationReply, CreateConversation
+from tests.process.device import Device, Place
+from tests.process.wire import connected
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+ROUNDS = 20
+DEVICES = [(user, name) for user in ("alice", "bob", "carol", "dave") for name in ("phone", "laptop")]
+CONVERSATIONS = [("alice", "bob", "carol", "dave"), ("alice", "bob"), ("carol", "dave"), ("bob",)]
+ACKNOWLEDGED_PER_ROUND = (20, 400)
+DEADLINE_S = 200
+
+
+class Rounds:
+    """The node, its devices, and the switches that say when to connect and when to send."""
+
+    def __init__(self, node: NodeProcess, recorder: Recorder, rng: random.Random) -> None:
+        self.node, self.recorder, self.rng = node, recorder, rng
+        self.devices = [Device(node, user, name, recorder, random.Random(rng.random())) for user, name in DEVICES]
+        self.up = trio.Event()
+        self.sending = trio.Event()
+
+    async def create_conversations(self) -> None:
+        for number, members in enumerate(CONVERSATIONS):
+            creator, others = members[0], list(members[1:])
+            kind = ConversationKind.GROUP if len(members) > 2 else ConversationKind.DIRECT
+            call, name = self.recorder.next_call(), f"new-{number}"
+            self.recorder.record(
+                "invoke", "create", "setup", call=call, user=creator, client_msg_id=name, users=members
+            )
+            async with connected(self.node, creator, device="setup") as wire:
+                command = CreateConversation(0, kind, others, name, "everybody" if others[1:] else "")
+                where = (await wire.ask(command, ConversationReply)).conversation.conversation_id
+            self.recorder.record("ok", "create", "setup", call=call, conversation=where, seq=1)
+            for device in self.devices:
+                if device.user in members:
+                    device.places[where] = Place()
+
+    async def load(self, acknowledged: int) -> None:
+        """Let the devices send until so many more messages were acknowledged, cutting one connection on the way."""
+        counter, reached, half = itertools.count(1), trio.Event(), acknowledged // 2
+
+        def count() -> None:
+            number = next(counter)
+            if number == half:
+                self.rng.choice(self.devices).cut()
+            if number == acknowledged:
+                reached.set()
+
+        for device in self.devices:
+            device.on_acknowledged = count
+        self.sending.set()
+        await reached.wait()
+
+    async def crash(self) -> None:
+        """Kill the node in the midst of it and start it again; the devices come back and send what is unanswered."""
+        self.up = trio.Event()
+        self.recorder.record("info", "fault", "driver", fault="kill")
+        await trio.to_thread.run_sync(self.node.kill)
+        self.sending = trio.Event()
+        await trio.to_thread.run_sync(self.node.start)
+        self.up.set()
+
+    async def settle(self) -> None:
+        """Until everything was acknowledged and has reached every device."""
+        self.sending = trio.Event()
+        for device in self.devices:
+            while not device.idle:
+                await device.moved.wait()
+        heads: dict[str, int] = {}
+        for device in self.devices:
+            for conversation, place in device.places.items():
+                heads[conversation] = max(place.upto, heads.get(conversation, 0))
+        for device in self.devices:
+            while any(place.upto < heads[where] for where, place in device.places.items()):
+                await device.moved.wait()
+        self.recorder.record("info", "quiet", "driver")
+
+
+@pytest.mark.timeout(DEADLINE_S + 30)
+async def test_twenty_crashes_lose_double_reorder_and_skip_nothing(tmp_path: Path) -> None:
+    seed = int(os.environ.get("TIDEGATE_CRASH_SEED", random.randrange(2**32)))
+    print(f"TIDEGATE_CRASH_SEED={seed}")
+    rng = random.Random(seed)
+    history = tmp_path / "history.jsonl"
+    node = NodeProcess(tmp_path / "data", "--commands-per-s-max", "0")
+    with node, Recorder(history) as recorder, trio.fail_after(DEADLINE_S):
+        rounds = Rounds(node, recorder, rng)
+        await rounds.create_conversations()
+        rounds.up.set()
+        async with trio.open_nursery() as nursery:
+            for device in rounds.devices:
+                nursery.start_soon(device.run, lambda: rounds.up, lambda: rounds.sending)
+            for _ in range(ROUNDS):
+                await rounds.load(rng.randint(*ACKNOWLEDGED_PER_ROUND))
+                await rounds.crash()
+            await rounds.load(ACKNOWLEDGED_PER_ROUND[0])
+            await rounds.settle()
+            nursery.cancel_scope.cancel()
+        for device in rounds.devices:
+            await device.read_everything()
+    with history.open("rb") as file:
+        report = check(parse(file))
+    assert report.ok, report.as_text()
+    for name in ("kill-with-sends-in-flight", "reconnect", "resume-with-news", "unknown-outcome", "duplicate-answered"):
+        assert report.sometimes[name] > 0, f"{name} never happened: this run proves nothing\n{report.as_text()}"
+    assert report.sometimes["kill"] == ROUNDS
+    for breach in (
+        "lost-write",
+        "duplicate",
+        "nonmonotonic-send",
+        "poll-skip",
+        "stale-read",
+        "leak",
+        "leak-to-outsider",
+    ):
+        assert report.judged[breach] > 0, breach
