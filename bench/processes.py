@@ -148,13 +148,20 @@ class NodeProcess:
 
     def terminate(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Ask the node to drain (SIGTERM), wait, and return its exit code. Raises NodeFailed if it does not end."""
-        process = self._running_process()
-        process.send_signal(signal.SIGTERM)
+        self._running_process().send_signal(signal.SIGTERM)
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait until it ends by itself and return its exit code. Raises NodeFailed if it does not, having killed it."""
+        if self._process is None:
+            raise RuntimeError("the node is not running")
+        process = self._process
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            tail = self.stderr_tail()
             self.kill()
-            raise NodeFailed(f"the node did not end within {timeout_s:g} s of SIGTERM\n{self.stderr_tail()}") from None
+            raise NodeFailed(f"the node did not end within {timeout_s:g} s\n{tail}") from None
         self._forget()
         return process.returncode
 
