@@ -17,7 +17,7 @@ from protocol.client.engine import Engine
 from protocol.client.errors import ClientClosed, ConnectionLost, NotReachable, RequestTimeout
 from protocol.client.events import Event
 from protocol.client.send_queue import Outgoing, Sent
-from protocol.client.state_file import Saved, StateFile
+from protocol.client.state_file import Changes, Saved, StateFile
 from protocol.client.states import Closed, Online, State, Waiting
 from protocol.client.tokens import TokenProvider, Tokens
 from protocol.client.wire import StreamOpener, open_stream, parse_url
@@ -74,10 +74,12 @@ async def connect(
     file = await StateFile.open(state_file) if state_file is not None else None
     try:
         saved = await file.load() if file is not None else Saved({}, [], {})
+        device = device or saved.facts.get("device") or uuid.uuid4().hex
+        if file is not None:
+            await file.commit(Changes(facts={"device": device}))
         engine = Engine(
-            address, Tokens(token), device or saved.facts.get("device") or uuid.uuid4().hex, opener=opener,
-            rng=rng or random.Random(), state_file=file, saved=saved, events_max=events_max, sends_max=sends_max,
-            replay=replay, mark_delivered=mark_delivered,
+            address, Tokens(token), device, opener=opener, rng=rng or random.Random(), state_file=file, saved=saved,
+            events_max=events_max, sends_max=sends_max, replay=replay, mark_delivered=mark_delivered,
         )  # fmt: skip
         problem: BaseException | None = None
         async with trio.open_nursery() as nursery:

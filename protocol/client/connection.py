@@ -41,7 +41,8 @@ class Connection:
     async def wait_asked(self) -> None:
         """Wait until somebody waits for a reply. Cancelling leaves nothing behind."""
         while not self._waiting:
-            self._asked = trio.Event()
+            if self._asked.is_set():
+                self._asked = trio.Event()
             await self._asked.wait()
 
     def ask(self, command: Callable[[int], Command], answered: Answered) -> int:

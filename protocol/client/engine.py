@@ -289,5 +289,4 @@ class Engine:
         cursors = {name: waiting.get(name, self._session.cursor(name) + 1) - 1 for name in moved}
         moved.intersection_update(waiting)
         left, self.follower.left = self.follower.left, set()
-        facts = {"user": self.user, "device": self.device}
-        await self._state_file.commit(Changes(cursors=cursors, dropped_cursors=left, facts=facts))
+        await self._state_file.commit(Changes(cursors=cursors, dropped_cursors=left, facts={"user": self.user}))

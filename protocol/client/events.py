@@ -219,7 +219,8 @@ class EventQueue:
         while not self._events:
             if self._closed:
                 return None
-            self._arrived = trio.Event()
+            if self._arrived.is_set():  # else somebody waits for it already
+                self._arrived = trio.Event()
             await self._arrived.wait()
         event = self._events.popleft()
         if isinstance(event, EntryEvent):
@@ -233,7 +234,8 @@ class EventQueue:
     async def wait_half_empty(self) -> None:
         """Wait until at least half of the queue is free, or it is closed. Cancelling leaves nothing behind."""
         while not self.half_empty and not self._closed:
-            self._room = trio.Event()
+            if self._room.is_set():
+                self._room = trio.Event()
             await self._room.wait()
 
     def deal_with_last(self) -> None:

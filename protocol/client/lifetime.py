@@ -56,11 +56,10 @@ async def live(
 
 
 async def _shelter(done: trio.Event, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED) -> None:
-    """A nursery that cancelling does not reach, until ``done``: the close handshake needs a task that reads."""
-    with trio.CancelScope(shield=True):
-        async with trio.open_nursery() as nursery:
-            task_status.started(nursery)
-            await done.wait()
+    """A nursery that lives until ``done``. Whoever starts it may shield it."""
+    async with trio.open_nursery() as nursery:
+        task_status.started(nursery)
+        await done.wait()
 
 
 async def _live(
@@ -69,6 +68,9 @@ async def _live(
     done = trio.Event()
     try:
         shelter: trio.Nursery = await nursery.start(_shelter, done)
+        # Cancelling must not end the task that reads before the close handshake is done. (Not shielded from its
+        # beginning: a cancelled start would wait for it.)
+        shelter.cancel_scope.shield = True
         websocket, first = await _open(shelter, opener, address, token, device)
         try:
             await _serve(nursery, websocket, first, handlers)

@@ -105,12 +105,13 @@ class StateFile:
 
     async def aclose(self) -> None:
         """Close the file and give up the lock."""
-        with trio.CancelScope(shield=True):
-            await self._in_thread(self._database.close)
+        await self._in_thread(self._database.close)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._turn)
+            # Shielded, because a cancelled call does not even begin: whoever handed over changes would lose them.
+            with trio.CancelScope(shield=True):
+                return await trio.to_thread.run_sync(work, limiter=self._turn)
         except sqlite3.Error as error:
             raise _explain(self._path, error) from error
 

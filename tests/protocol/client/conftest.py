@@ -20,6 +20,7 @@ class Connect(Protocol):
 @pytest.fixture
 async def node() -> AsyncIterator[FakeNode]:
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_of_patience)
         yield FakeNode(nursery)
         nursery.cancel_scope.cancel()
 
@@ -28,3 +29,9 @@ async def node() -> AsyncIterator[FakeNode]:
 def connected(node: FakeNode) -> Connect:
     """``connect`` to the fake node."""
     return partial(connect, "ws://node", token="t", opener=node.opener, rng=random.Random(1))
+
+
+async def _end_of_patience() -> None:
+    """Heartbeats keep a virtual clock going for ever: end a test that waits in vain."""
+    await trio.sleep(3600)
+    raise AssertionError("the test waits for something that does not come")

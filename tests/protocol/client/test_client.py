@@ -73,6 +73,18 @@ async def test_an_error_in_the_block_comes_out_as_it_is(autojump_clock, node: Fa
     assert node.close_codes == [1000]
 
 
+async def test_leaving_takes_no_time_connected_or_not(autojump_clock, node: FakeNode, connected) -> None:
+    start = trio.current_time()
+    async with connected():
+        pass
+    async with connected() as client:
+        await client.wait_online()
+    node.mute_handshakes = 1
+    async with connected():
+        await wait_all_tasks_blocked()
+    assert trio.current_time() == start
+
+
 async def test_leaving_by_cancellation(autojump_clock, node: FakeNode, connected) -> None:
     with trio.move_on_after(5) as scope:
         async with connected() as client:

@@ -67,6 +67,19 @@ async def test_waiting_for_room() -> None:
         await queue.get()
 
 
+async def test_two_who_wait_for_room_are_both_woken() -> None:
+    queue = EventQueue(2)
+    queue.put_entry(message(1))
+    queue.put_entry(message(2))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.wait_half_empty)
+        nursery.start_soon(queue.wait_half_empty)
+        await wait_all_tasks_blocked()
+        await queue.get()
+        await wait_all_tasks_blocked()
+        assert not nursery.child_tasks
+
+
 async def test_the_event_in_hand_is_not_dealt_with_until_the_next_is_asked_for() -> None:
     queue = EventQueue(10)
     for seq in (5, 6):

@@ -2,6 +2,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import trio
 
 from protocol.client.errors import StateFileError
 from protocol.client.state_file import Changes, SavedMessage, StateFile
@@ -64,4 +65,13 @@ async def test_a_failed_commit_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StateFileError):
         await file.commit(Changes(messages={"a": message("a"), "x": bad}))
     assert (await file.load()).messages == []
+    await file.aclose()
+
+
+async def test_a_cancelled_commit_is_done_all_the_same(tmp_path: Path) -> None:
+    file = await StateFile.open(tmp_path / "state")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await file.commit(Changes(cursors={"c": 7}))
+    assert (await file.load()).cursors == {"c": 7}
     await file.aclose()
