@@ -93,7 +93,7 @@ class Node:
         self.catchup = Catchup(settings, store, self.owner, self.hub)
         self.presences = Presences(settings, store, self.hub)
         self.keepalive = Keepalive(settings, self.table, self.writer, self.hub)
-        self.keepalive.on_tick.append(self.presences.tick)
+        self.keepalive.on_tick += [self.presences.tick, self._watch_store]
         self.parking = Parking(self.table, self._epoll, self.writer, self._handle)
         self.sessions = Sessions(settings, self.table, self.writer, self.hub, self.parking, self.name)
         self.refreshes = Refreshes(verifier, self.sessions, self.keepalive, self.hub)
@@ -108,6 +108,7 @@ class Node:
             refreshes=self.refreshes,
         )
         self.writer.on_gone = self._gone
+        self._trouble = ""
         self.metrics = Metrics(self)
         self.hub.fanout.on_written = self.metrics.observe_delivery
         self.http = HttpServer(Api(self, version("tidegate")), settings)
@@ -123,6 +124,15 @@ class Node:
 
     def _handle(self, connection: Connection, payload: bytes) -> None:
         self.commands.handle(connection, payload)
+
+    def _watch_store(self, _now: float) -> None:
+        """Log what is wrong with the store, once, and once when it is over."""
+        trouble = self._store.trouble
+        if trouble and not self._trouble:
+            log.error("store in trouble", trouble=trouble, writable=self._store.writable)
+        elif self._trouble and not trouble:
+            log.warning("store well again", was=self._trouble)
+        self._trouble = trouble
 
     def _gone(self, connection: Connection) -> None:
         """A connection has left the open state: nobody may keep it."""
@@ -163,7 +173,7 @@ class Node:
         """See NodePort.readiness."""
         writable, accepting = self._store.writable, self.listener.accepting
         return [
-            Check("store", writable, "" if writable else "the last write failed: see the log for the error"),
+            Check("store", writable, "" if writable else self._store.trouble),
             Check("accepting", accepting, "" if accepting else "the node drains"),
         ]
 
@@ -182,25 +192,30 @@ class Node:
         async with trio.open_nursery() as foundations:
             await foundations.start(self._store.run)
             await foundations.start(self._verifier.run)
-            async with trio.open_nursery() as self._parts:
-                for part in (self.owner, self.catchup, self.presences, self.refreshes, self.http):
-                    await self._parts.start(part.run)
-                self._parts.start_soon(self.parking.run)
-                self._parts.start_soon(self.hub.fanout.run)
-                self._parts.start_soon(self.keepalive.run)
-                async with trio.open_nursery() as self._accepting:
-                    await self._accepting.start(self.listener.run, self._sockets)
-                    # All that lives as long as the node is made by now: the collector need not look at it again.
-                    gc.collect()
-                    gc.freeze()
-                    await self._parts.start(self.metrics.run)  # behind that pause, which disturbs nobody
-                    log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
-                    task_status.started()
-                for sock in self._sockets:
-                    sock.close()
-                await self._close_connections()
-                self._parts.cancel_scope.cancel()
+            async with trio.open_nursery() as parts:
+                for part in (self.owner, self.catchup, self.presences, self.refreshes):
+                    await parts.start(part.run)
+                for loop in (self.parking.run, self.hub.fanout.run, self.keepalive.run):
+                    parts.start_soon(loop)
+                async with trio.open_nursery() as serving:
+                    await serving.start(self.http.run)
+                    await self._accept(parts, task_status)
+                    await self._close_connections()
+                    serving.cancel_scope.cancel()
+                parts.cancel_scope.cancel()
             foundations.cancel_scope.cancel()
+
+    async def _accept(self, parts: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as self._accepting:
+            await self._accepting.start(self.listener.run, self._sockets)
+            # All that lives as long as the node is made by now: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            await parts.start(self.metrics.run)  # behind that pause, which disturbs nobody
+            log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
+            task_status.started()
+        for sock in self._sockets:
+            sock.close()
 
     def drain(self) -> None:
         """Stop taking work: ``run`` finishes what was accepted, closes the connections and returns."""

@@ -115,6 +115,11 @@ class EmbeddedStore:
         return self._writer.error
 
     @property
+    def trouble(self) -> str:
+        """See ``Store.trouble``: a failed write, or else a failed checkpoint, which only makes the log grow."""
+        return str(self._writer.error or self._checkpointer.error or "")
+
+    @property
     def commits(self) -> int:
         """Transactions made durable so far."""
         return self._writer.commits

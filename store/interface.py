@@ -52,6 +52,10 @@ class Store(Protocol):
     def writable(self) -> bool:
         """False while the last write failed for a reason that concerns all of them (disk full); heals by itself."""
 
+    @property
+    def trouble(self) -> str:
+        """What keeps the store from working as it should, in words for an operator; empty while all is well."""
+
     def append(self, batch: Sequence[Append], done: Done) -> None:
         """Make entries durable. A plain call: returns at once; ``done`` is called later, exactly once per append.
 

@@ -77,6 +77,10 @@ class MemoryStore:
         return not isinstance(self.failing, NotWritten)
 
     @property
+    def trouble(self) -> str:
+        return str(self.failing or "")
+
+    @property
     def queued(self) -> int:
         """Batches that wait for an answer."""
         return len(self._queue)
