@@ -53,6 +53,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("trouble"), TROUBLE),
     st.tuples(st.just("trouble"), TROUBLE),
     st.tuples(st.just("kill"), st.integers(0, 3)),
+    st.tuples(st.just("chatter"), st.just(0)),
 )
 
 
@@ -157,6 +158,10 @@ class Run:
                 sent = self.sends[argument % len(self.sends)]
                 device = 1 if sent.user == "alice" and argument % 2 else USERS.index(sent.user)
                 self.send(device, sent, attempt=2)
+            case "chatter":  # more than a tail, so that older sends have to be looked up
+                for _ in range(20):
+                    await self.do("send", 2)
+                await wait_all_tasks_blocked()
             case "add":
                 self.submit(0, AddMembers(self.next_id, self.conversation_id, f"a{self.next_id}", ["carol"]))
             case "remove":
