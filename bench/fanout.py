@@ -1,6 +1,8 @@
 """How fast one entry reaches all connected members of a conversation."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,14 +17,15 @@ from bench.load.setup import SetupClient
 from bench.load.wire import client_frame, payload_of
 from bench.machine import Busy, Cores, Meter, choose_cores
 from bench.node import running_node
+from bench.peers.brokers import running_broker
 from bench.peers.process import PeerProcess
 from protocol.limits import MEMBERS_PER_COMMAND_MAX
 
 BURST = 4
 """Entries in flight in the burst."""
 
-DELIVERIES_PER_WINDOW = 600_000
-"""How long a window is: this many deliveries, some two seconds."""
+DELIVERIES_PER_WINDOW = 200_000
+"""How long a window is: this many deliveries, one or two seconds (times BURST in the burst)."""
 
 SENDER = "bench-sender"
 
@@ -81,15 +84,13 @@ def measure(options: Options) -> dict[str, Any]:
     with ExitStack() as stack:
         node, frame_bytes = _node(stack, cores, options)
         contestants = {"node": node}
-        for name, start in {"websockets": _websockets, "picows": _picows, "bare_writes": _bare_writes}.items():
+        for name, start in PEERS.items():
             try:
-                server = stack.enter_context(start(cores, frame_bytes))
+                contestants[name] = start(stack, cores, options, frame_bytes)
             except PeerMissing as error:
                 missing.append(str(error))
-            else:
-                contestants[name] = _peer(stack, server, cores, options, frame_bytes)
         single = _in_turn(contestants, options, in_flight=1)
-        burst = _in_turn({name: contestants[name] for name in ("node", "bare_writes")}, options, in_flight=BURST)
+        burst = _in_turn(contestants, options, in_flight=BURST)
     return _figures(options, frame_bytes, single, burst) | {"missing": missing}
 
 
@@ -125,9 +126,15 @@ def _figures(
         "burst_deliveries_per_cpu_s": burst_cpu["node"],
         "burst_limit_ratio": burst_cpu["node"] / burst_cpu["bare_writes"],
         "peers": {
-            name: {"deliveries_per_s": wall[name], "deliveries_per_cpu_s": cpu[name]} for name in wall if name != "node"
-        }
-        | {"bare_writes_burst": {"deliveries_per_s": burst_wall["bare_writes"]}},
+            name: {
+                "deliveries_per_s": wall[name],
+                "deliveries_per_cpu_s": cpu[name],
+                "burst_deliveries_per_s": burst_wall[name],
+                "burst_deliveries_per_cpu_s": burst_cpu[name],
+            }
+            for name in wall
+            if name != "node"
+        },
         "busy": {name: samples[-1].busy for name, samples in single.items()}
         | {f"{name}_burst": samples[-1].busy for name, samples in burst.items()},
     }
@@ -153,7 +160,12 @@ def _node(stack: ExitStack, cores: Cores, options: Options) -> tuple[Contestant,
     return contestant, frame_bytes
 
 
-def _peer(stack: ExitStack, server: PeerProcess, cores: Cores, options: Options, frame_bytes: int) -> Contestant:
+def _peer(
+    stack: ExitStack, cores: Cores, options: Options, frame_bytes: int, module: str, *arguments: str
+) -> Contestant:
+    """A peer of ours that speaks WebSocket."""
+    needs = {"websockets_uvloop": ("websockets", "uvloop"), "picows_uvloop": ("picows", "uvloop")}.get(module, ())
+    server = stack.enter_context(PeerProcess(module, *arguments, core=cores.server, needs=needs))
     door = Door(server.host, server.port, server.pid)
     contestant = Contestant(door, cores, options.members, frame_bytes)
     contestant.readers = _readers(stack, door, cores, user_names(options.members, "fanout"))
@@ -163,18 +175,39 @@ def _peer(stack: ExitStack, server: PeerProcess, cores: Cores, options: Options,
     return contestant
 
 
+def _websockets(stack: ExitStack, cores: Cores, options: Options, frame_bytes: int) -> Contestant:
+    return _peer(stack, cores, options, frame_bytes, "websockets_uvloop", "fanout")
+
+
+def _picows(stack: ExitStack, cores: Cores, options: Options, frame_bytes: int) -> Contestant:
+    return _peer(stack, cores, options, frame_bytes, "picows_uvloop", "fanout")
+
+
+def _bare_writes(stack: ExitStack, cores: Cores, options: Options, frame_bytes: int) -> Contestant:
+    trigger_bytes = len(client_frame(bytes(payload_of(frame_bytes))))
+    return _peer(stack, cores, options, frame_bytes, "bare_writes", str(frame_bytes), str(trigger_bytes))
+
+
+def _broker(name: str, stack: ExitStack, cores: Cores, options: Options, frame_bytes: int) -> Contestant:
+    door = stack.enter_context(running_broker(name, cores.server))
+    contestant = Contestant(door, cores, options.members, frame_bytes)
+    contestant.readers = stack.enter_context(
+        LoadProcess("bench.load.brokers:BrokerReaders", door, name, options.members, frame_bytes, core=cores.load)
+    )
+    contestant.sender = stack.enter_context(
+        LoadProcess("bench.load.brokers:BrokerSender", door, name, frame_bytes, core=cores.load)
+    )
+    return contestant
+
+
 def _readers(stack: ExitStack, door: Door, cores: Cores, members: list[str]) -> LoadProcess:
     return stack.enter_context(LoadProcess("bench.load.fanout:Readers", door, members, core=cores.load))
 
 
-def _websockets(cores: Cores, _frame_bytes: int) -> PeerProcess:
-    return PeerProcess("websockets_uvloop", "fanout", core=cores.server, needs=("websockets", "uvloop"))
-
-
-def _picows(cores: Cores, _frame_bytes: int) -> PeerProcess:
-    return PeerProcess("picows_uvloop", "fanout", core=cores.server, needs=("picows", "uvloop"))
-
-
-def _bare_writes(cores: Cores, frame_bytes: int) -> PeerProcess:
-    trigger_bytes = len(client_frame(bytes(payload_of(frame_bytes))))
-    return PeerProcess("bare_writes", str(frame_bytes), str(trigger_bytes), core=cores.server)
+PEERS: dict[str, Callable[[ExitStack, Cores, Options, int], Contestant]] = {
+    "websockets": _websockets,
+    "picows": _picows,
+    "bare_writes": _bare_writes,
+    "nats-server": partial(_broker, "nats-server"),
+    "mosquitto": partial(_broker, "mosquitto"),
+}

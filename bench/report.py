@@ -54,7 +54,7 @@ def as_table(result: Mapping[str, Any]) -> str:
     for name, group in groups.items():
         figures = [(key, number(value)) for key, value in group.items() if isinstance(value, int | float)]
         if figures:
-            lines += ["", *_rows([(name, ""), *figures])]
+            lines += ["", *_rows([(str(name), ""), *figures])]
     lines += ["", *_rows([("busy", "server", "load", "others", "limited by"), *_busy(result)])]
     lines += ["", *(f"left out: {text}" for text in result.get("missing", ()))]
     if result["disturbed"]:
@@ -82,7 +82,7 @@ def limited_by(busy: Mapping[str, float]) -> str:
 
 
 def _judgement(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for requirement, value, verdict in judged(result):
         sign = "<=" if requirement.at_most else ">="
         bounds = (f"{sign} {number(requirement.must)}", f"{sign} {number(requirement.aim)}")

@@ -61,7 +61,7 @@ def figure(result: Mapping[str, Any], key: str) -> float | None:
     value: Any = result
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return None if value is None else float(value)
 
 
 def judged(result: Mapping[str, Any]) -> list[tuple[Requirement, float | None, str]]:

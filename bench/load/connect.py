@@ -38,6 +38,23 @@ def open_connections(
     return _Opening(host, port, frames, first_address).run(requests)
 
 
+def source_address(index: int, first_address: int = 0) -> str:
+    """Which 127.x address connection number ``index`` comes from."""
+    return f"127.0.0.{2 + (first_address + index // CONNECTIONS_PER_ADDRESS) % 250}"
+
+
+def connect_from(source: str, host: str, port: int) -> socket.socket:
+    """A connected, non-blocking socket."""
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connection.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.bind((source, 0))
+    connection.settimeout(HANDSHAKE_TIMEOUT_S)
+    connection.connect((host, port))
+    connection.setblocking(False)
+    return connection
+
+
 def close_politely(connections: Iterable[socket.socket], close_frame: bytes) -> None:
     """Leave as a client does: a close frame, then the end of the stream."""
     for connection in connections:
@@ -72,23 +89,12 @@ class _Opening:
             request = next(waiting, None)
             if request is None:
                 return False
-            connection = self._connect(len(self._open))
+            connection = connect_from(source_address(len(self._open), self._first_address), self._host, self._port)
             self._open.append(connection)
             connection.send(request)
             self._opening[connection.fileno()] = (connection, bytearray())
             self._epoll.register(connection, select.EPOLLIN)
         return True
-
-    def _connect(self, index: int) -> socket.socket:
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        connection.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        last = 2 + (self._first_address + index // CONNECTIONS_PER_ADDRESS) % 250
-        connection.bind((f"127.0.0.{last}", 0))
-        connection.settimeout(HANDSHAKE_TIMEOUT_S)
-        connection.connect((self._host, self._port))
-        connection.setblocking(False)
-        return connection
 
     def _read_some(self) -> None:
         ready = self._epoll.poll(HANDSHAKE_TIMEOUT_S)

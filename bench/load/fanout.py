@@ -7,6 +7,7 @@ the acknowledgement, which a server sends behind its last write.
 
 import os
 import select
+import socket
 import time
 
 from bench.errors import BenchError
@@ -28,26 +29,21 @@ class Readers:
 
     def __init__(self, door: Door, users: list[str], *, first_address: int = 0) -> None:
         """Connect one per user."""
-        os.nice(10)  # the sender, a process of its own on the same core, goes first
         requests = [door.request(user, path="/member") for user in users]
-        self._connections = open_connections(
-            door.host, door.port, requests, frames=door.welcome_frames, first_address=first_address
+        self._watch(
+            open_connections(door.host, door.port, requests, frames=door.welcome_frames, first_address=first_address)
         )
+
+    def _watch(self, connections: list[socket.socket]) -> None:
+        """Begin to count what comes on these."""
+        os.nice(10)  # the sender, a process of its own on the same core, goes first
+        self._connections = connections
         self._read = {connection.fileno(): connection.recv_into for connection in self._connections}
         self._counts = dict.fromkeys(self._read, 0)
         self._epoll = select.epoll()
         for fd in self._read:
             self._epoll.register(fd, select.EPOLLIN)
         self._buffer = bytearray(262_144)
-
-    def drop(self) -> None:
-        """Read away what was pushed so far."""
-        for connection in self._connections:
-            try:
-                while connection.recv_into(self._buffer):
-                    pass
-            except BlockingIOError:
-                continue
 
     def receive(self, bytes_each: int) -> int:
         """Read until every connection has got ``bytes_each`` bytes; the monotonic time, in ns, when that was so.

@@ -1,0 +1,69 @@
+"""The tables in bench/README.md, made of saved results: ``python -m bench.tables`` rewrites them in place."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.plots import RESULTS, load_results
+from bench.report import limited_by, number
+from bench.requirements import judged
+
+README = Path(__file__).parent / "README.md"
+
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def requirements(results: Results) -> str:
+    """Each requirement with its figure in each result."""
+    rows = []
+    for name, result in results.items():
+        for requirement, value, verdict in judged(result):
+            sign = "≤" if requirement.at_most else "≥"
+            bounds = f"{sign} {number(requirement.must)} | {sign} {number(requirement.aim)}"
+            figure = f"**{number(value)}** {requirement.unit}"
+            rows.append(
+                f"| {name} | `{requirement.key}` | {requirement.meaning} | {bounds} | {figure} | {_reached(verdict)} |"
+            )
+    return "| result | key | what | must | aim | measured | reached |\n|---|---|---|---|---|---|---|\n" + "\n".join(
+        rows
+    )
+
+
+def peers(results: Results) -> str:
+    """Every figure of every peer, beside the node's."""
+    rows = []
+    for name, result in results.items():
+        for peer, figures in result.get("peers", {}).items():
+            rows += [
+                f"| {name} | {peer} | `{key}` | {number(value)} | {number(result.get(key))} |"
+                for key, value in figures.items()
+            ]
+    return "| result | peer | key | peer's | node's |\n|---|---|---|---|---|\n" + "\n".join(rows)
+
+
+def busy(results: Results) -> str:
+    """How busy everybody was in the last window of each figure."""
+    rows = []
+    for name, result in results.items():
+        for server, shares in result["busy"].items():
+            cells = " | ".join(f"{shares[key]:.0%}" for key in ("server", "load", "others", "stolen"))
+            rows.append(f"| {name} | {server} | {cells} | {limited_by(shares)} |")
+    head = "| result | server | server's core | load's core | others | stolen | limited by |\n|---|---|---|---|---|---|---|\n"
+    return head + "\n".join(rows)
+
+
+def filled(text: str, results: Results) -> str:
+    """The page with each table between its marks made anew."""
+    makers = {"requirements": requirements, "peers": peers, "busy": busy}
+    return _PLACE.sub(lambda match: f"{match[1]}{makers[match[2]](results)}\n{match[3]}", text)
+
+
+def _reached(verdict: str) -> str:
+    return {"aim": "aim", "must": "must"}.get(verdict, f"**{verdict}**")
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8"), load_results(RESULTS)), encoding="utf-8")
