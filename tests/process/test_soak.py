@@ -1,0 +1,176 @@
+"""Minutes of churn, after which tasks, descriptors and memory of the node are back where they were."""
+
+import os
+import random
+from contextlib import AsyncExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import trio
+
+from bench.processes import NodeProcess
+from gateway.check.checker import check
+from gateway.check.history import parse
+from gateway.check.recorder import Recorder
+from protocol.frames import (
+    ConversationKind,
+    ConversationReply,
+    CreateConversation,
+    Ping,
+    Pong,
+    Send,
+    SendAck,
+    Sync,
+    SyncPage,
+)
+from tests.process.wire import ask, connect_tcp, connected, upgrade_request
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+SOAK_S = float(os.environ.get("TIDEGATE_SOAK_S", "180"))
+USERS = 40
+WORKERS = 12
+BACK_WITHIN_S = 60
+"""Seconds that the node has to let go of everything: presence and deadlines are set to seconds below."""
+
+MEMORY_ROOM_BYTES = 24 * 1024 * 1024
+"""What memory may have grown: allocator, SQLite's caches, and the recent entries that a node holds on purpose."""
+
+OPTIONS = (
+    "--commands-per-s-max", "0", "--presence-grace-s", "1", "--handshake-timeout-s", "2", "--send-queue-age-max-s", "1",
+    "--send-queue-bytes-max", "65536", "--loaded-conversations-max", "64", "--tail-entries-max", "64",
+)  # fmt: skip
+
+
+async def _metrics(node: NodeProcess) -> dict[str, float]:
+    answer = await ask(node, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.status == 200
+    found = {}
+    for line in answer.rest.decode().splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("tidegate_") and "{" not in name:
+            found[name.removeprefix("tidegate_")] = float(value)
+    return found
+
+
+async def _resources(node: NodeProcess) -> dict[str, float]:
+    metrics = await _metrics(node)
+    held = ("connections", "users", "handshakes", "send_queue_bytes", "tasks", "users_leaving", "commands_waiting")
+    return {
+        **{name: metrics[name] for name in held},
+        "descriptors": node.fd_count(),
+        "memory_bytes": node.rss_bytes(),
+    }
+
+
+class Churn:
+    """Users that come, talk, drop, stall, and knock without coming in."""
+
+    def __init__(self, node: NodeProcess, rng: random.Random) -> None:
+        self.node, self.rng = node, rng
+        self.done = dict.fromkeys(("chat", "drop", "stall", "knock", "resume"), 0)
+
+    async def work(self) -> None:
+        """One worker: a random kind of visit after the other, until cancelled."""
+        visits = {"chat": self.chat, "drop": self.drop, "stall": self.stall, "knock": self.knock, "resume": self.resume}
+        while True:
+            (kind,) = self.rng.choices(list(visits), weights=(8, 4, 1, 3, 4))
+            await visits[kind]()
+            self.done[kind] += 1
+
+    def user(self) -> str:
+        return f"user{self.rng.randrange(USERS)}"
+
+    async def chat(self) -> None:
+        """Come, talk to somebody, leave politely."""
+        async with connected(self.node, self.user()) as wire:
+            where = await self._conversation(wire, self.user())
+            for _ in range(self.rng.randint(1, 30)):
+                await wire.ask(Send(0, where, uuid4().hex, "x" * self.rng.choice((10, 200, 3000))), SendAck)
+            await wire.send_frame(b"\x03\xe8", 8)
+            await wire.closed()
+
+    async def drop(self) -> None:
+        """Leave without a word, with answers under way, or in the middle of a frame."""
+        async with connected(self.node, self.user()) as wire:
+            where = await self._conversation(wire, self.user())
+            for _ in range(self.rng.randint(0, 20)):
+                await wire.send(Send(wire.next_id(), where, uuid4().hex, "dropped"))
+            if self.rng.random() < 0.5:
+                await wire.send_bytes(b"\x82\xfe\x10\x00\x00\x00\x00\x00abc")
+
+    async def stall(self) -> None:
+        """A slow reader: ask for more than the socket takes, read nothing, until the node has had enough."""
+        async with connected(self.node, self.user()) as reader:
+            with trio.move_on_after(6):
+                while True:
+                    await reader.send(Sync(reader.next_id()))
+            await reader.stream.aclose()
+
+    async def knock(self) -> None:
+        """Handshakes that come to nothing."""
+        async with AsyncExitStack() as stack:
+            for _ in range(self.rng.randint(1, 10)):
+                stream = await stack.enter_async_context(await connect_tcp(self.node))
+                await stream.send_all(upgrade_request()[: self.rng.randint(1, 120)])
+            await ask(self.node, upgrade_request({"Sec-WebSocket-Version": "7"}))
+
+    async def resume(self) -> None:
+        """Come back and sync everything."""
+        async with connected(self.node, self.user()) as wire:
+            request_id = wire.next_id()
+            await wire.send(Sync(request_id))
+            while not (await wire.reply(request_id, SyncPage)).done:
+                pass
+            await wire.ask(Ping(), Pong)
+
+    async def _conversation(self, wire, other: str) -> str:
+        command = CreateConversation(0, ConversationKind.DIRECT, [other], uuid4().hex)
+        return (await wire.ask(command, ConversationReply)).conversation.conversation_id
+
+
+async def _churn(node: NodeProcess, seed: int, duration_s: float) -> dict[str, int]:
+    churn = Churn(node, random.Random(seed))
+    with trio.move_on_after(duration_s):
+        async with trio.open_nursery() as nursery:
+            for _ in range(WORKERS):
+                nursery.start_soon(churn.work)
+    return churn.done
+
+
+async def _back(node: NodeProcess, allowed: dict[str, float]) -> dict[str, float]:
+    """Resources once they are no more than allowed, or after BACK_WITHIN_S as they are then."""
+    with trio.move_on_after(BACK_WITHIN_S):
+        while True:
+            found = await _resources(node)
+            if all(found[name] <= allowed[name] for name in allowed):
+                return found
+            await trio.lowlevel.checkpoint()
+    return await _resources(node)
+
+
+@pytest.mark.timeout(SOAK_S + 200)
+async def test_after_minutes_of_churn_everything_is_given_back(tmp_path: Path) -> None:
+    seed = int(os.environ.get("TIDEGATE_SOAK_SEED", random.randrange(2**32)))
+    print(f"TIDEGATE_SOAK_SEED={seed}")
+    history = tmp_path / "history.jsonl"
+    with NodeProcess(tmp_path / "data", *OPTIONS) as node:
+        # Memory that is taken once and kept (caches, imports, the allocator's first arenas) is taken here.
+        await _churn(node, seed, SOAK_S / 6)
+        at_rest = await _back(node, {"connections": 0, "users_leaving": 0, "handshakes": 0})
+        allowed = {**at_rest, "memory_bytes": at_rest["memory_bytes"] + MEMORY_ROOM_BYTES}
+        done = await _churn(node, seed + 1, SOAK_S)
+        after = await _back(node, allowed)
+        metrics = await _metrics(node)
+        log = node.stderr_path.read_text()
+        assert node.terminate() == 0
+    with Recorder(history) as recorder:
+        recorder.record("info", "resources", "node", phase="before", resources=allowed)
+        recorder.record("info", "resources", "node", phase="after", resources=after)
+    report = check(parse(history.read_bytes().splitlines()))
+    assert report.ok, f"{report.as_text()}\n{done}"
+    assert all(done.values()), done
+    assert metrics["slow_consumers_total"] > 0
+    assert "Traceback" not in log
+    print(f"{done} before {at_rest} after {after}")
