@@ -48,6 +48,7 @@ class ChatScreen:
         self._submit = submit
         self._typed = typed
         self._back_lines = 0
+        self._closed = False
         self._input = TextArea(height=Dimension(min=1, max=5), prompt=[("class:prompt", "> ")], multiline=False)
         self._input.buffer.accept_handler = self._accept
         self._input.buffer.on_text_changed += self._text_changed
@@ -77,7 +78,11 @@ class ChatScreen:
         self._application.invalidate()
 
     def _run(self) -> None:
-        self._application.run(handle_sigint=False, set_exception_handler=False)
+        self._application.run(pre_run=self._opened, handle_sigint=False, set_exception_handler=False)
+
+    def _opened(self) -> None:
+        if self._closed:  # while the thread was starting: there was no screen yet to be closed
+            self._application.exit()
 
     async def _close_when_cancelled(self) -> None:
         try:
@@ -87,6 +92,7 @@ class ChatScreen:
 
     def close(self) -> None:
         """Leave the screen. May be called from any thread."""
+        self._closed = True
         loop = self._application.loop
         if loop is not None and self._application.is_running:
             loop.call_soon_threadsafe(self._exit)

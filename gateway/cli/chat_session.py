@@ -79,7 +79,12 @@ class Chat:
         while True:
             await self._unread.wait()
             self._unread = trio.Event()
-            await self.client.mark_read(self.conversation_id, self._read_seq)
+            try:
+                await self.client.mark_read(self.conversation_id, self._read_seq)
+            except RequestTimeout:
+                self._unread.set()  # still offline: it is worth telling when the connection is back
+            except Refused as refused:
+                self.model.note(f"the others are not told that you read this: {refused.message}")
 
     async def older(self, count: int) -> list[EntryEvent]:
         """Entries before those shown so far."""

@@ -2,7 +2,8 @@
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from msgspec import Struct
@@ -120,16 +121,9 @@ class Commands(ABC):
         reply = await self._ask(lambda request_id, _: GetConversation(request_id, conversation_id), ConversationReply)
         return reply.conversation
 
-    async def conversations(self) -> AsyncIterator[Conversation]:
-        """The user's conversations, newest first, fetched page by page."""
-        cursor = ""
-        while True:
-            page = await self._list_page(cursor)
-            for conversation in page.conversations:
-                yield conversation
-            cursor = page.next_cursor
-            if not cursor:
-                return
+    def conversations(self) -> "Conversations":
+        """The user's conversations, newest first, fetched page by page while iterating."""
+        return Conversations(self._list_page)
 
     async def history(
         self,
@@ -189,3 +183,24 @@ class Commands(ABC):
         if not isinstance(reply, (expected, *also)):
             raise AssertionError(f"the node answered with {type(reply).__name__} instead of {expected.__name__}")
         return reply  # type: ignore[return-value]  # ``also`` is for callers that ignore the reply
+
+
+class Conversations:
+    """Iterator over a user's conversations: see ``Commands.conversations``. It may be left half-way."""
+
+    def __init__(self, fetch: Callable[[str], Awaitable[ConversationList]]) -> None:
+        self._fetch = fetch
+        self._page: deque[Conversation] = deque()
+        self._cursor: str | None = ""
+
+    def __aiter__(self) -> "Conversations":
+        return self
+
+    async def __anext__(self) -> Conversation:
+        while not self._page:
+            if self._cursor is None:
+                raise StopAsyncIteration
+            page = await self._fetch(self._cursor)
+            self._page.extend(page.conversations)
+            self._cursor = page.next_cursor or None
+        return self._page.popleft()

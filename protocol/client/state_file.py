@@ -111,9 +111,10 @@ class StateFile:
         try:
             # Shielded, because a cancelled call does not even begin: whoever handed over changes would lose them.
             with trio.CancelScope(shield=True):
-                return await trio.to_thread.run_sync(work, limiter=self._turn)
+                result = await trio.to_thread.run_sync(work, limiter=self._turn)
         except sqlite3.Error as error:
             raise _explain(self._path, error) from error
+        return result
 
 
 def _open(path: Path) -> sqlite3.Connection:

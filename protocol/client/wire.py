@@ -119,10 +119,14 @@ class _HandshakeStream(trio.abc.Stream):
             data = bytes(await self._stream.receive_some(max_bytes))
         except trio.BrokenResourceError:
             if self.upgraded:
+                await trio.aclose_forcefully(self._stream)
                 raise
             data = b""
-        if not data and not self.upgraded:
-            raise ConnectionEnded(_BROKE_OFF)
+        if not data:
+            if not self.upgraded:
+                raise ConnectionEnded(_BROKE_OFF)
+            # trio-websocket leaves a stream open that the peer has ended, even when it is asked to close it.
+            await trio.aclose_forcefully(self._stream)
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

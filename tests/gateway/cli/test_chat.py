@@ -1,0 +1,123 @@
+"""``tidegate chat`` against a node in memory: scripts, and what cannot be."""
+
+import io
+import json
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from gateway.cli.chat import command
+from gateway.cli.chat_script import Script
+from gateway.cli.chat_session import Goal, open_chat, plainly
+from gateway.cli.errors import CliError
+from protocol.client import connect
+from protocol.errors import ErrorCode
+from protocol.frames import EntryKind, ErrorReply, Send
+from tests.fakes.node import FakeNode
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[FakeNode]:
+    async with trio.open_nursery() as nursery:
+        yield FakeNode(nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def chat(node: FakeNode, goal: Goal, text: str, monkeypatch, *, as_json: bool = False) -> None:
+    """Run the chat of a script that writes ``text``."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+    async def work() -> None:
+        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
+            await Script(await open_chat(client, goal), json=as_json).run()
+
+    await plainly(work)
+
+
+async def test_each_line_is_a_message_and_all_are_acknowledged(node: FakeNode, monkeypatch, capsys) -> None:
+    await chat(node, Goal("alice", ["bob"], ""), "one\n\ntwo\r\n  three\n", monkeypatch)
+    said = [entry.body for entry in node.logs["d-bob"] if entry.kind == EntryKind.MESSAGE]
+    assert said == ["one", "two", "  three"]
+    assert capsys.readouterr().out == ""
+
+
+async def test_json_prints_an_object_an_event(node: FakeNode, monkeypatch, capsys) -> None:
+    node.append("g", "Team", kind=EntryKind.CREATED, users=["alice", "bob"])
+    node.append("g", "before")
+    await chat(node, Goal("alice", [], "g"), "hello\n", monkeypatch, as_json=True)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "history"
+    assert [entry["event"] for entry in events[0]["entries"]] == ["created", "message"]
+    (sent,) = [event for event in events if event["event"] == "sent"]
+    assert (sent["conversation_id"], sent["seq"]) == ("g", 3)
+
+
+async def test_a_refused_line_is_told_and_the_others_are_sent(node: FakeNode, monkeypatch, capsys) -> None:
+    text = "one\n" + "x" * 5000 + "\nthree\n"
+    with pytest.raises(CliError, match="1 of the lines could not be sent"):
+        await chat(node, Goal("alice", ["bob"], ""), text, monkeypatch)
+    assert [entry.body for entry in node.logs["d-bob"][1:]] == ["one", "three"]
+    assert "line 2 was not sent: TOO_LONG: the body has 5,000 characters" in capsys.readouterr().err
+
+
+async def test_a_refusal_of_the_node_is_told_too(node: FakeNode, monkeypatch, capsys) -> None:
+    async def refuse(connection, send) -> bool:
+        await connection.put(ErrorReply(send.id, ErrorCode.NOT_FOUND, "no such conversation"))
+        return True
+
+    node.scripts[Send] = refuse
+    with pytest.raises(CliError):
+        await chat(node, Goal("alice", ["bob"], ""), "one\n", monkeypatch, as_json=True)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["reason"] for event in events if event["event"] == "not_sent"] == ["NOT_FOUND: no such conversation"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        (Goal("mallory", ["bob"], ""), "the token is for alice, not for mallory"),
+        (Goal("alice", [], "nope"), "alice is in no group 'nope'; add --to USER"),
+        (Goal("alice", ["bob", "carol"], ""), "several --to need --group"),
+    ],
+)
+async def test_what_cannot_be_is_one_clear_line(node: FakeNode, monkeypatch, goal: Goal, message: str) -> None:
+    with pytest.raises(CliError, match=message):
+        await chat(node, goal, "", monkeypatch)
+
+
+async def test_a_node_that_is_not_there(autojump_clock, node: FakeNode, monkeypatch) -> None:
+    node.refusals.extend([ConnectionRefusedError(111, "")] * 20)
+    with pytest.raises(CliError, match="connection refused; is the node running") as error:
+        await chat(node, Goal("alice", ["bob"], ""), "", monkeypatch)
+    assert error.value.exit_code == 69
+
+
+async def test_a_refused_token(node: FakeNode, monkeypatch) -> None:
+    node.refusals.append((401, [], b"the token has expired"))
+    with pytest.raises(CliError, match=r"the token has expired.*pass --token"):
+        await chat(node, Goal("alice", ["bob"], ""), "", monkeypatch)
+
+
+async def test_a_group_is_created_from_its_members(node: FakeNode, monkeypatch) -> None:
+    await chat(node, Goal("alice", ["bob", "carol"], "Team"), "hello\n", monkeypatch)
+    ((created, message),) = node.logs.values()
+    assert (created.body, created.users, message.body) == ("Team", ["alice", "bob", "carol"], "hello")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--to", "bob"], 2, "--as"),
+        (["--as", "alice"], 2, "with whom?"),
+        (["--as", "x" * 129, "--to", "bob"], 2, "1 to 128 characters"),
+        (["--as", "alice", "--to", "bob", "--data-dir", "/nonexistent"], 1, "pass a token with --token"),
+        (["--as", "alice", "--to", "bob", "--token", "t", "--url", "node"], 2, "ws://HOST:PORT"),
+    ],
+)
+def test_usage(arguments: list[str], code: int, message: str) -> None:
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == code
+    assert message in result.output

@@ -1,0 +1,83 @@
+"""A person's chat, typed into prompt_toolkit's pipe instead of a terminal."""
+
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from trio.testing import MockClock
+
+from gateway.cli.chat_model import ChatModel
+from gateway.cli.chat_person import Person
+from gateway.cli.chat_screen import ChatScreen
+from gateway.cli.chat_session import Chat, Goal, open_chat
+from protocol.client import connect
+from protocol.frames import EntryKind, MarkReceipt, Typing
+from tests.fakes.node import FakeNode
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[FakeNode]:
+    async with trio.open_nursery() as nursery:
+        yield FakeNode(nursery)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def patient_clock() -> MockClock:
+    """Jumps only when the screen's thread had time to work."""
+    return MockClock(autojump_threshold=0.3)
+
+
+async def notes(chat: Chat, text: str) -> None:
+    while not any(text in line.text for line in chat.model.lines):  # noqa: ASYNC110 - a plain model tells nobody
+        await trio.sleep(1)
+
+
+async def test_a_person_writes_reads_and_leaves(patient_clock, node: FakeNode) -> None:
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
+            chat = await open_chat(client, Goal("alice", ["bob"], ""))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Person(chat).run)
+                await notes(chat, "/help tells")
+                keyboard.send_text("hello\r")
+                await notes(chat, "hello")
+                await node.say("d-bob", "hi alice")
+                await notes(chat, "hi alice")
+                keyboard.send_text("/nonsense\r/members\r/history x\r/history\r")
+                await notes(chat, "there is no /nonsense")
+                await notes(chat, "you, bob")
+                await notes(chat, "/history takes a number from 1 to 200, not 'x'")
+                await trio.sleep(5)
+                keyboard.send_text("/quit\r")
+    assert [e.body for e in node.logs["d-bob"] if e.kind == EntryKind.MESSAGE] == ["hello", "hi alice"]
+    assert max(c.read_seq for c in node.received if isinstance(c, MarkReceipt)) == 3
+    assert [c.typing for c in node.received if isinstance(c, Typing)] == [True, False]
+
+
+async def test_control_c_leaves(patient_clock, node: FakeNode) -> None:
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
+            chat = await open_chat(client, Goal("alice", ["bob"], ""))
+            keyboard.send_text("\x03")
+            await Person(chat).run()
+
+
+async def test_cancelling_closes_the_screen(patient_clock, node: FakeNode) -> None:
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
+            chat = await open_chat(client, Goal("alice", ["bob"], ""))
+            with trio.move_on_after(3) as scope:
+                await Person(chat).run()
+    assert scope.cancelled_caught
+
+
+async def test_a_screen_that_was_closed_before_it_opened_does_not_open(patient_clock, node: FakeNode) -> None:
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        screen = ChatScreen(ChatModel("alice", "bob", []), lambda text: None, lambda any_text: None)
+        screen.close()
+        await screen.run()
