@@ -1,5 +1,6 @@
 """Two clients of the SDK chat; the node is killed between two messages, and neither notices more than a pause."""
 
+import os
 import random
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class Talker:
 
 async def test_a_node_killed_between_two_messages_is_a_pause_and_nothing_more(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
+    descriptors = len(os.listdir("/proc/self/fd"))
     with NodeProcess(tmp_path / "data") as node, Recorder(path) as recorder, trio.fail_after(DEADLINE_S):
         url = f"ws://{node.host}:{node.port}"
         async with (
@@ -95,6 +97,7 @@ async def test_a_node_killed_between_two_messages_is_a_pause_and_nothing_more(tm
             assert alice.connects == bob.connects == 2
             await alice.read_all(conversation)
             nursery.cancel_scope.cancel()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     assert bob.heard == [*(f"a{n}" for n in range(10)), "a still there?", *(f"a{n}" for n in range(10, 20))]
     assert alice.heard == [*(f"b{n}" for n in range(10)), "b still there?", *(f"b{n}" for n in range(10, 20))]
     _judge(path)
