@@ -101,7 +101,7 @@ class NodeProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self._environment},
+                env={**_environment(), "PYTHONUNBUFFERED": "1", **self._environment},
                 cwd=Path(__file__).parent.parent,
                 start_new_session=True,
             )
@@ -233,3 +233,8 @@ class NodeProcess:
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._process = None
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without settings for nodes: what runs here is described by options alone."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}

@@ -93,8 +93,8 @@ class Rounds:
 
 @pytest.mark.timeout(DEADLINE_S + 30)
 async def test_twenty_crashes_lose_double_reorder_and_skip_nothing(tmp_path: Path) -> None:
-    seed = int(os.environ.get("TIDEGATE_CRASH_SEED", random.randrange(2**32)))
-    print(f"TIDEGATE_CRASH_SEED={seed}")
+    seed = int(os.environ.get("CRASH_SEED", random.randrange(2**32)))
+    print(f"CRASH_SEED={seed}")
     rng = random.Random(seed)
     history = tmp_path / "history.jsonl"
     node = NodeProcess(tmp_path / "data", "--commands-per-s-max", "0")
