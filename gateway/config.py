@@ -67,7 +67,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 100.0
     commands_burst_max: Annotated[int, _setting("commands of one connection at once", ge=1)] = 400
     pending_sends_max: Annotated[int, _setting("sends of the node that wait to become durable", ge=1)] = 65_536
-    loaded_conversations_max: Annotated[int, _setting("conversations that the owner holds in memory", ge=16)] = 20_000
+    loaded_conversations_max: Annotated[int, _setting("conversations that the owner holds in memory", ge=16)] = 8_192
     tail_entries_max: Annotated[int, _setting("recent entries held per loaded conversation", ge=16)] = 128
     syncs_max: Annotated[int, _setting("syncs answered at once", ge=1)] = 64
     presence_grace_s: Annotated[float, _setting("after the last connection until offline", "s", ge=0)] = (

@@ -46,6 +46,7 @@ class Appender:
         resume: Callable[[Conversation], None],
         look_up: Callable[[Conversation, Origin, Appending], None],
         drop: Callable[[Conversation], None],
+        wrote: Callable[[Conversation, str, int], None],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -57,6 +58,7 @@ class Appender:
         self._find = find
         self._resume = resume
         self._look_up = look_up
+        self._wrote = wrote
         self._dirty: list[Conversation] = []
         self._arrived_s = 0.0
         self._wake = trio.Event()
@@ -204,8 +206,9 @@ class Appender:
             )
         )
         for send in sends:
+            entry = send.stored.entry
+            self._wrote(conversation, entry.sender, entry.seq)
             if send.origin is not None and send.request_id:
-                entry = send.stored.entry
                 self._edge.reply(send.origin, SendAck(send.request_id, entry.seq, entry.time_us), conversation_id)
             if send.repeats is not None:
                 self._acknowledge_repeats(conversation_id, send)

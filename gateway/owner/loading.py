@@ -40,6 +40,7 @@ class Loader:
         pool: TaskPool,
         filled: Callable[[Conversation], None],
         failed: Callable[[Conversation, Refused], None],
+        wrote: Callable[[Conversation, str, int], None],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -51,6 +52,7 @@ class Loader:
         self._pool = pool
         self._filled = filled
         self._failed = failed
+        self._wrote = wrote
 
     def start(self, conversation: Conversation) -> bool:
         """Load a conversation, then call ``filled`` or ``failed``; False when too many wait for that."""
@@ -132,6 +134,7 @@ class Loader:
         conversation.waiting.popleft()
         self._backlog.waiting -= 1
         self._counters.created += 1
+        self._wrote(conversation, origin.user, 1)
         first = loaded.tail[0].encoded
         self._edge.deliver(Delivery(conversation.conversation_id, conversation.recipients, [first], [origin]))
         if command.id:

@@ -83,14 +83,15 @@ class Owner:
         self._typists = Typists(edge, self.counters, self._find)
         self._reader = Reader(store, edge, self.counters, reads, self._find)
         self._loader = Loader(
-            settings, store, edge, ownership, clock_us, self.counters, self.backlog, loads, self._filled, self._failed
-        )
+            settings, store, edge, ownership, clock_us, self.counters, self.backlog, loads,
+            self._filled, self._failed, self._receipts.wrote,
+        )  # fmt: skip
         self._lookups = Lookups(
             store, edge, clock_us, self.counters, self.backlog, lookups, self._find, self._looked_up, self.submit
         )
         self._appender = Appender(
             settings, store, edge, ownership, clock_us, self.counters, self.backlog,
-            self._find, self._resume, self._lookups.start, self._drop,
+            self._find, self._resume, self._lookups.start, self._drop, self._receipts.wrote,
         )  # fmt: skip
 
     @property

@@ -15,7 +15,7 @@ from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
 from gateway.refusals import beyond_head, not_found
 from protocol.frames import MarkReceipt, Ok, ReceiptPush
-from store.entries import ReceiptRecord
+from store.entries import MemberRecord, ReceiptRecord
 from store.interface import Store, StoreError
 
 SAVE_RECORDS_MAX: Final = 1_000
@@ -27,6 +27,9 @@ SAVE_AT_END_S: Final = 2.0
 RECEIPT_PUSH_MEMBERS_MAX: Final = 64
 """Members above which a group has no receipt pushes: in a group of 64 one message already brings up to 64 receipts for
 64 members, 4,096 pushes a second. Larger groups are asked by GetConversation."""
+
+Unsaved = tuple[ReceiptRecord, Origin | None]
+"""Pointers to save, and the origin that moved them; None: nobody has to be told."""
 
 
 class Receipts:
@@ -45,7 +48,7 @@ class Receipts:
         self._edge = edge
         self._counters = counters
         self._find = find
-        self._unsaved: dict[str, dict[str, tuple[ReceiptRecord, Origin]]] = {}
+        self._unsaved: dict[str, dict[str, Unsaved]] = {}
         self._wake = trio.Event()
 
     def mark(self, conversation: Conversation, origin: Origin, command: MarkReceipt) -> None:
@@ -64,13 +67,29 @@ class Receipts:
         read_seq = max(member.read_seq, command.read_seq)
         delivered_seq = max(member.delivered_seq, command.delivered_seq, read_seq)
         if (delivered_seq, read_seq) != (member.delivered_seq, member.read_seq):
-            member.delivered_seq, member.read_seq = delivered_seq, read_seq
             self._counters.receipts += 1
-            record = ReceiptRecord(conversation_id, member.user, delivered_seq, read_seq)
-            self._unsaved.setdefault(conversation_id, {})[member.user] = (record, origin)
-            self._wake.set()
+            self._move(conversation_id, member, delivered_seq, read_seq, origin)
         if command.id:
             self._edge.reply(origin, Ok(command.id))
+
+    def wrote(self, conversation: Conversation, user: str, seq: int) -> None:
+        """A durable entry of the user's own: whoever had read all before it has now read it too.
+
+        Not pushed: everybody who gets the entry can tell.
+        """
+        member = conversation.members.get(user)
+        if member is not None and member.read_seq == seq - 1:
+            self._move(conversation.conversation_id, member, max(member.delivered_seq, seq), seq, None)
+
+    def _move(
+        self, conversation_id: str, member: MemberRecord, delivered_seq: int, read_seq: int, origin: Origin | None
+    ) -> None:
+        member.delivered_seq, member.read_seq = delivered_seq, read_seq
+        unsaved = self._unsaved.setdefault(conversation_id, {})
+        if origin is None and member.user in unsaved:
+            origin = unsaved[member.user][1]  # a push was owed already
+        unsaved[member.user] = (ReceiptRecord(conversation_id, member.user, delivered_seq, read_seq), origin)
+        self._wake.set()
 
     def has_unsaved(self, conversation_id: str) -> bool:
         """Whether memory knows more of a conversation's pointers than the store."""
@@ -124,7 +143,9 @@ class Receipts:
             if not users:
                 del self._unsaved[record.conversation_id]
 
-    def _push(self, record: ReceiptRecord, origin: Origin) -> None:
+    def _push(self, record: ReceiptRecord, origin: Origin | None) -> None:
+        if origin is None:
+            return
         conversation = self._find(record.conversation_id)
         if conversation is None or record.user not in conversation.members:
             return

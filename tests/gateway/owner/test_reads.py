@@ -147,10 +147,10 @@ async def test_get_tells_members_and_how_far_they_are(world, alice, bob):
     assert (reply.id, reply.created) == (5, False)
     conversation = reply.conversation
     assert [(each.user, each.delivered_seq, each.read_seq) for each in conversation.members] == [
-        ("alice", 0, 0),
+        ("alice", 2, 2),
         ("bob", 2, 1),
     ]
-    assert (conversation.head_seq, conversation.read_seq) == (2, 0)
+    assert (conversation.head_seq, conversation.read_seq) == (2, 2)
     assert msgspec.msgpack.decode(bytes(conversation.last_entry))[5] == "hello"
 
 

@@ -42,6 +42,21 @@ async def test_pointers_are_coalesced_saved_and_pushed_once(chat, bob, autojump_
     assert signal.skip is bob
 
 
+async def test_own_entries_count_as_read_where_all_before_them_was(chat, alice, bob, autojump_clock):
+    world, conversation_id = chat
+    assert world.owner.pointers(conversation_id, "alice") == (11, 11), "the creator wrote all of them"
+    world.send(bob, conversation_id, "b1")  # bob has read nothing yet: his own entry leaves a gap
+    world.send(alice, conversation_id, "a1")  # and alice has not read his
+    await wait_all_tasks_blocked()
+    assert world.owner.pointers(conversation_id, "bob") in (None, (0, 0))
+    assert world.owner.pointers(conversation_id, "alice") == (11, 11)
+    await world.ask(bob, MarkReceipt(1, conversation_id, 13, 13))
+    world.send(bob, conversation_id, "b2")
+    await trio.sleep(3)
+    assert stored(world, conversation_id, "bob") == (14, 14)
+    assert [signal.push.user for signal in world.edge.signals] == ["bob"], "nobody is told of what everybody can tell"
+
+
 async def test_pointers_never_go_back(chat, bob, autojump_clock):
     world, conversation_id = chat
     await world.ask(bob, MarkReceipt(1, conversation_id, 9, 5))
@@ -135,19 +150,18 @@ async def test_unsaved_pointers_survive_a_reload(chat, alice, bob, autojump_cloc
 async def test_unsaved_conversations_stay_in_memory(start_world, alice):
     world = await start_world(loaded_conversations_max=16)
     first = await world.direct(alice, "bob")
-    world.owner.submit(alice, MarkReceipt(0, first, 1))
     for n in range(40):
         await world.direct(alice, f"user{n}")
-    assert world.owner.pointers(first, "alice") == (1, 0)
+    assert world.owner.pointers(first, "alice") == (1, 1)
 
 
 async def test_large_groups_are_not_pushed_receipts(world, alice, autojump_clock):
     conversation_id = await world.group(alice, *(f"user{n}" for n in range(RECEIPT_PUSH_MEMBERS_MAX)))
-    await world.ask(alice, MarkReceipt(1, conversation_id, 1))
+    await world.ask(FakeOrigin("user1"), MarkReceipt(1, conversation_id, 1))
     await trio.sleep(3)
     assert world.edge.signals == []
     assert world.owner.counters.receipts_unpushed == 1
-    assert stored(world, conversation_id, "alice") == (1, 0)
+    assert stored(world, conversation_id, "user1") == (1, 0)
 
 
 async def test_who_was_removed_marks_nothing_any_more(world, alice, bob, autojump_clock):
