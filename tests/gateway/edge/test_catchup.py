@@ -250,7 +250,7 @@ async def test_unsaved_receipts_are_seen(place, alice, bob):
     _, synced = await place.sync(bob, {conversation_id: 2})
     assert synced[conversation_id].read_seq == 3
     (listed,) = await place.ask(alice, ListConversations(1))
-    assert [(each.user, each.read_seq) for each in listed.conversations[0].members] == [("alice", 0), ("bob", 3)]
+    assert [(each.user, each.read_seq) for each in listed.conversations[0].members] == [("alice", 4), ("bob", 3)]
     (listed,) = await place.ask(bob, ListConversations(1))
     assert (listed.conversations[0].read_seq, listed.conversations[0].delivered_seq) == (3, 4)
 
