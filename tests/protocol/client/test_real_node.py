@@ -1,6 +1,8 @@
 """The client against a node process: what the fake node believes is so."""
 
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,30 +20,30 @@ pytestmark = pytest.mark.process
 class Node:
     """A node process that can be killed and started again at the same address."""
 
-    def __init__(self, nursery: trio.Nursery, data_dir: Path) -> None:
-        self.data_dir = data_dir
+    def __init__(self, directory: Path) -> None:
+        self.data_dir = directory / "data"
         self.port = 0
-        self._nursery = nursery
+        self._log = directory / "node.log"
         self._process: trio.Process | None = None
 
     async def start(self) -> None:
-        from sys import executable
-
-        arguments = [executable, "-m", "gateway.cli.main", "serve", "--port", str(self.port)]
+        arguments = [sys.executable, "-m", "gateway.cli.main", "serve", "--port", str(self.port)]
         arguments += ["--data-dir", str(self.data_dir)]
-        self._process = await trio.lowlevel.open_process(arguments, stdout=-1, stderr=-3)
+        with self._log.open("ab") as log:
+            self._process = await trio.lowlevel.open_process(arguments, stdout=subprocess.PIPE, stderr=log)
         assert self._process.stdout is not None
         text = b""
         while not (found := re.search(rb"listening on http://[^:]+:(\d+)", text)):
             data = await self._process.stdout.receive_some()
-            assert data, f"the node did not start: {text!r}"
+            assert data, f"the node did not start: {self._log.read_text()[-2000:]}"
             text += data
         self.port = int(found[1])
 
     async def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+            await self._process.stdout.aclose()
 
     def connect(self, user: str, **options):
         async def token() -> str:
@@ -52,14 +54,13 @@ class Node:
 
 @pytest.fixture
 async def real_node(tmp_path: Path) -> AsyncIterator[Node]:
-    async with trio.open_nursery() as nursery:
-        node = Node(nursery, tmp_path / "data")
+    node = Node(tmp_path)
+    try:
         await node.start()
-        try:
-            yield node
-        finally:
-            with trio.CancelScope(shield=True):
-                await node.kill()
+        yield node
+    finally:
+        with trio.CancelScope(shield=True):
+            await node.kill()
 
 
 async def up_to_date(client: Client) -> AsyncIterator:
