@@ -340,3 +340,56 @@ def test_a_send_of_unknown_outcome_may_be_there_or_not() -> None:
         history.send(A, "m", None, end="info")
         history.read(B, *entries, final=True)
         _expect(history)
+
+
+def _resuming(history: Builder) -> int:
+    history.record("ok", "connect", B, user=B, connection="bob-2")
+    return history.invoke("resume", B, user=B, connection="bob-2", conversation="c", cursor=1)
+
+
+def _synced(history: Builder, call: int, first: int, last: int, *entries: SeenEntry) -> None:
+    page = history.invoke("read", B, user=B, connection="bob-2", conversation="c")
+    history.record("ok", "read", B, call=page, entries=entries, first_seq=first, last_seq=last, head_seq=last)
+    history.record("ok", "resume", B, call=call, head_seq=last)
+
+
+def _three(history: Builder) -> None:
+    for seq, name in ((2, "m"), (3, "n"), (4, "o")):
+        history.send(A, name, seq)
+
+
+def _again(history: Builder) -> None:
+    """Alice repeats m, which is pushed once more."""
+    call = history.invoke("send", A, user=A, conversation="c", client_msg_id="m", payload="p-m", attempt=2)
+    history.push(B, message(2, A, "m"), "bob-2")
+    history.record("ok", "send", A, call=call, seq=2, duplicate=True, connection="alice-1")
+
+
+def test_an_old_entry_pushed_again_to_somebody_who_just_came_proves_nothing() -> None:
+    history = _chat()
+    _three(history)
+    history.record("ok", "connect", B, user=B, connection="bob-2")
+    _again(history)
+    history.send(A, "p", 5)
+    history.push(B, message(5, A, "p"), "bob-2")
+    _expect(history)
+
+
+def test_an_old_entry_pushed_again_while_resuming_is_no_skip() -> None:
+    history = _chat()
+    _three(history)
+    call = _resuming(history)
+    _again(history)
+    _synced(history, call, 2, 4, message(2, A, "m"), message(3, A, "n"), message(4, A, "o"))
+    history.send(A, "p", 5)
+    history.push(B, message(5, A, "p"), "bob-2")
+    _expect(history)
+
+
+def test_an_entry_that_fell_between_a_sync_and_the_pushes_is_a_poll_skip() -> None:
+    history = _chat()
+    _three(history)
+    call = _resuming(history)
+    history.push(B, message(4, A, "o"), "bob-2")
+    _synced(history, call, 2, 2, message(2, A, "m"))
+    assert "poll-skip" in check(history.parsed()).names()
