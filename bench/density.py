@@ -16,6 +16,7 @@ from bench.machine import Busy, Cores, choose_cores, resident_bytes
 from bench.node import read_metrics, running_node
 from bench.peers.process import PeerProcess
 from bench.processes import NodeProcess
+from protocol import limits
 from protocol.frames import Send
 
 SETTLE_S = 1.0
@@ -27,6 +28,9 @@ LEAVE_TIMEOUT_S = 60.0
 PROOF = "everybody has to get this"
 """The message that proves that every parked connection can receive."""
 
+PROOF_MEMBERS = 1_000
+"""Members of one group: each is told who was added after it, and those pushes have to fit its unread socket."""
+
 PEERS = {
     "websockets": ("websockets_uvloop", ("websockets", "uvloop")),
     "picows": ("picows_uvloop", ("picows", "uvloop")),
@@ -35,10 +39,14 @@ PEERS = {
 
 
 class Options(Struct, frozen=True):
-    """``connections`` at once; ``repeats`` of the node and of websockets, in turn; where the node's data goes."""
+    """``connections`` at once; ``repeats`` of the node and of websockets, in turn; where the node's data goes.
+
+    ``later_wave``: a third crowd, after the second has left and been forgotten (half a minute more).
+    """
 
     connections: int = 10_000
     repeats: int = 3
+    later_wave: bool = False
     data_parent: Path | None = None
 
 
@@ -64,7 +72,7 @@ def measure(options: Options) -> dict[str, Any]:
                     crowds.setdefault(peer, []).append(_peer_crowd(peer, cores, options.connections))
                 except PeerMissing as error:
                     missing.append(str(error))
-    second_wave_growth = _second_wave(cores, options)
+    growth = _waves(cores, options)
     figures = {
         name: {
             "user_bytes_per_connection": median(crowd.user_bytes for crowd in runs),
@@ -78,7 +86,7 @@ def measure(options: Options) -> dict[str, Any]:
         "connections": options.connections,
         **node,
         "connect_ratio": node["connect_cpu_us"] / websockets["connect_cpu_us"] if websockets else None,
-        "second_wave_growth_bytes": second_wave_growth,
+        **growth,
         "after_push_bytes_per_connection": median(crowd.after_push_bytes for crowd in crowds["node"]),
         "memory_measure": "RssAnon of /proc/PID/status, from before the first connection to after the last",
         "peers": figures,
@@ -95,7 +103,7 @@ def _node_crowd(cores: Cores, options: Options) -> Crowd:
     """Memory before and after a crowd connects, then a push that every connection has to receive."""
     count = options.connections
     with (
-        running_node(cores, options.data_parent, "--group-members-max", str(count + 1)) as (_node, door),
+        running_node(cores, options.data_parent) as (_node, door),
         LoadProcess("bench.load.parked:Parked", door, cores, core=cores.load) as parked,
     ):
         users = parked.call("prepare", count, "first")
@@ -114,32 +122,38 @@ def _node_crowd(cores: Cores, options: Options) -> Crowd:
 
 
 def _prove_push(door: Door, parked: LoadProcess, users: list[str]) -> None:
-    """Put everybody into one conversation and see that each connection gets the message sent there."""
+    """Put everybody into a group of 1,000 and see that each connection gets the message sent there."""
     with SetupClient(door, "bench-sender") as sender:
-        group = sender.create_group(users)
-        sender.ask(Send(sender.next_id(), group, "proof", PROOF))
+        groups = [sender.create_group(users[at : at + PROOF_MEMBERS]) for at in range(0, len(users), PROOF_MEMBERS)]
+        sender.ask_many([Send(sender.next_id(), group, "proof", PROOF) for group in groups])
         parked.call("prove_push", PROOF.encode())
 
 
-def _second_wave(cores: Cores, options: Options) -> float:
-    """Growth per connection from one full crowd to the next, of other users, after all of the first have left."""
+def _waves(cores: Cores, options: Options) -> dict[str, float]:
+    """Growth per connection from each full crowd to the next, of other users, after all of the one before left."""
     count = options.connections
+    names = ("first", "second", "third") if options.later_wave else ("first", "second")
+    resident = {}
     with (
         running_node(cores, options.data_parent) as (node, door),
         LoadProcess("bench.load.parked:Parked", door, cores, core=cores.load) as parked,
     ):
-        resident = []
-        for wave in ("first", "second"):
-            parked.call("prepare", count, wave)
+        for name in names:
+            if name == "third":
+                time.sleep(limits.PRESENCE_GRACE_S + SETTLE_S)
+            parked.call("prepare", count, name)
             parked.call("open")
             time.sleep(SETTLE_S)
-            resident.append(resident_bytes(door.pid))
+            resident[name] = resident_bytes(door.pid)
             parked.call("prove_echo")
             parked.call("close")
             wait_until(
                 lambda: _connected(node) == 0, timeout_s=LEAVE_TIMEOUT_S, what="the node notices that all have left"
             )
-    return (resident[1] - resident[0]) / count
+    growth = {"second_wave_growth_bytes": (resident["second"] - resident["first"]) / count}
+    if options.later_wave:
+        growth["later_wave_growth_bytes"] = (resident["third"] - resident["second"]) / count
+    return growth
 
 
 def _connected(node: NodeProcess) -> float:

@@ -41,7 +41,7 @@ def peers(results: Results) -> str:
                 f"| {name} | {peer} | `{key}` | {number(value)} | {number(result.get(key))} |"
                 for key, value in figures.items()
             ]
-    return "| result | peer | key | peer's | node's |\n|---|---|---|---|---|\n" + "\n".join(rows)
+    return _table("result | peer | key | peer's | node's", rows)
 
 
 def busy(results: Results) -> str:
@@ -51,14 +51,18 @@ def busy(results: Results) -> str:
         for server, shares in result["busy"].items():
             cells = " | ".join(f"{shares[key]:.0%}" for key in ("server", "load", "others", "stolen"))
             rows.append(f"| {name} | {server} | {cells} | {limited_by(shares)} |")
-    head = "| result | server | server's core | load's core | others | stolen | limited by |\n|---|---|---|---|---|---|---|\n"
-    return head + "\n".join(rows)
+    return _table("result | server | server's core | load's core | others | stolen | limited by", rows)
 
 
 def filled(text: str, results: Results) -> str:
     """The page with each table between its marks made anew."""
     makers = {"requirements": requirements, "peers": peers, "busy": busy}
     return _PLACE.sub(lambda match: f"{match[1]}{makers[match[2]](results)}\n{match[3]}", text)
+
+
+def _table(head: str, rows: list[str]) -> str:
+    line = "|---" * (head.count("|") + 1) + "|"
+    return "\n".join([f"| {head} |", line, *rows])
 
 
 def _reached(verdict: str) -> str:

@@ -72,8 +72,9 @@ class SetupClient:
     def create_group(self, members: list[str]) -> str:
         """A group with so many members, besides this user."""
         first, rest = members[:MEMBERS_PER_COMMAND_MAX], members[MEMBERS_PER_COMMAND_MAX:]
+        number = self.next_id()
         group = _conversation_id(
-            self.ask(CreateConversation(self.next_id(), ConversationKind.GROUP, first, "create-group", "bench"))
+            self.ask(CreateConversation(number, ConversationKind.GROUP, first, f"create-{number}", "bench"))
         )
         self.add_members(group, rest)
         return group

@@ -50,6 +50,7 @@ def _count(name: str, default: int, help_text: str) -> Callable[[Callable[..., N
 @command.command()
 @_count("connections", 10_000, "connections at once; at most about 19,000 where a process may have 20,000 descriptors")
 @_count("repeats", 3, "measurements of the node and of websockets, in turn; medians count")
+@click.option("--later-wave", is_flag=True, help="a third crowd, when the second is forgotten: half a minute more")
 @_output_options
 def density(as_json: bool, save: Path | None, **options: Any) -> None:
     """Memory and processor time of a parked connection: authenticated, idle, able to receive."""
@@ -102,7 +103,7 @@ def every(context: click.Context, as_json: bool, save: Path | None, data_parent:
     """All benchmarks as bench/README.md shows them: about seven minutes."""
     common = {"as_json": as_json, "save": save, "data_parent": data_parent}
     for connections in (10_000, 19_000):
-        context.invoke(density, connections=connections, **common)
+        context.invoke(density, connections=connections, later_wave=True, **common)
     context.invoke(roundtrip, **common)
     for members in (1_000, 10_000):
         context.invoke(fanout, members=members, **common)
