@@ -11,7 +11,7 @@ from protocol import limits
 from protocol.client.connection import Connection
 from protocol.client.endings import ConnectionEnded, Ending, from_close, from_network, from_rejection
 from protocol.client.errors import ConnectionLost
-from protocol.client.wire import Address, StreamOpener, open_websocket
+from protocol.client.wire import Address, HandshakeStream, StreamOpener, open_websocket
 from protocol.codec import CodecError, InvalidFrame, UnknownFrame, decode_server_frame
 from protocol.frames import Push, Reply, Welcome
 
@@ -65,38 +65,47 @@ async def _shelter(done: trio.Event, task_status: trio.TaskStatus[trio.Nursery] 
 async def _live(
     nursery: trio.Nursery, opener: StreamOpener, address: Address, token: str, device: str, handlers: Handlers
 ) -> None:
+    with trio.move_on_after(limits.AUTHENTICATE_TIMEOUT_S) as patience:
+        stream = HandshakeStream(await opener(address))
+    if patience.cancelled_caught:
+        raise _too_slow(address)
     done = trio.Event()
+    shelter: trio.Nursery | None = None
     try:
-        shelter: trio.Nursery = await nursery.start(_shelter, done)
+        shelter = await nursery.start(_shelter, done)
         # Cancelling must not end the task that reads before the close handshake is done. (Not shielded from its
         # beginning: a cancelled start would wait for it.)
         shelter.cancel_scope.shield = True
-        websocket, first = await _open(shelter, opener, address, token, device)
+        websocket, welcome = await _open(shelter, stream, address, token, device)
         try:
-            await _serve(nursery, websocket, first, handlers)
+            await _serve(nursery, websocket, welcome, handlers)
         finally:
             await _close(websocket)
     finally:
         done.set()
+        if shelter is not None:
+            # A node that sent its close, but does not end the stream, must not keep us.
+            shelter.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):  # or a cancellation would take the place of the error that tells the end
+            await trio.aclose_forcefully(stream)  # trio-websocket leaves it open when the node closed first
 
 
 async def _open(
-    nursery: trio.Nursery, opener: StreamOpener, address: Address, token: str, device: str
+    nursery: trio.Nursery, stream: HandshakeStream, address: Address, token: str, device: str
 ) -> tuple[WebSocketConnection, Welcome]:
     with trio.move_on_after(limits.AUTHENTICATE_TIMEOUT_S) as patience:
-        websocket = await open_websocket(nursery, opener, address, token=token, device=device)
-        try:
-            first = _decode(await websocket.get_message())
-        except BaseException:
-            await _close(websocket)
-            raise
+        websocket = await open_websocket(nursery, stream, address, token=token, device=device)
+        first = _decode(await websocket.get_message())
     if patience.cancelled_caught:
-        text = f"{address} did not answer within {limits.AUTHENTICATE_TIMEOUT_S:.0f} s"
-        raise ConnectionEnded(Ending("backoff", text))
+        raise _too_slow(address)
     if not isinstance(first, Welcome):
-        await _close(websocket)
         raise ConnectionEnded(Ending("backoff", f"{address} sent something else than a welcome first"))
     return websocket, first
+
+
+def _too_slow(address: Address) -> ConnectionEnded:
+    text = f"{address} did not answer within {limits.AUTHENTICATE_TIMEOUT_S:.0f} s"
+    return ConnectionEnded(Ending("backoff", text))
 
 
 async def _serve(nursery: trio.Nursery, websocket: WebSocketConnection, welcome: Welcome, handlers: Handlers) -> None:

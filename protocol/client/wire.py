@@ -76,38 +76,32 @@ async def open_stream(address: Address) -> trio.abc.HalfCloseableStream:
 
 
 async def open_websocket(
-    nursery: trio.Nursery, opener: StreamOpener, address: Address, *, token: str, device: str
+    nursery: trio.Nursery, stream: "HandshakeStream", address: Address, *, token: str, device: str
 ) -> WebSocketConnection:
-    """Connect and upgrade; the connection's reader runs in ``nursery``.
+    """Upgrade a stream; the WebSocket's reader runs in ``nursery``. The stream stays the caller's, who closes it.
 
-    Failures come out of this call or of ``nursery``: OSError, ConnectionEnded, and trio_websocket's errors of a
-    handshake. Cancelling closes the stream.
+    Failures come out of this call or of ``nursery``: ConnectionEnded, and trio_websocket's errors of a handshake.
+    Cancelling leaves a stream of no more use.
     """
-    stream = _HandshakeStream(await opener(address))
-    try:
-        resource = f"{address.path}?device={quote(device, safe='')}" if device else address.path
-        websocket = await wrap_client_stream(
-            nursery,
-            stream,  # type: ignore[arg-type]  # any stream will do
-            address.authority,
-            resource,
-            subprotocols=[SUBPROTOCOL],
-            extra_headers=[(b"Authorization", b"Bearer " + token.encode("ascii", "replace"))],
-            max_message_size=limits.SERVER_FRAME_BYTES_MAX,
-            receive_buffer_size=_RECEIVE_BYTES,
-        )
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
+    resource = f"{address.path}?device={quote(device, safe='')}" if device else address.path
+    websocket = await wrap_client_stream(
+        nursery,
+        stream,  # type: ignore[arg-type]  # any stream will do
+        address.authority,
+        resource,
+        subprotocols=[SUBPROTOCOL],
+        extra_headers=[(b"Authorization", b"Bearer " + token.encode("ascii", "replace"))],
+        max_message_size=limits.SERVER_FRAME_BYTES_MAX,
+        receive_buffer_size=_RECEIVE_BYTES,
+    )
     stream.upgraded = True
     if websocket.subprotocol != SUBPROTOCOL:
-        await trio.aclose_forcefully(stream)
         text = f"{address} speaks WebSocket, but not {SUBPROTOCOL}: is it a tidegate node?"
         raise ConnectionEnded(Ending("never", text))
     return websocket
 
 
-class _HandshakeStream(trio.abc.Stream):
+class HandshakeStream(trio.abc.Stream):
     """A stream that fails when it ends during the handshake; trio-websocket would wait for the upgrade for ever."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -119,14 +113,10 @@ class _HandshakeStream(trio.abc.Stream):
             data = bytes(await self._stream.receive_some(max_bytes))
         except trio.BrokenResourceError:
             if self.upgraded:
-                await trio.aclose_forcefully(self._stream)
                 raise
             data = b""
-        if not data:
-            if not self.upgraded:
-                raise ConnectionEnded(_BROKE_OFF)
-            # trio-websocket leaves a stream open that the peer has ended, even when it is asked to close it.
-            await trio.aclose_forcefully(self._stream)
+        if not data and not self.upgraded:
+            raise ConnectionEnded(_BROKE_OFF)
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

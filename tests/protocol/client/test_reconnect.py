@@ -14,6 +14,7 @@ from protocol.client import (
     TokenRefused,
     Waiting,
 )
+from protocol.client.wire import Address
 from protocol.errors import CloseCode
 from protocol.frames import GoAway
 from tests.fakes.node import FakeNode
@@ -201,6 +202,59 @@ async def test_a_connection_cut_without_a_word(autojump_clock, node: FakeNode, c
         await trio.aclose_forcefully(node.streams[-1])
         assert (await state(events, Waiting)).reason == "the connection broke off"
         await node.connected(2)
+
+
+class Unending(trio.abc.Stream):
+    """A stream whose other end never closes."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self.stream.receive_some(max_bytes)) or await trio.sleep_forever()
+
+    async def send_all(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await self.stream.aclose()
+
+
+@pytest.mark.parametrize("ended_by", ["node", "client"])
+async def test_every_stream_is_closed_even_if_the_node_keeps_its_end_open(
+    autojump_clock, node: FakeNode, connected, ended_by: str
+) -> None:
+    streams: list[Unending] = []
+
+    async def opener(address: Address) -> Unending:
+        streams.append(Unending(await node.opener(address)))
+        return streams[-1]
+
+    async with connected(opener=opener) as client:
+        await client.wait_online()
+        if ended_by == "node":
+            await node.connection.close(1012)
+            await node.connected(2)
+            assert streams[0].closed
+    assert all(stream.closed for stream in streams)
+
+
+async def test_refused_handshakes_close_their_streams(autojump_clock, node: FakeNode, connected) -> None:
+    streams: list[Unending] = []
+
+    async def opener(address: Address) -> Unending:
+        streams.append(Unending(await node.opener(address)))
+        return streams[-1]
+
+    node.refusals.extend([(503, [], b"full")] * 3)
+    async with connected(opener=opener) as client:
+        await client.wait_online()
+        assert [stream.closed for stream in streams] == [True, True, True, False]
 
 
 async def test_a_connection_cut_during_the_handshake(autojump_clock, node: FakeNode, connected) -> None:
