@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def command(
     user: str, peers: tuple[str, ...], group: str, url: str, token: str, data_dir: Path, device: str, as_json: bool
 ) -> None:
-    r"""Chat in the terminal, or from a script.
+    """Chat in the terminal, or from a script.
 
     On a terminal: history on entry, live messages, who is typing, and how far each of your messages is
     (· stored, ✓ delivered, ✓✓ read). A lost connection comes back by itself, and nothing is lost meanwhile.
@@ -52,7 +52,7 @@ def command(
     tidegate chat --as alice --to bob
     echo hello | tidegate chat --as alice --to bob
     tidegate chat --as alice --group Team --to bob --to carol
-    """
+    """  # noqa: D301 - click wants the backspace itself, not its letters
     if not peers and not group:
         raise CliError("with whom? name a user by --to, or a group by --group", USAGE)
     for name in (user, *peers):

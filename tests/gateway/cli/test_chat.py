@@ -121,3 +121,8 @@ def test_usage(arguments: list[str], code: int, message: str) -> None:
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == code
     assert message in result.output
+
+
+def test_the_examples_in_the_help_stand_one_a_line() -> None:
+    lines = CliRunner().invoke(command, ["--help"]).output.splitlines()
+    assert "  tidegate chat --as alice --to bob" in lines
