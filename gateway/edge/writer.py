@@ -21,45 +21,60 @@ CLOSE_LINGER_S = 5.0
 WRITEV_CHUNKS_MAX = 256
 """Chunks given to one writev: below IOV_MAX (1,024), and enough to fill any socket buffer."""
 
+CHUNK_BYTES = 160
+"""Bytes that a queued chunk takes besides its content (objects and references, CPython 3.11): many tiny replies must
+not take many times what the limit says."""
+
+ENDINGS_PER_SWEEP = 100
+"""Connections ended by one look at the deadlines: about a millisecond."""
+
 READ = select.EPOLLIN
 READ_WRITE = select.EPOLLIN | select.EPOLLOUT
 
 
+KNOWN_CODES = frozenset(int(code) for code in CloseCode)
+
+
 class SendQueue:
-    """What waits for one full socket. The first chunk may have been sent in part (``begun``)."""
+    """What waits for one full socket. The first chunk may have been sent in part (``begun``).
 
-    __slots__ = ("begun", "chunks", "size")
+    Attributes:
+        size: bytes that it takes, CHUNK_BYTES a chunk included.
+        since: when it last got smaller, seconds. Sockets take what is large when they have room, so that a client
+            which reads steadily, however slowly, lets it grow no older than that takes.
+    """
 
-    def __init__(self) -> None:
-        self.chunks: deque[tuple[float, bytes]] = deque()
+    __slots__ = ("begun", "chunks", "since", "size")
+
+    def __init__(self, now: float) -> None:
+        self.chunks: deque[bytes] = deque()
         self.size = 0
+        self.since = now
         self.begun = False
 
-    def append(self, now: float, data: bytes) -> None:
-        """Add bytes that arrived at ``now`` (seconds)."""
-        self.chunks.append((now, data))
-        self.size += len(data)
+    def append(self, data: bytes) -> None:
+        """Add bytes at the end."""
+        self.chunks.append(data)
+        self.size += len(data) + CHUNK_BYTES
 
-    def age(self, now: float) -> float:
-        """Seconds that the oldest bytes have waited."""
-        return now - self.chunks[0][0] if self.chunks else 0.0
-
-    def consume(self, count: int) -> None:
+    def consume(self, count: int, now: float) -> None:
         """Drop ``count`` sent bytes from the front."""
+        self.since = now
         self.size -= count
         while count:
-            since, data = self.chunks.popleft()
+            data = self.chunks.popleft()
             if count < len(data):
-                self.chunks.appendleft((since, data[count:]))
+                self.chunks.appendleft(data[count:])
                 self.begun = True
                 return
             count -= len(data)
+            self.size -= CHUNK_BYTES
             self.begun = False
 
     def drop_unbegun(self) -> None:
         """Keep only the chunk that the peer has begun to receive: cutting it would break the framing."""
         while len(self.chunks) > int(self.begun):
-            self.size -= len(self.chunks.pop()[1])
+            self.size -= len(self.chunks.pop()) + CHUNK_BYTES
 
 
 class Writer:
@@ -69,6 +84,7 @@ class Writer:
         on_gone: called with a connection that has just left the open state, before its descriptor is closed.
         bytes_queued: bytes in all send queues.
         slow_consumers: connections closed for being slow, ever.
+        closed_by_code: connections closed by close code, ever; codes of the peers' own count under 0.
     """
 
     def __init__(
@@ -80,6 +96,7 @@ class Writer:
         self._queue_age_max_s = queue_age_max_s
         self._queues: dict[Connection, SendQueue] = {}
         self._closing: dict[Connection, float] = {}
+        self._awaiting_room: dict[Connection, list[Callable[[], None]]] = {}
         self.on_gone: Callable[[Connection], None] = lambda _connection: None
         self.bytes_queued = 0
         self.slow_consumers = 0
@@ -104,21 +121,28 @@ class Writer:
 
     def take_rest(self, connection: Connection, data: bytes, sent: int) -> None:
         """Queue what a write of ``data`` left over after ``sent`` bytes."""
-        queue = self._queues[connection] = SendQueue()
+        queue = self._queues[connection] = SendQueue(self._table.now)
         connection.flags |= QUEUED
         self._epoll.modify(connection.fd, READ_WRITE)
-        queue.append(self._table.now, data)
-        self.bytes_queued += len(data) - sent
+        queue.append(data)
         if sent:
-            queue.consume(sent)
+            queue.consume(sent, self._table.now)
+        self.bytes_queued += queue.size
 
     def _enqueue(self, connection: Connection, data: bytes) -> None:
         queue = self._queues[connection]
-        if queue.size + len(data) > self._queue_bytes_max:
+        if queue.size + len(data) + CHUNK_BYTES > self._queue_bytes_max:
             self._close_slow(connection)
             return
-        queue.append(self._table.now, data)
-        self.bytes_queued += len(data)
+        queue.append(data)
+        self.bytes_queued += len(data) + CHUNK_BYTES
+
+    def when_room(self, connection: Connection, then: Callable[[], None]) -> None:
+        """Call ``then`` once nothing is queued for an open connection, perhaps at once; never if it ends before."""
+        if connection.flags & QUEUED and not connection.flags & CLOSING:
+            self._awaiting_room.setdefault(connection, []).append(then)
+        elif connection.fd >= 0 and not connection.flags & CLOSING:
+            then()
 
     def flush(self, connection: Connection) -> None:
         """Send from the queue of a connection whose socket has room again."""
@@ -126,19 +150,22 @@ class Writer:
         if queue is None:
             return
         try:
-            sent = os.writev(connection.fd, [data for _, data in islice(queue.chunks, WRITEV_CHUNKS_MAX)])
+            sent = os.writev(connection.fd, list(islice(queue.chunks, WRITEV_CHUNKS_MAX)))
         except BlockingIOError:
             return
         except OSError:
             self.abort(connection)
             return
-        queue.consume(sent)
-        self.bytes_queued -= sent
+        self.bytes_queued -= queue.size
+        queue.consume(sent, self._table.now)
+        self.bytes_queued += queue.size
         if not queue.chunks:
             self._drop_queue(connection)
             self._epoll.modify(connection.fd, READ)
             if connection.flags & CLOSING:
                 self._shut_down(connection)
+            for then in self._awaiting_room.pop(connection, ()):
+                then()
 
     def _drop_queue(self, connection: Connection) -> None:
         queue = self._queues.pop(connection, None)
@@ -154,14 +181,16 @@ class Writer:
         """Begin the close handshake (RFC 6455 section 7.1.2): open becomes closing. Does nothing in other states."""
         if connection.flags & CLOSING or connection.fd < 0:
             return
-        self.on_gone(connection)
-        self.closed_by_code[code] = self.closed_by_code.get(code, 0) + 1
+        self._leave(connection)
+        # A peer may close with thousands of codes of its own; each would be a time series.
+        label = int(code) if code in KNOWN_CODES else 0
+        self.closed_by_code[label] = self.closed_by_code.get(label, 0) + 1
         frame = encode_close(code, reason)
         queue = self._queues.get(connection)
         if queue is not None:
             self.bytes_queued -= queue.size
             queue.drop_unbegun()
-            queue.append(self._table.now, frame)
+            queue.append(frame)
             self.bytes_queued += queue.size
         else:
             self.write(connection, frame)
@@ -171,6 +200,10 @@ class Writer:
         self._closing[connection] = self._table.now + CLOSE_LINGER_S
         if not connection.flags & QUEUED:
             self._shut_down(connection)
+
+    def _leave(self, connection: Connection) -> None:
+        self._awaiting_room.pop(connection, None)
+        self.on_gone(connection)
 
     def _shut_down(self, connection: Connection) -> None:
         """No more bytes from us: the peer sees the close frame, then the end; its own end is awaited by reading."""
@@ -188,17 +221,30 @@ class Writer:
         if connection.fd < 0:
             return
         if not connection.flags & CLOSING:
-            self.on_gone(connection)
+            self._leave(connection)
         self._drop_queue(connection)
         self._closing.pop(connection, None)
         self._table.remove(connection)
         fd, connection.fd = connection.fd, -1
         os.close(fd)  # leaves the epoll by itself: nothing else refers to the socket
 
-    def sweep(self, now: float) -> None:
-        """Once a second: end slow consumers by age and closing connections by their deadline."""
-        for connection in [c for c, q in self._queues.items() if q.age(now) > self._queue_age_max_s]:
-            if not connection.flags & CLOSING:
-                self._close_slow(connection)
-        for connection in [c for c, deadline in self._closing.items() if now >= deadline]:
+    def sweep(self, now: float) -> bool:
+        """Once a second: end slow consumers by age and closing connections by their deadline; True if there are more.
+
+        Ends a bounded number at a time, so that a crowd that ends together keeps nobody waiting.
+        """
+        old = [
+            connection
+            for connection, queue in self._queues.items()
+            if queue.since < now - self._queue_age_max_s and not connection.flags & CLOSING
+        ]
+        for connection in old[:ENDINGS_PER_SWEEP]:
+            self._close_slow(connection)
+        overdue = [
+            connection
+            for connection, deadline in islice(self._closing.items(), ENDINGS_PER_SWEEP)  # the oldest come first
+            if now >= deadline
+        ]
+        for connection in overdue:
             self.abort(connection)
+        return len(old) > ENDINGS_PER_SWEEP or len(overdue) == ENDINGS_PER_SWEEP

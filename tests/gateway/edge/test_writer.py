@@ -1,9 +1,10 @@
 """Writing to full sockets, slow consumers, the close handshake."""
 
 from gateway.edge.connection import CLOSING, QUEUED
-from gateway.edge.writer import CLOSE_LINGER_S, SendQueue
+from gateway.edge.writer import CHUNK_BYTES, CLOSE_LINGER_S, ENDINGS_PER_SWEEP, SendQueue
 from protocol.errors import CloseCode
 from protocol.websocket import encode_frame
+from tests.gateway.edge.conftest import QUEUE_BYTES_MAX
 
 FRAME = encode_frame(2, b"x" * 1000)
 TINY = 4608  # what Linux makes of the smallest send buffer
@@ -119,12 +120,69 @@ def test_a_broken_socket_is_noticed_by_the_write(edge):
 
 
 def test_a_send_queue_consumes_across_chunks_and_keeps_the_begun_one():
-    queue = SendQueue()
+    queue = SendQueue(1.0)
     for data in (b"aaaa", b"bbbb", b"cccc"):
-        queue.append(1.0, data)
-    queue.consume(6)
-    assert (queue.size, queue.begun, [data for _, data in queue.chunks]) == (6, True, [b"bb", b"cccc"])
+        queue.append(data)
+    queue.consume(6, 2.0)
+    assert (queue.size, queue.begun, list(queue.chunks)) == (6 + 2 * CHUNK_BYTES, True, [b"bb", b"cccc"])
     queue.drop_unbegun()
-    assert (queue.size, [data for _, data in queue.chunks]) == (2, [b"bb"])
-    queue.consume(2)
-    assert (queue.size, queue.begun, queue.age(9.0)) == (0, False, 0.0)
+    assert (queue.size, list(queue.chunks)) == (2 + CHUNK_BYTES, [b"bb"])
+    queue.consume(2, 3.0)
+    assert (queue.size, queue.begun, queue.since) == (0, False, 3.0)
+
+
+def test_tiny_chunks_count_for_what_they_take(edge):
+    peer = edge.connect("a", buffer=TINY)
+    fill(edge, peer)
+    writes = 0
+    while not peer.connection.flags & CLOSING:
+        edge.writer.write(peer.connection, b"\x8a\x00")
+        writes += 1
+    assert writes <= QUEUE_BYTES_MAX / CHUNK_BYTES
+
+
+def test_a_client_that_reads_steadily_is_not_slow_however_long_it_takes(edge):
+    peer = edge.connect("a", buffer=TINY)
+    edge.table.now = 100.0
+    fill(edge, peer)
+    for _ in range(3):
+        edge.table.now += 9.0
+        peer.read()
+        edge.writer.flush(peer.connection)
+        fill(edge, peer)
+        edge.writer.sweep(edge.table.now)
+    assert not peer.connection.flags & CLOSING
+
+
+async def test_room_is_told_when_the_queue_is_empty_and_never_to_who_is_gone(edge):
+    told = []
+    quick, slow, gone = edge.connect("a"), edge.connect("b", buffer=TINY), edge.connect("c", buffer=TINY)
+    for peer in (slow, gone):
+        fill(edge, peer)
+    for peer in (quick, slow, gone):
+        edge.writer.when_room(peer.connection, lambda user=peer.connection.user: told.append(user))
+    assert told == ["a"]
+    edge.writer.abort(gone.connection)
+    while slow.connection.flags & QUEUED:
+        slow.read()
+        await edge.settle()
+    assert told == ["a", "b"]
+    edge.writer.when_room(gone.connection, lambda: told.append("c"))
+    assert told == ["a", "b"]
+
+
+def test_a_crowd_that_ends_together_is_ended_in_parts(edge):
+    edge.table.now = 50.0
+    peers = [edge.connect(f"u{n}") for n in range(ENDINGS_PER_SWEEP + 5)]
+    for peer in peers:
+        edge.writer.close(peer.connection, CloseCode.NORMAL)
+    assert edge.writer.sweep(50.0 + CLOSE_LINGER_S)
+    assert edge.table.count == 5
+    assert not edge.writer.sweep(50.0 + CLOSE_LINGER_S)
+    assert edge.table.count == 0
+
+
+def test_codes_that_peers_choose_count_as_one(edge):
+    for code in range(4900, 4950):
+        edge.writer.close(edge.connect("a", code).connection, code)
+    assert edge.writer.closed_by_code == {0: 50}
