@@ -135,7 +135,7 @@ class Troubles:
         while True:
             await trio.sleep(OVERDUE_CHECK_S)
             overdue_s = trio.current_time() - ANSWER_MAX_S
-            while self.flushed and self.flushed[0][0] <= overdue_s:
+            while self.flushed and (self.flushed[0][0] <= overdue_s or _settled(*self.flushed[0])):
                 for conversation in self.flushed.popleft()[1]:
                     self._answer_overdue(conversation, overdue_s)
 
@@ -151,3 +151,8 @@ class Troubles:
             for origin, command in conversation.waiting:
                 self._edge.reply(origin, refusal.reply(command.id))
             conversation.waiting.clear()
+
+
+def _settled(flushed_s: float, conversations: Sequence[Conversation]) -> bool:
+    """Whether nothing of a flush is unanswered: kept any longer, it would only hold conversations in memory."""
+    return not any(each.pending and each.pending[0].arrived_s <= flushed_s for each in conversations)

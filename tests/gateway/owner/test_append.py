@@ -1,10 +1,13 @@
 """Sends: order, durability before delivery, acknowledgement, limits, and stores that fail."""
 
+import gc
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.broker import Delivery
+from gateway.owner.conversation import Conversation
 from gateway.owner.trouble import ANSWER_MAX_S, OVERDUE_CHECK_S
 from protocol import limits
 from protocol.errors import ErrorCode
@@ -308,3 +311,16 @@ async def test_after_the_end_commands_are_refused_and_retryable(start_world, ali
     reply = await world.ask(FakeOrigin("carol"), Send(1, "gother", "m1", "m1"))
     assert reply.code == ErrorCode.UNAVAILABLE
     assert conversation_id in world.store.logs
+
+
+async def test_evicted_conversations_are_not_held_for_sends_that_are_settled(start_world, alice, autojump_clock):
+    world = await start_world(loaded_conversations_max=16, receipt_delay_s=0.01)
+    for number in range(48):
+        conversation_id = await world.direct(alice, f"user{number}")
+        world.send(alice, conversation_id, "m1")
+        await trio.sleep(ANSWER_MAX_S / 100)
+    await trio.sleep(2 * OVERDUE_CHECK_S)
+    gc.collect()
+    held = [each for each in gc.get_objects() if isinstance(each, Conversation)]
+    ours = [each for each in held if each.conversation_id in world.store.logs]
+    assert len(ours) == world.owner.conversations_loaded <= 17
