@@ -4,7 +4,7 @@ The edge hands commands to whoever owns the conversation; the owner hands back r
 process these are plain calls (LocalBroker); between nodes they travel.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -52,6 +52,15 @@ class EdgePort(Protocol):
 
     def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
         """Answer a command. With ``conversation_id``, not before the deliveries of that conversation made so far."""
+
+    def is_gone(self, origin: Origin) -> bool:
+        """Whether nobody waits for a reply any more, so that work for it can be saved."""
+
+    def when_room(self, origin: Origin, then: Callable[[], None]) -> None:
+        """Call ``then`` once the origin has taken what it was sent; never if it goes away before.
+
+        Between two large replies: who answers more than a send queue holds has to wait for its reader.
+        """
 
     def deliver(self, delivery: Delivery) -> None:
         """Write entries to all connections of the recipients. Deliveries of one conversation keep their order."""

@@ -61,6 +61,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     send_queue_bytes_max: Annotated[int, _setting("bytes that wait for one slow consumer", "bytes", ge=1024)] = 1 * MIB
     send_queue_age_max_s: Annotated[float, _setting("how long bytes wait for one slow consumer", "s", ge=0.1)] = 10.0
 
+    devices_per_user_max: Annotated[
+        int, _setting("connections of one user on this node; one more closes the oldest", "connections", ge=1)
+    ] = 32
     group_members_max: Annotated[int, _setting("members of a group", "users", ge=2)] = limits.GROUP_MEMBERS_MAX
     commands_per_s_max: Annotated[
         float, _setting("commands of one connection per second, sustained; 0: no limit", "1/s", ge=0)

@@ -5,7 +5,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.metadata import version
 from select import epoll
 
@@ -14,9 +14,10 @@ import trio
 
 from gateway.api.app import Api
 from gateway.api.ports import Check
-from gateway.api.server import HttpServer
+from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
 from gateway.auth import Identity, Verifier
 from gateway.config import Settings
+from gateway.edge.admission import Admission
 from gateway.edge.catchup import Catchup
 from gateway.edge.commands import Commands
 from gateway.edge.connection import Connection, ConnectionTable
@@ -37,13 +38,16 @@ from protocol.frames import Command, ErrorReply, GoAway, Reply
 from store.embedded import EmbeddedStore
 from store.interface import Store
 
-DESCRIPTORS_RESERVED = 256
-"""Descriptors kept back from connections, besides those of handshakes: store, logs, epolls, HTTP requests."""
+DESCRIPTORS_RESERVED = 64 + HTTP_CONNECTIONS_MAX
+"""Descriptors kept back from connections, besides those of handshakes: store, logs, epolls; and HTTP connections."""
 
 CALL_TIMEOUT_S = 30.0
 """Seconds that a caller inside this process waits for a reply."""
 
-DRAIN_BATCH = 500
+DRAIN_SETTLE_SHARE = 0.5
+"""Share of the grace period that draining waits for acknowledgements: the rest is for closing, come what may."""
+
+DRAIN_BATCH = 100
 """Connections closed at once while draining; their clients come back spread by GoAway's jitter anyway."""
 
 DRAIN_PAUSE_S = 0.01
@@ -88,20 +92,20 @@ class Node:
             queue_bytes_max=settings.send_queue_bytes_max,
             queue_age_max_s=settings.send_queue_age_max_s,
         )
-        self.hub = Hub(self.table, self.writer)
+        self.hub = Hub(self.table, self.writer, devices_per_user_max=settings.devices_per_user_max)
+        self.admission = Admission(settings, self.table)
         self.owner = Owner(settings, store, self.hub, SingleOwner(), clock_us)
         self.catchup = Catchup(settings, store, self.owner, self.hub)
         self.presences = Presences(settings, store, self.hub)
         self.keepalive = Keepalive(settings, self.table, self.writer, self.hub)
         self.keepalive.on_tick += [self.presences.tick, self._watch_store]
-        self.parking = Parking(self.table, self._epoll, self.writer, self._handle)
+        self.parking = Parking(self.table, self._epoll, self.writer, self.admission, self._handle)
         self.sessions = Sessions(settings, self.table, self.writer, self.hub, self.parking, self.name)
         self.refreshes = Refreshes(verifier, self.sessions, self.keepalive, self.hub)
         self.commands = Commands(
-            settings,
-            self.table,
             self.writer,
             self.hub,
+            self.admission,
             owner=self.owner,
             catchup=self.catchup,
             presences=self.presences,
@@ -109,6 +113,7 @@ class Node:
         )
         self.writer.on_gone = self._gone
         self._trouble = ""
+        self._draining = trio.Event()
         self.metrics = Metrics(self)
         self.hub.fanout.on_written = self.metrics.observe_delivery
         self.http = HttpServer(Api(self, version("tidegate")), settings)
@@ -206,14 +211,17 @@ class Node:
             foundations.cancel_scope.cancel()
 
     async def _accept(self, parts: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        async with trio.open_nursery() as self._accepting:
-            await self._accepting.start(self.listener.run, self._sockets)
+        """Accept connections until ``drain``."""
+        async with trio.open_nursery() as accepting:
+            await accepting.start(self.listener.run, self._sockets)
             # All that lives as long as the node is made by now: the collector need not look at it again.
             gc.collect()
             gc.freeze()
             await parts.start(self.metrics.run)  # behind that pause, which disturbs nobody
             log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
             task_status.started()
+            await self._draining.wait()
+            accepting.cancel_scope.cancel()
         for sock in self._sockets:
             sock.close()
 
@@ -222,20 +230,35 @@ class Node:
         if self.listener.accepting:
             log.info("draining", connections=self.table.count, grace_s=self.settings.drain_grace_s)
             self.listener.accepting = False
-            self._accepting.cancel_scope.cancel()
+            self._draining.set()
 
     async def _close_connections(self) -> None:
-        with trio.move_on_after(self.settings.drain_grace_s):
-            everyone = [connection for connection in self.table.by_fd if connection is not None]
-            self.hub.signal_connections(everyone, GoAway(GO_AWAY_MS))
-            await self.owner.drained()
-            for start in range(0, len(everyone), DRAIN_BATCH):
-                for connection in everyone[start : start + DRAIN_BATCH]:
+        """Tell everybody, let what was accepted be acknowledged, close, and cut who does not go in time."""
+        grace_s = self.settings.drain_grace_s
+        everyone = [connection for connection in self.table.by_fd if connection is not None]
+        with trio.move_on_after(grace_s):
+            with trio.move_on_after(grace_s * DRAIN_SETTLE_SHARE):
+                for batch in _batches(everyone):
+                    self.hub.signal_connections(batch, GoAway(GO_AWAY_MS))
+                    await trio.lowlevel.checkpoint()
+                await self.owner.drained()
+                while self.hub.fanout.jobs_waiting:  # noqa: ASYNC110 - a few turns at most
+                    await trio.sleep(DRAIN_PAUSE_S)
+            for batch in _batches(everyone):
+                for connection in batch:
                     self.writer.close(connection, CloseCode.SERVICE_RESTART, "the node restarts: come back")
                 await trio.sleep(DRAIN_PAUSE_S)
             while self.table.count:  # noqa: ASYNC110 - the last moments of a node are no place for another event
                 await trio.sleep(DRAIN_PAUSE_S)
-        log.info("drained", connections_cut=self.table.count)
+        cut = [connection for connection in self.table.by_fd if connection is not None]
+        for connection in cut:
+            self.writer.close(connection, CloseCode.SERVICE_RESTART, "the node restarts: come back")
+            self.writer.abort(connection)
+        log.info("drained", connections_cut=len(cut))
+
+
+def _batches(connections: Sequence[Connection]) -> Iterator[Sequence[Connection]]:
+    return (connections[start : start + DRAIN_BATCH] for start in range(0, len(connections), DRAIN_BATCH))
 
 
 def main(settings: Settings, announce: Callable[[Node], None]) -> None:
@@ -273,6 +296,7 @@ async def _serve(node: Node, announce: Callable[[Node], None]) -> None:
 
 
 async def _drain_on_signal(node: Node, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """The first signal drains the node, even one that is still starting; the second ends it at once."""
     count = 0
     async for number in signals:
         count += 1

@@ -76,7 +76,7 @@ class CloseCode(IntEnum):
     TOKEN_REFUSED = 4101, "the token in the authenticate command is not acceptable", "new_token"
     AUTHENTICATE_TIMEOUT = 4102, "no authenticate command came in time", "new_token"
 
-    REPLACED = 4200, "the same device of the same user connected again, and that connection took over", "never"
+    REPLACED = 4200, "the same device connected again, or the user has too many: a newer connection took over", "never"
     BAD_FRAME = 4201, "a message was not a frame of this subprotocol: malformed msgpack or JSON", "never"
 
 

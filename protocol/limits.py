@@ -15,9 +15,10 @@ largest metadata map needs about 53 KB; 64 KiB leaves room and still bounds what
 SERVER_FRAME_BYTES_MAX: Final = 1_048_576
 """Payload of one WebSocket message to a client, bytes: what a client must be able to receive."""
 
-PAGE_BYTES_MAX: Final = 262_144
-"""Entries of one page (history, sync) stop at this many encoded bytes even when the page could hold more of them;
-``has_more`` tells. A quarter of SERVER_FRAME_BYTES_MAX, so that one more entry of any size still fits."""
+PAGE_BYTES_MAX: Final = 163_840
+"""Entries of one page (history, sync, list) stop at this many bytes of msgpack even when the page could hold more of
+them; ``has_more`` tells. A byte may become six in JSON (a control character), and such a page still has to fit
+SERVER_FRAME_BYTES_MAX."""
 
 CONTROL_PAYLOAD_BYTES_MAX: Final = 125
 """Payload of a WebSocket control frame, bytes (RFC 6455 section 5.5)."""
@@ -137,6 +138,6 @@ assert (
     BODY_CHARS_MAX * 4 + METADATA_KEYS_MAX * 4 * (METADATA_KEY_CHARS_MAX + METADATA_VALUE_CHARS_MAX) < COMMAND_BYTES_MAX
 )
 assert MEMBERS_PER_COMMAND_MAX * (USER_ID_CHARS_MAX + 3) < COMMAND_BYTES_MAX
-assert PAGE_BYTES_MAX + 2 * COMMAND_BYTES_MAX < SERVER_FRAME_BYTES_MAX
+assert 6 * PAGE_BYTES_MAX + COMMAND_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
 assert IDLE_TIMEOUT_S > 2 * HEARTBEAT_INTERVAL_S
 assert TYPING_ENDS_S > TYPING_INTERVAL_S

@@ -16,9 +16,9 @@ from hypercorn.typing import ConnectionState
 from gateway.api.stream import HandedOverStream
 from gateway.config import Settings
 
-HTTP_CONNECTIONS_MAX: Final = 512
+HTTP_CONNECTIONS_MAX: Final = 128
 """HTTP connections held at once. Scrapers, probes and a load balancer's pool need some dozens; each costs about
-30 KB, so that this many take 15 MB away from the parked connections, and no more."""
+30 KB, so that this many take 4 MB away from the parked connections, and no more."""
 
 KEEP_ALIVE_S: Final = 15.0
 """Seconds from the end of a response to the whole head of the next request: longer than the interval of common

@@ -6,7 +6,8 @@ seq what it gets twice. A client that missed nothing costs one read of the store
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -40,7 +41,7 @@ SYNCS_WAITING_MAX: Final = 16_384
 """Commands that may wait for a turn: as many as connections that come back at once, some 2 KB each."""
 
 CATCHUP_TIMEOUT_S: Final = 20.0
-"""Seconds that one command may take once its turn has come: 1,000 conversations of 100 entries, read one by one."""
+"""Seconds that one page may take once its turn has come: 1,000 conversations, read one by one."""
 
 SYNCED_BYTES: Final = 150
 """Bytes that a conversation takes in a page besides its entries: its id and four numbers, rounded up."""
@@ -72,6 +73,19 @@ class _Cursor(msgspec.Struct, array_like=True, frozen=True):
 
 _encode_cursor = msgspec.msgpack.Encoder().encode
 _decode_cursor = msgspec.msgpack.Decoder(_Cursor).decode
+
+
+class _SyncProgress:
+    """A sync between two pages: what is still to be answered."""
+
+    __slots__ = ("changed", "cursors", "origin", "request_id", "resumed")
+
+    def __init__(self, origin: Origin, request_id: int, cursors: dict[str, Seq], changed: deque[Membership]) -> None:
+        self.origin = origin
+        self.request_id = request_id
+        self.cursors = cursors
+        self.changed = changed
+        self.resumed = True
 
 
 class Catchup:
@@ -106,14 +120,19 @@ class Catchup:
             self._edge.reply(origin, overloaded(self._pool.waiting).reply(command.id))
 
     async def _answer(self, origin: Origin, command: Sync | ListConversations) -> None:
-        """Answer, if only by an error; what was cancelled is not answered."""
+        if isinstance(command, Sync):
+            await self._guarded(origin, command.id, partial(self._begin_sync, origin, command))
+        else:
+            await self._guarded(origin, command.id, partial(self._list, origin, command))
+
+    async def _guarded(self, origin: Origin, request_id: int, job: Callable[[], Awaitable[None]]) -> None:
+        """Do one job of an answer; answer, if only by an error. What was cancelled is not answered."""
+        if self._edge.is_gone(origin):
+            return
         refusal: Refused | None = None
         with trio.move_on_after(CATCHUP_TIMEOUT_S) as timeout:
             try:
-                if isinstance(command, Sync):
-                    await self._sync(origin, command)
-                else:
-                    await self._list(origin, command)
+                await job()
             except Refused as error:
                 refusal = error
             except Unavailable as error:
@@ -121,12 +140,12 @@ class Catchup:
         if timeout.cancelled_caught:
             refusal = unavailable(f"the store was not read within {CATCHUP_TIMEOUT_S:g} s")
         if refusal is not None:
-            self._edge.reply(origin, refusal.reply(command.id))
+            self._edge.reply(origin, refusal.reply(request_id))
 
     # --- Sync -------------------------------------------------------------------------------------------------------
 
-    async def _sync(self, origin: Origin, command: Sync) -> None:
-        """Answer in pages, the conversations with the newest entries first."""
+    async def _begin_sync(self, origin: Origin, command: Sync) -> None:
+        """Find out what is new, and answer the first page of it: the conversations with the newest entries first."""
         cursors = command.cursors or {}
         if len(cursors) > limits.SYNC_CURSORS_MAX:
             raise too_long("cursors", len(cursors), limits.SYNC_CURSORS_MAX, "conversations")
@@ -135,27 +154,44 @@ class Catchup:
             membership = memberships.get(conversation_id)
             if membership is not None and cursor > membership.head_seq:
                 raise beyond_head("the cursor", cursor, conversation_id, membership.head_seq)
-        page = [
+        removed = [
             SyncedConversation(conversation_id, 0, 0, [], removed=True)
             for conversation_id in cursors
             if conversation_id not in memberships
         ]
+        changed = self._changed(memberships, cursors, command.only_named)
+        await self._next_page(_SyncProgress(origin, command.id, cursors, deque(changed)), removed)
+
+    async def _next_page(self, progress: "_SyncProgress", page: list[SyncedConversation]) -> None:
+        """Answer one page; the next one is begun when the client has taken it, in a turn of its own.
+
+        A client that takes its time thus keeps neither a place nor more than a page of memory.
+        """
         size = SYNCED_BYTES * len(page)
-        resumed = True
-        for membership in self._changed(memberships, cursors, command.only_named):
-            cursor = cursors.get(membership.conversation_id, 0)
+        while progress.changed:
+            membership = progress.changed[0]
+            cursor = progress.cursors.get(membership.conversation_id, 0)
             entries = await self._entries(membership, cursor)
-            conversation = self._synced(origin.user, membership, cursor, entries)
-            resumed = resumed and not conversation.has_more
             added = SYNCED_BYTES + sum(map(len, entries))
             if page and size + added > limits.PAGE_BYTES_MAX:
-                self._edge.reply(origin, SyncPage(command.id, page, done=False))
-                page, size = [], 0
+                self._edge.reply(progress.origin, SyncPage(progress.request_id, page, done=False))
+                self._edge.when_room(progress.origin, partial(self._go_on, progress))
+                return
+            conversation = self._synced(progress.origin.user, membership, cursor, entries)
+            progress.resumed = progress.resumed and not conversation.has_more
+            progress.changed.popleft()
             page.append(conversation)
             size += added
         self.syncs += 1
-        self.resumed += resumed
-        self._edge.reply(origin, SyncPage(command.id, page, done=True, resumed=resumed))
+        self.resumed += progress.resumed
+        self._edge.reply(progress.origin, SyncPage(progress.request_id, page, done=True, resumed=progress.resumed))
+
+    def _go_on(self, progress: "_SyncProgress") -> None:
+        origin, request_id = progress.origin, progress.request_id
+        job = partial(self._guarded, origin, request_id, partial(self._next_page, progress, []))
+        if not self._pool.start(job):
+            self.overloaded += 1
+            self._edge.reply(origin, overloaded(self._pool.waiting).reply(request_id))
 
     @staticmethod
     def _changed(memberships: dict[str, Membership], cursors: dict[str, Seq], only_named: bool) -> list[Membership]:
@@ -213,6 +249,10 @@ class Catchup:
             each for each in await self._store.memberships(user) if not self._owner.excludes(each.conversation_id, user)
         ]
         page, next_cursor = _page(memberships, cursor, command.limit)
+        limit = len(page)
+        while limit > 1 and sum(len(each.last_encoded) + SYNCED_BYTES for each in page) > limits.PAGE_BYTES_MAX:
+            limit //= 2
+            page, next_cursor = _page(memberships, cursor, limit)
         self.lists += 1
         conversations = [self._listed(each, user) for each in page]
         self._edge.reply(origin, ConversationList(command.id, conversations, next_cursor))

@@ -5,9 +5,10 @@ from typing import Any
 
 from msgspec import DecodeError
 
-from gateway.broker import EdgePort, Origin, OwnerPort
-from gateway.config import Settings
-from gateway.edge.connection import JSON, Connection, ConnectionTable
+from gateway.broker import Origin, OwnerPort
+from gateway.edge.admission import Admission
+from gateway.edge.connection import JSON, Connection
+from gateway.edge.hub import Hub
 from gateway.edge.ports import CatchupPort
 from gateway.edge.presence import Presences
 from gateway.edge.refreshes import Refreshes
@@ -15,7 +16,10 @@ from gateway.edge.writer import Writer
 from protocol import frames
 from protocol.codec import CodecError, InvalidFrame, UnknownFrame, decode_command, decode_command_fast, explain_command
 from protocol.errors import CloseCode, ErrorCode
-from protocol.frames import Authenticate, Command, ErrorReply, Ping, Pong, Sync, WatchPresence
+from protocol.frames import Authenticate, Command, ErrorReply, Ping, Pong, Send, Sync, WatchPresence
+
+CONGESTED_RETRY_MS = 500
+"""Milliseconds after which a send to a congested conversation may be repeated: some dozens of deliveries further on."""
 
 Handler = Callable[[Any, Any], None]
 
@@ -24,38 +28,36 @@ class Commands:
     """Handles the frames of open connections, in arrival order per connection. All plain calls.
 
     Attributes:
-        rate_limited: commands refused for their number, ever.
+        overloaded: sends refused because their conversation has too many deliveries waiting, ever.
         invalid: frames refused for their form, ever.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        table: ConnectionTable,
         writer: Writer,
-        edge: EdgePort,
+        hub: Hub,
+        admission: Admission,
         *,
         owner: OwnerPort,
         catchup: CatchupPort,
         presences: Presences,
         refreshes: Refreshes,
     ) -> None:
-        self._table = table
         self._writer = writer
-        self._edge = edge
-        self._interval_s = 1 / settings.commands_per_s_max if settings.commands_per_s_max else 0.0
-        self._burst_s = self._interval_s * settings.commands_burst_max
-        self.rate_limited = 0
+        self._hub = hub
+        self._admission = admission
+        self._submit_to_owner = owner.submit
+        self.overloaded = 0
         self.invalid = 0
         self.handlers: dict[type, Handler] = {
             Ping: self._ping,
+            Send: self._send,
             Sync: catchup.submit,
             frames.ListConversations: catchup.submit,
             WatchPresence: presences.watch,
             Authenticate: refreshes.submit,
         }
         for command in (
-            frames.Send,
             frames.CreateConversation,
             frames.AddMembers,
             frames.RemoveMembers,
@@ -74,7 +76,9 @@ class Commands:
         except (DecodeError, RecursionError, UnicodeDecodeError, CodecError, UnknownFrame, InvalidFrame):
             self._refuse_frame(connection, payload)
             return
-        if self._interval_s and not self._admit(connection, command.id):
+        wait_s = self._admission.wait_s(connection)
+        if wait_s:
+            self._refuse_number(connection, command.id, wait_s)
             return
         self.handlers[type(command)](connection, command)
 
@@ -82,30 +86,33 @@ class Commands:
         """Hand on a command that did not come as a frame; commands about the connection itself are not among them."""
         self.handlers[type(command)](origin, command)
 
-    def _admit(self, connection: Connection, request_id: int) -> bool:
-        """Rate limit by GCRA (ITU-T I.371): one number per connection, the time at which its burst is used up."""
-        now, cells, fd = self._table.now, self._table.allowance_s, connection.fd
-        due = cells[fd]
-        if due > now + self._burst_s:
-            self.rate_limited += 1
-            wait_ms = int((due - now - self._burst_s) * 1000) + 1
-            message = f"more than {1 / self._interval_s:g} commands a second: wait {wait_ms} ms"
-            self._edge.reply(connection, ErrorReply(request_id, ErrorCode.RATE_LIMITED, message, wait_ms))
-            return False
-        cells[fd] = (max(now, due)) + self._interval_s
-        return True
+    def _refuse_number(self, connection: Connection, request_id: int, wait_s: float) -> None:
+        wait_ms = int(wait_s * 1000) + 1
+        message = f"more than {self._admission.per_s_max:g} commands a second: wait {wait_ms} ms"
+        self._hub.reply(connection, ErrorReply(request_id, ErrorCode.RATE_LIMITED, message, wait_ms))
 
     def _refuse_frame(self, connection: Connection, payload: bytes) -> None:
         self.invalid += 1
         error = explain_command(payload, json=bool(connection.flags & JSON))
-        match error:
-            case CodecError():
-                self._writer.close(connection, CloseCode.BAD_FRAME, str(error))
-            case UnknownFrame(tag=tag, request_id=request_id):
-                message = f"tag {tag} is no command of this version"
-                self._edge.reply(connection, ErrorReply(request_id, ErrorCode.UNKNOWN_COMMAND, message))
-            case InvalidFrame(request_id=request_id, code=code):
-                self._edge.reply(connection, ErrorReply(request_id, code, str(error)))
+        if isinstance(error, CodecError):
+            self._writer.close(connection, CloseCode.BAD_FRAME, str(error))
+            return
+        wait_s = self._admission.wait_s(connection)
+        if wait_s:
+            self._refuse_number(connection, error.request_id, wait_s)
+        elif isinstance(error, UnknownFrame):
+            message = f"tag {error.tag} is no command of this version"
+            self._hub.reply(connection, ErrorReply(error.request_id, ErrorCode.UNKNOWN_COMMAND, message))
+        else:
+            self._hub.reply(connection, ErrorReply(error.request_id, error.code, str(error)))
 
     def _ping(self, connection: Connection, command: Ping) -> None:
-        self._edge.reply(connection, Pong(command.id))
+        self._hub.reply(connection, Pong(command.id))
+
+    def _send(self, origin: Origin, command: Send) -> None:
+        if self._hub.fanout.congested(command.conversation_id):
+            self.overloaded += 1
+            message = "this conversation has too many deliveries waiting: wait, then repeat"
+            self._hub.reply(origin, ErrorReply(command.id, ErrorCode.OVERLOADED, message, CONGESTED_RETRY_MS))
+            return
+        self._submit_to_owner(origin, command)

@@ -23,6 +23,13 @@ worth for more."""
 RECIPIENTS_PER_STEP = 128
 """Recipients between two looks at the clock: about 0.3 ms."""
 
+JOBS_PER_CONVERSATION_MAX = 64
+"""Unfinished deliveries of one conversation above which sends to it are refused: with 10,000 members some 3 s of
+writing. Each holds the entries of a whole batch."""
+
+JOBS_MAX = 4_096
+"""Unfinished deliveries of the node above which sends to conversations that have any are refused."""
+
 SLICE_S = 0.001
 """Seconds of writing between two checkpoints."""
 
@@ -51,6 +58,7 @@ class Fanout:
         self._writer = writer
         self._jobs: dict[str, deque[_Job]] = {}
         self._turns: deque[str] = deque()
+        self._job_count = 0
         self._wake = trio.Event()
         self.deliveries = 0
         self.on_written: Callable[[float], None] = lambda _seconds: None
@@ -59,6 +67,11 @@ class Fanout:
     def jobs_waiting(self) -> bool:
         """Whether any delivery is not complete."""
         return bool(self._jobs)
+
+    def congested(self, conversation_id: str) -> bool:
+        """Whether so much is waiting for this conversation that it should get no more."""
+        jobs = self._jobs.get(conversation_id)
+        return jobs is not None and (len(jobs) >= JOBS_PER_CONVERSATION_MAX or self._job_count >= JOBS_MAX)
 
     def deliver(self, conversation_id: str, recipients: Iterable[str], count: int, batch: PushBatch) -> None:
         """Write a batch to all connections of the recipients, now or in slices; ``count`` of them at most."""
@@ -81,6 +94,7 @@ class Fanout:
             jobs = self._jobs[conversation_id] = deque()
             self._turns.append(conversation_id)
         jobs.append(job)
+        self._job_count += 1
         self._wake.set()
 
     async def run(self) -> None:
@@ -99,6 +113,7 @@ class Fanout:
             jobs = self._jobs[conversation_id]
             if self._step(jobs[0]):
                 jobs.popleft()
+                self._job_count -= 1
             if jobs:
                 self._turns.append(conversation_id)
             else:

@@ -4,7 +4,7 @@ import socket
 
 import trio
 
-from gateway.auth import Identity, TokenRefused, Verifier
+from gateway.auth import TokenRefused, Verifier
 from gateway.edge.farewell import farewell
 from gateway.edge.outgoing import encode_for
 from gateway.edge.parking import Parking
@@ -24,6 +24,17 @@ class _Ended(Exception):
         self.farewell = farewell
 
 
+class Introduction:
+    """The authenticate command of a fresh WebSocket, and what was read beyond it."""
+
+    __slots__ = ("command", "reader", "rest")
+
+    def __init__(self, command: Authenticate, reader: FrameReader, rest: list[Message]) -> None:
+        self.command = command
+        self.reader = reader
+        self.rest = rest
+
+
 class FirstFrame:
     """Waits for the authenticate command of a fresh WebSocket and opens the connection."""
 
@@ -32,21 +43,33 @@ class FirstFrame:
         self._sessions = sessions
         self._parking = parking
 
-    async def authenticate(self, sock: socket.socket, device: str, *, json: bool) -> None:
-        """Open a connection on ``sock`` or close it; ``device`` is the one named in the URL, if any.
+    async def receive(self, sock: socket.socket, *, json: bool) -> Introduction | None:
+        """What the client begins with; None when the socket was closed instead.
 
         A cancellation (the deadline, the end of the node) leaves the socket open, for the caller to close.
         """
         reader = FrameReader(limits.COMMAND_BYTES_MAX, limits.FRAGMENTS_MAX)
         try:
             command, rest = await self._receive(sock, reader, json)
-            identity = await self._verify(command, json)
         except _Ended as ended:
             farewell(sock, ended.farewell)
+            return None
+        return Introduction(command, reader, rest)
+
+    async def open(self, sock: socket.socket, device: str, introduction: Introduction, *, json: bool) -> None:
+        """Open a connection for who proves to be somebody, or close the socket.
+
+        ``device`` is the one named in the URL, if any. A cancellation leaves the socket open.
+        """
+        command = introduction.command
+        try:
+            identity = await self._verifier.verify_fresh(command.token)
+        except TokenRefused as error:
+            farewell(sock, _refused(command.id, ErrorCode.TOKEN_REFUSED, str(error), json).farewell)
             return
         connection = self._sessions.open(sock, identity, command.device or device, json=json)
         if connection.fd >= 0:
-            self._parking.adopt(connection, reader, rest)
+            self._parking.adopt(connection, introduction.reader, introduction.rest)
 
     async def _receive(
         self, sock: socket.socket, reader: FrameReader, json: bool
@@ -73,12 +96,6 @@ class FirstFrame:
                 elif message.opcode != Opcode.PONG:
                     wanted = "text" if json else "binary"
                     raise _Ended(encode_close(CloseCode.UNSUPPORTED_DATA, f"send {wanted} messages"))
-
-    async def _verify(self, command: Authenticate, json: bool) -> Identity:
-        try:
-            return await self._verifier.verify_fresh(command.token)
-        except TokenRefused as error:
-            raise _refused(command.id, ErrorCode.TOKEN_REFUSED, str(error), json) from None
 
 
 def _decode(payload: bytes, json: bool) -> Authenticate:

@@ -30,10 +30,11 @@ class Hub:
         signals_shed: receipts, typing and presence pushes not sent because a send queue had begun.
     """
 
-    def __init__(self, table: ConnectionTable, writer: Writer) -> None:
+    def __init__(self, table: ConnectionTable, writer: Writer, *, devices_per_user_max: int) -> None:
         self.by_user: dict[str, Connection | Devices] = {}
         self._table = table
         self._writer = writer
+        self._devices_per_user_max = devices_per_user_max
         self.fanout = Fanout(self.by_user, writer)
         self.on_arrival: Callable[[str], None] = lambda _user: None
         self.on_departure: Callable[[str], None] = lambda _user: None
@@ -50,13 +51,20 @@ class Hub:
         return found.connections if type(found) is Devices else (found,)  # type: ignore[return-value]
 
     def add(self, connection: Connection) -> None:
-        """Enter an open connection that the table knows; one of the same user's same device is closed: replaced."""
+        """Enter an open connection that the table knows.
+
+        One of the same user's same device is closed: replaced; and so is the user's oldest where there are too many.
+        """
         user, keys = connection.user, self._table.device_key
         present = self.connections_of(user)
         for other in present:
             if keys[other.fd] == keys[connection.fd]:
                 self._writer.close(other, CloseCode.REPLACED, "this device connected again")
         present = self.connections_of(user)
+        if len(present) >= self._devices_per_user_max:
+            reason = f"the user has more than {self._devices_per_user_max} connections here: the oldest gave way"
+            self._writer.close(present[0], CloseCode.REPLACED, reason)
+            present = self.connections_of(user)
         if not present:
             self.by_user[user] = connection
             self.on_arrival(user)
@@ -91,6 +99,17 @@ class Hub:
             self._writer.write(origin, encode_for(reply, json=bool(origin.flags & JSON)))
         elif isinstance(origin, Caller):
             origin.receive(reply)
+
+    def is_gone(self, origin: Origin) -> bool:
+        """See EdgePort.is_gone."""
+        return type(origin) is Connection and (origin.fd < 0 or bool(origin.flags & CLOSING))
+
+    def when_room(self, origin: Origin, then: Callable[[], None]) -> None:
+        """See EdgePort.when_room."""
+        if type(origin) is Connection:
+            self._writer.when_room(origin, then)
+        else:
+            then()
 
     def deliver(self, delivery: Delivery) -> None:
         """See EdgePort.deliver."""

@@ -69,13 +69,15 @@ class Refused(Exception):
 class Request:
     """An upgrade request whose form is accepted; whose token, if it has one, is not yet verified."""
 
-    __slots__ = ("device", "json", "response", "token")
+    __slots__ = ("device", "json", "response", "token", "verifying")
 
     def __init__(self, upgrade: Upgrade, token: str, device: str) -> None:
         self.json = upgrade.subprotocol == SUBPROTOCOL_JSON
         self.response = upgrade_response(upgrade)
         self.token = token
         self.device = device
+        self.verifying = bool(token)
+        """Whether it is for the node, not for the client, to do the next step."""
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -133,6 +135,7 @@ class Listener:
         self._nursery: trio.Nursery
         self.accepting = True
         self.handshakes = 0
+        self._upgraded = 0
         self.refused: dict[int, int] = {}
 
     async def run(self, sockets: Sequence[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
@@ -180,6 +183,10 @@ class Listener:
             self._continue_in_task(sock, data)
         except Refused as refused:
             self._refuse(sock, refused)
+        except Exception:
+            # One socket must not end the listener: it is our bug, logged whole.
+            log.exception("handshake failed")
+            sock.close()
 
     def _read_request(self, sock: socket.socket, data: bytes) -> Request | None:
         """The upgrade request in ``data``; None when the socket was handed to the HTTP server.
@@ -210,7 +217,7 @@ class Listener:
         origin = head.headers.get("origin")
         if origin is not None and origin not in self._settings.allowed_origins:
             raise Refused(403, "this origin is not allowed: the operator lists origins in allowed_origins")
-        if self._table.count >= self._connections_max or not self.accepting:
+        if self._table.count + self._upgraded >= self._connections_max or not self.accepting:
             reason = "the node is full" if self.accepting else "the node is going away"
             raise Refused(503, f"{reason}: try again, or another node", (("Retry-After", str(RETRY_AFTER_S)),))
 
@@ -244,6 +251,7 @@ class Listener:
             self._refuse(sock, Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),)))
             return
         self.handshakes += 1
+        self._upgraded += request is not None
         self._nursery.start_soon(self._shake_hands, sock, data, request)
 
     async def _shake_hands(self, sock: socket.socket, data: bytes, request: Request | None) -> None:
@@ -252,24 +260,37 @@ class Listener:
             with trio.move_on_after(self._settings.handshake_timeout_s) as deadline:
                 if request is None:
                     request = await self._receive_request(sock, data)
+                    self._upgraded += request is not None
                 if request is not None:
                     await self._finish(sock, request)
-            if deadline.cancelled_caught and sock.fileno() >= 0:
-                self._too_late(sock, upgraded=request is not None and not request.token)
+            if deadline.cancelled_caught:
+                self._too_late(sock, request)
         except Refused as refused:
             self._refuse(sock, refused)
         except OSError:
             sock.close()  # the peer went away
+        except trio.Cancelled:
+            sock.close()  # the node ends; whoever is cancelled still has the socket
+            raise
+        except Exception:
+            log.exception("handshake failed")
+            sock.close()
         finally:
             self.handshakes -= 1
-            if trio.current_effective_deadline() == -float("inf"):
-                sock.close()  # the node ends; a socket that was handed on has no descriptor here any more
+            self._upgraded -= request is not None
 
-    def _too_late(self, sock: socket.socket, *, upgraded: bool) -> None:
+    def _too_late(self, sock: socket.socket, request: Request | None) -> None:
         limit_s = self._settings.handshake_timeout_s
-        if not upgraded:
+        if request is None:
             raise Refused(408, f"no complete request within {limit_s:g} s")
-        farewell(sock, encode_close(CloseCode.AUTHENTICATE_TIMEOUT, f"authenticate within {limit_s:g} s"))
+        if request.token:
+            message = f"the token could not be verified within {limit_s:g} s: try again"
+            raise Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),))
+        if request.verifying:
+            message = f"the token could not be verified within {limit_s:g} s"
+            farewell(sock, encode_close(CloseCode.INTERNAL_ERROR, message))
+        else:
+            farewell(sock, encode_close(CloseCode.AUTHENTICATE_TIMEOUT, f"authenticate within {limit_s:g} s"))
 
     async def _receive_request(self, sock: socket.socket, data: bytes) -> Request | None:
         while True:
@@ -290,7 +311,10 @@ class Listener:
     async def _finish(self, sock: socket.socket, request: Request) -> None:
         if not request.token:
             sock.send(request.response)  # the first bytes on an empty socket always fit
-            await self._first_frame.authenticate(sock, request.device, json=request.json)
+            introduction = await self._first_frame.receive(sock, json=request.json)
+            if introduction is not None:
+                request.verifying = True
+                await self._first_frame.open(sock, request.device, introduction, json=request.json)
             return
         try:
             identity = await self._verifier.verify_fresh(request.token)

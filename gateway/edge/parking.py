@@ -12,6 +12,7 @@ from collections.abc import Callable
 import structlog
 import trio
 
+from gateway.edge.admission import Admission
 from gateway.edge.connection import CLOSING, JSON, Connection, ConnectionTable
 from gateway.edge.writer import READ, Writer
 from protocol import limits
@@ -45,10 +46,18 @@ class Parking:
         frames: frames received, ever.
     """
 
-    def __init__(self, table: ConnectionTable, epoll: select.epoll, writer: Writer, on_frame: FrameHandler) -> None:
+    def __init__(
+        self,
+        table: ConnectionTable,
+        epoll: select.epoll,
+        writer: Writer,
+        admission: Admission,
+        on_frame: FrameHandler,
+    ) -> None:
         self._table = table
         self._epoll = epoll
         self._writer = writer
+        self._admission = admission
         self._on_frame = on_frame
         self._readers: dict[Connection, FrameReader] = {}
         self.frames = 0
@@ -136,7 +145,7 @@ class Parking:
                         self._writer.close(connection, CloseCode.UNSUPPORTED_DATA, f"send {wanted} messages")
                         return
                     self._handle(connection, message.payload)
-                case Opcode.PING:
+                case Opcode.PING if not self._admission.wait_s(connection):  # else: it gets no pong
                     self._writer.write(connection, encode_frame(Opcode.PONG, message.payload))
                 case Opcode.CLOSE:
                     code, _reason = parse_close(message.payload)

@@ -64,7 +64,12 @@ class Sessions:
         connection = Connection(sock.detach(), identity.user, JSON if json else 0)
         ends_s = now + lifetime_s + limits.TOKEN_LEEWAY_S
         self._table.insert(connection, ends_s=ends_s, device_key=device_key(device))
-        self._parking.park(connection)
+        try:
+            self._parking.park(connection)
+        except OSError as error:  # no memory or no watch left for one more (epoll_ctl)
+            log.error("connection not parked", error=str(error))
+            self._writer.abort(connection)
+            return connection
         welcome = Welcome(
             user=identity.user,
             device=device,

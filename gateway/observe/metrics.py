@@ -116,7 +116,7 @@ class Metrics:
             "signals_shed", "Receipts, typing and presence not sent to slow consumers.", lambda: node.hub.signals_shed
         )
         counter("slow_consumers", "Connections closed for being too slow to read.", lambda: node.writer.slow_consumers)
-        counter("commands_rate_limited", "Commands refused for their number.", lambda: node.commands.rate_limited)
+        counter("commands_rate_limited", "Commands and pings refused for their number.", lambda: node.admission.refused)
         counter("commands_invalid", "Frames refused for their form.", lambda: node.commands.invalid)
         counter("http_refused", "HTTP connections turned away.", lambda: node.http.refused)
         self.registry.counters(

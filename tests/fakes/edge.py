@@ -1,6 +1,6 @@
 """An edge that writes down what an owner asks of it, and origins to ask with."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from gateway.broker import Delivery, Origin
@@ -36,13 +36,27 @@ class RecordingEdge:
 
     Attributes:
         log: everything, in the order in which it was asked: Replied, Delivery or Signalled.
+        gone: origins that nobody listens at any more.
+        full: while true, nobody takes anything: what waits for room is in ``waiting``.
     """
 
     def __init__(self) -> None:
         self.log: list[Replied | Delivery | Signalled] = []
+        self.gone: set[Origin] = set()
+        self.full = False
+        self.waiting: list[Callable[[], None]] = []
 
     def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
         self.log.append(Replied(origin, reply, conversation_id))
+
+    def is_gone(self, origin: Origin) -> bool:
+        return origin in self.gone
+
+    def when_room(self, origin: Origin, then: Callable[[], None]) -> None:
+        if self.full:
+            self.waiting.append(then)
+        else:
+            then()
 
     def deliver(self, delivery: Delivery) -> None:
         assert len(delivery.entries) == len(delivery.origins)

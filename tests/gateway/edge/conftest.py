@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
+from gateway.config import Settings
+from gateway.edge.admission import Admission
 from gateway.edge.connection import JSON, Connection, ConnectionTable
 from gateway.edge.hub import Hub
 from gateway.edge.parking import Parking
@@ -83,9 +85,10 @@ class Edge:
         self.epoll = select.epoll()
         self.table = ConnectionTable()
         self.writer = Writer(self.table, self.epoll, queue_bytes_max=QUEUE_BYTES_MAX, queue_age_max_s=QUEUE_AGE_MAX_S)
-        self.hub = Hub(self.table, self.writer)
+        self.hub = Hub(self.table, self.writer, devices_per_user_max=32)
+        self.admission = Admission(Settings(commands_per_s_max=0), self.table)
         self.handled: list[tuple[Connection, bytes]] = []
-        self.parking = Parking(self.table, self.epoll, self.writer, self.handle)
+        self.parking = Parking(self.table, self.epoll, self.writer, self.admission, self.handle)
         self.writer.on_gone = self.gone
         self.gone_connections: list[Connection] = []
         self.sockets: list[socket.socket] = []
