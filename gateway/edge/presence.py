@@ -3,14 +3,17 @@
 Nothing is kept for a user who is online and watched by nobody, besides the hub's own entry.
 """
 
+import random
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 
 import structlog
 import trio
 
 from gateway.config import Settings
-from gateway.edge.connection import Connection
+from gateway.edge.connection import CLOSING, Connection
 from gateway.edge.hub import Hub
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Presence, PresencePush, PresenceReply, WatchPresence
@@ -19,10 +22,86 @@ from store.interface import Store, StoreError
 LAST_SEEN_BATCH_MAX = 1_000
 """Users whose last time online is stored with one call."""
 
-WATCH_REPLIES_MAX = 256
-"""Watch commands answered at once; more are told to come back."""
+SAVE_AT_END_S = 2.0
+"""Seconds that the end of a node waits for the last times online to be stored: they are worth no more."""
+
+WATCH_COMMANDS_MAX = 256
+"""Watch commands being answered at once; more are told to come back."""
+
+RETRY_MS_MIN, RETRY_MS_MAX = 1_000, 3_000
+"""Milliseconds after which a refused watch command may be repeated; spread, lest a crowd come back as one."""
+
+WATCHERS_AT_ONCE_MAX = 64
+"""Watchers who are told at once of somebody's coming or going: about 0.2 ms of writes."""
+
+WATCHERS_PER_SLICE = 128
+"""Watchers told between two checkpoints where there are more: about 0.4 ms."""
+
+LEAVERS_PER_SLICE = 500
+"""Users who become offline between two checkpoints: about 0.5 ms besides the telling."""
 
 log = structlog.get_logger(__name__)
+
+
+class Watchers:
+    """Who watches whom, and the pushes that are on their way to many."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.by_user: dict[str, set[Connection]] = {}
+        self._hub = hub
+        self._lists: dict[Connection, tuple[str, ...]] = {}
+        # User -> the newest push and who is still to get it. A newer one takes the place of the older: what waits is
+        # never older than what a watch command is answered with, and is one push per user at the most.
+        self._untold: OrderedDict[str, tuple[PresencePush, list[Connection]]] = OrderedDict()
+        self._wake = trio.Event()
+
+    def replace(self, connection: Connection, users: tuple[str, ...]) -> None:
+        """Set the watch list of an open connection."""
+        self.forget(connection)
+        if users:
+            self._lists[connection] = users
+        for user in users:
+            self.by_user.setdefault(user, set()).add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Drop the watch list of a connection."""
+        for user in self._lists.pop(connection, ()):
+            watchers = self.by_user[user]
+            watchers.discard(connection)
+            if not watchers:
+                del self.by_user[user]
+
+    def tell(self, push: PresencePush, at_once_max: int = WATCHERS_AT_ONCE_MAX) -> int:
+        """Push to all who watch the user: at once, which returns their number, or in slices, which returns 0."""
+        # A copy, because a write that finds a broken socket makes that connection forgotten.
+        audience = list(self.by_user.get(push.user, ()))
+        if len(audience) > at_once_max or push.user in self._untold:
+            self._untold[push.user] = (push, audience)
+            self._wake.set()
+            return 0
+        self._hub.signal_connections(audience, push)
+        return len(audience)
+
+    async def run(self) -> None:
+        """Tell large audiences in slices, for ever. A cancellation leaves the rest untold."""
+        while True:
+            await self._wake.wait()
+            while self._untold:
+                self._tell_slice()
+                await trio.lowlevel.checkpoint()
+            self._wake = trio.Event()
+
+    def _tell_slice(self) -> None:
+        room = WATCHERS_PER_SLICE
+        while room > 0 and self._untold:
+            user, (push, audience) = next(iter(self._untold.items()))
+            part = audience[-room:]
+            del audience[-room:]
+            if not audience:
+                del self._untold[user]
+            room -= len(part)
+            watchers = self.by_user.get(user, set())  # some may have stopped watching in the meantime
+            self._hub.signal_connections([connection for connection in part if connection in watchers], push)
 
 
 class Presences:
@@ -39,12 +118,14 @@ class Presences:
         # for the time: a crowd that leaves at once costs a slot each and nothing more.
         self._leaving: dict[str, float] = {}
         self._tick_s = 0.0
+        self._overdue = trio.Event()
         self._unsaved: dict[str, int] = {}
-        self._watchers: dict[str, set[Connection]] = {}
-        self._watches: dict[Connection, tuple[str, ...]] = {}
-        self._wake = trio.Event()
+        self._unsaved_came = trio.Event()
+        self._watchers = Watchers(hub)
+        # Connection -> its watch commands that are not answered yet, in order of arrival.
+        self._asked: dict[Connection, deque[WatchPresence]] = {}
+        self._asked_count = 0
         self._nursery: trio.Nursery
-        self._replies_open = 0
         hub.on_arrival = self._arrived
         hub.on_departure = self._departed
 
@@ -56,108 +137,145 @@ class Presences:
     @property
     def watched(self) -> int:
         """Users whom somebody here watches."""
-        return len(self._watchers)
+        return len(self._watchers.by_user)
 
     def is_online(self, user: str) -> bool:
         """Whether the user has a connection here or had one within the grace period."""
         return user in self._hub.by_user or user in self._leaving
 
+    # --- Coming and going ---------------------------------------------------------------------------------------
+
     def _arrived(self, user: str) -> None:
-        if self._leaving.pop(user, None) is None and user in self._watchers:
-            self._tell(user, PresencePush(user, online=True))
+        if self._leaving.pop(user, None) is None and user in self._watchers.by_user:
+            self._watchers.tell(PresencePush(user, online=True))
 
     def _departed(self, user: str) -> None:
         self._leaving.pop(user, None)
         self._leaving[user] = self._tick_s
 
-    def _tell(self, user: str, push: PresencePush) -> None:
-        self._hub.signal_connections(self._watchers.get(user, ()), push)
-
     def tick(self, now: float) -> None:
-        """Once a second: users whose grace period is over are offline."""
+        """Once a second: users whose grace period is over are offline, a crowd of them in slices."""
         self._tick_s = now
-        ended: list[tuple[str, int]] = []
-        for user, left_s in self._leaving.items():
-            if left_s + self._grace_s > now:
+        if self._end_graces():
+            self._overdue.set()
+
+    def _end_graces(self) -> bool:
+        """Do a bounded part of a tick; True if there may be more."""
+        wall_ms, ended = self._wall_ms(), []
+        for user, left_s in islice(self._leaving.items(), LEAVERS_PER_SLICE):
+            if left_s + self._grace_s > self._tick_s:
                 break
-            ended.append((user, self._left_ms(now - left_s)))
+            ended.append((user, wall_ms - int((self._tick_s - left_s) * 1000)))
+        at_once = WATCHERS_AT_ONCE_MAX
         for user, left_ms in ended:
             del self._leaving[user]
             self._unsaved[user] = left_ms
-            if user in self._watchers:
-                self._tell(user, PresencePush(user, online=False, last_seen_ms=left_ms))
+            if user in self._watchers.by_user:
+                at_once -= self._watchers.tell(PresencePush(user, online=False, last_seen_ms=left_ms), at_once)
         if ended:
-            self._wake.set()
+            self._unsaved_came.set()
+        return len(ended) == LEAVERS_PER_SLICE
 
-    def _left_ms(self, ago_s: float) -> int:
-        return self._wall_ms() - int(ago_s * 1000)
+    # --- Watch commands -----------------------------------------------------------------------------------------
 
     def watch(self, connection: Connection, command: WatchPresence) -> None:
         """Replace the watch list of a connection; the reply tells how things stand."""
-        if self._replies_open >= WATCH_REPLIES_MAX:
-            message = "too many watch commands at once: repeat it in a second"
-            self._hub.reply(connection, ErrorReply(command.id, ErrorCode.OVERLOADED, message, 1000))
+        if self._asked_count >= WATCH_COMMANDS_MAX:
+            self._refuse(connection, command, ErrorCode.OVERLOADED, "too many watch commands at once")
             return
-        self._replies_open += 1
-        self._nursery.start_soon(self._watch, connection, command)
+        self._asked_count += 1
+        waiting = self._asked.get(connection)
+        if waiting is None:
+            waiting = self._asked[connection] = deque()
+            self._nursery.start_soon(self._answer_all, connection, waiting)
+        waiting.append(command)
 
-    async def _watch(self, connection: Connection, command: WatchPresence) -> None:
+    async def _answer_all(self, connection: Connection, waiting: deque[WatchPresence]) -> None:
+        """Answer the commands of one connection one after the other: the newest list is the one that stays."""
+        while waiting:
+            if _is_open(connection):
+                await self._answer(connection, waiting[0])
+            waiting.popleft()
+            self._asked_count -= 1
+        del self._asked[connection]
+
+    async def _answer(self, connection: Connection, command: WatchPresence) -> None:
         try:
             known = await self._store.acquainted(connection.user, command.users)
             users = tuple(user for user in dict.fromkeys(command.users) if user in known)
             seen_ms = await self._store.last_seen(users)
         except StoreError as error:
             log.warning("presence not read", error=str(error))
-            message = "presence cannot be read now: repeat it in a second"
-            self._hub.reply(connection, ErrorReply(command.id, ErrorCode.UNAVAILABLE, message, 1000))
+            self._refuse(connection, command, ErrorCode.UNAVAILABLE, "presence cannot be read now")
             return
-        finally:
-            self._replies_open -= 1
-        if connection.fd < 0:
-            return
-        self.forget(connection)
-        if users:
-            self._watches[connection] = users
-        for user in users:
-            self._watchers.setdefault(user, set()).add(connection)
+        if not _is_open(connection):
+            return  # it was forgotten while the store was read, and will not be again
+        self._watchers.replace(connection, users)
         self._hub.reply(connection, PresenceReply(command.id, [self._presence(user, seen_ms) for user in users]))
+
+    def _refuse(self, connection: Connection, command: WatchPresence, code: ErrorCode, reason: str) -> None:
+        retry_ms = random.randint(RETRY_MS_MIN, RETRY_MS_MAX)
+        message = f"{reason}: repeat it in {retry_ms} ms"
+        self._hub.reply(connection, ErrorReply(command.id, code, message, retry_ms))
 
     def _presence(self, user: str, seen_ms: dict[str, int]) -> Presence:
         return Presence(user, self.is_online(user), self._unsaved.get(user, seen_ms.get(user, 0)))
 
     def forget(self, connection: Connection) -> None:
         """Drop the watch list of a connection that is open no more."""
-        for user in self._watches.pop(connection, ()):
-            watchers = self._watchers[user]
-            watchers.discard(connection)
-            if not watchers:
-                del self._watchers[user]
+        self._watchers.forget(connection)
+
+    # --- Life ---------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Answer watch commands and store when users were last seen, for ever.
+        """Answer watch commands, tell watchers and store when users were last seen, for ever.
 
-        A cancellation stores, for users who are leaving or not stored yet, what is known so far.
+        A cancellation stores, for users who are leaving or not stored yet, what is known so far; it takes
+        SAVE_AT_END_S at the most.
         """
         self._tick_s = trio.current_time()
         try:
             async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._watchers.run)
+                self._nursery.start_soon(self._end_overdue_graces)
                 task_status.started()
                 while True:
-                    await self._wake.wait()
-                    self._wake = trio.Event()
+                    await self._unsaved_came.wait()
+                    self._unsaved_came = trio.Event()
                     await self._save()
         finally:
-            with trio.CancelScope(shield=True):
-                now = trio.current_time()
-                self._unsaved |= {user: self._left_ms(now - left_s) for user, left_s in self._leaving.items()}
+            now, wall_ms = trio.current_time(), self._wall_ms()
+            self._unsaved |= {user: wall_ms - int((now - left_s) * 1000) for user, left_s in self._leaving.items()}
+            with trio.move_on_after(SAVE_AT_END_S, shield=True) as patience:
                 await self._save()
+            if patience.cancelled_caught:
+                log.warning("last seen not stored in time", users=len(self._unsaved), waited_s=SAVE_AT_END_S)
+
+    async def _end_overdue_graces(self) -> None:
+        while True:
+            await self._overdue.wait()
+            while self._end_graces():
+                await trio.lowlevel.checkpoint()
+            self._overdue = trio.Event()
 
     async def _save(self) -> None:
+        """Store what is not stored yet. A cancellation leaves it among the unsaved."""
         while self._unsaved:
-            batch = [self._unsaved.popitem() for _ in range(min(len(self._unsaved), LAST_SEEN_BATCH_MAX))]
+            batch = list(islice(self._unsaved.items(), LAST_SEEN_BATCH_MAX))
             try:
                 await self._store.save_last_seen(batch)
             except StoreError as error:
                 # Best effort, and worth no retry loop: it is stored again when the user next leaves.
                 log.warning("last seen not stored", users=len(batch), error=str(error))
+                self._settle(batch)
                 return
+            self._settle(batch)
+
+    def _settle(self, batch: list[tuple[str, int]]) -> None:
+        for user, seen_ms in batch:
+            if self._unsaved.get(user) == seen_ms:  # else the user came and left again in the meantime
+                del self._unsaved[user]
+
+
+def _is_open(connection: Connection) -> bool:
+    return connection.fd >= 0 and not connection.flags & CLOSING

@@ -4,7 +4,15 @@ import pytest
 import trio
 
 from gateway.config import Settings
-from gateway.edge.presence import Presences
+from gateway.edge.presence import (
+    LEAVERS_PER_SLICE,
+    SAVE_AT_END_S,
+    WATCH_COMMANDS_MAX,
+    WATCHERS_AT_ONCE_MAX,
+    WATCHERS_PER_SLICE,
+    Presences,
+)
+from protocol.errors import ErrorCode
 from protocol.frames import Presence, PresencePush, PresenceReply, WatchPresence
 from store.interface import Unavailable
 
@@ -16,8 +24,12 @@ class Seen:
         self.saved = {}
         self.known = {"bob", "carol"}
         self.broken = False
+        self.gates = []
+        self.save_s = 0.0
 
     async def acquainted(self, user, others):
+        if self.gates:
+            await self.gates.pop(0).wait()
         if self.broken:
             raise Unavailable("planted")
         return self.known & set(others)
@@ -26,6 +38,7 @@ class Seen:
         return {user: self.saved[user] for user in users if user in self.saved}
 
     async def save_last_seen(self, seen_ms):
+        await trio.sleep(self.save_s)
         self.saved.update(seen_ms)
 
 
@@ -45,6 +58,17 @@ def presences(edge, store):
 
     edge.writer.on_gone = forget
     return made
+
+
+async def watch(presences, *peers, users=("bob",)):
+    for peer in peers:
+        presences.watch(peer.connection, WatchPresence(1, list(users)))
+        await trio.testing.wait_all_tasks_blocked()
+        peer.frames()  # the reply
+
+
+def pushes(peer):
+    return [frame for frame in peer.frames() if isinstance(frame, PresencePush)]
 
 
 async def test_coming_and_going_is_told_after_the_grace(edge, presences, store, nursery):
@@ -103,7 +127,9 @@ async def test_a_store_that_cannot_be_read_is_said(edge, presences, store, nurse
     presences.watch(alice.connection, WatchPresence(1, ["bob"]))
     await trio.testing.wait_all_tasks_blocked()
     (reply,) = alice.frames()
-    assert (reply.id, reply.code, reply.retry_after_ms) == (1, 13, 1000)
+    assert (reply.id, reply.code) == (1, ErrorCode.UNAVAILABLE)
+    assert 1000 <= reply.retry_after_ms <= 3000
+    assert str(reply.retry_after_ms) in reply.message
 
 
 async def test_the_end_of_the_node_stores_who_is_leaving(edge, presences, store):
@@ -113,3 +139,173 @@ async def test_the_end_of_the_node_stores_who_is_leaving(edge, presences, store)
         edge.writer.abort(bob.connection)
         nursery.cancel_scope.cancel()
     assert store.saved == {"bob": pytest.approx(1_000_000, abs=1000)}
+
+
+async def test_the_end_of_the_node_does_not_wait_for_a_store_that_hangs(edge, presences, store, autojump_clock):
+    store.save_s = 3600
+    async with trio.open_nursery() as nursery:
+        await nursery.start(presences.run)
+        edge.writer.abort(edge.connect("bob").connection)
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began == pytest.approx(SAVE_AT_END_S)
+
+
+async def test_what_was_being_stored_at_the_end_is_stored_by_the_end(edge, presences, store, autojump_clock):
+    store.save_s = 1.0
+    async with trio.open_nursery() as nursery:
+        await nursery.start(presences.run)
+        edge.hub.on_departure("bob")
+        presences.tick(trio.current_time() + 31)
+        await trio.sleep(0.5)
+        nursery.cancel_scope.cancel()
+    assert list(store.saved) == ["bob"]
+
+
+# --- Watchers who go ------------------------------------------------------------------------------------------------
+
+
+async def test_a_watcher_found_broken_while_being_told_of_an_arrival(edge, presences, nursery):
+    await nursery.start(presences.run)
+    broken, *others = [edge.connect(f"watcher-{n}") for n in range(3)]
+    await watch(presences, broken, *others)
+    broken.sock.close()  # the node has not read the end yet
+    edge.connect("bob")
+    assert broken.connection.fd == -1
+    assert [pushes(peer) for peer in others] == [[PresencePush("bob", online=True)]] * 2
+
+
+async def test_a_watcher_found_broken_while_being_told_of_a_departure(edge, presences, nursery):
+    await nursery.start(presences.run)
+    broken, other, bob = edge.connect("broken"), edge.connect("other"), edge.connect("bob")
+    await watch(presences, broken, other)
+    edge.writer.abort(bob.connection)
+    broken.sock.close()
+    presences.tick(trio.current_time() + 31)
+    assert broken.connection.fd == -1
+    assert [push.online for push in pushes(other)] == [False]
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_a_watch_answered_after_its_connection_went_is_not_kept(edge, presences, store, nursery, end):
+    gate = trio.Event()
+    store.gates = [gate]
+    await nursery.start(presences.run)
+    alice = edge.connect("alice")
+    await watch(presences, alice)
+    if end == "close":
+        edge.writer.close(alice.connection, 1000)
+    else:
+        edge.writer.abort(alice.connection)
+    gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert presences.watched == 0
+    assert alice.frames() == []
+
+
+async def test_the_newer_of_two_watch_commands_stays(edge, presences, store, nursery):
+    slow, quick = trio.Event(), trio.Event()
+    store.gates = [slow, quick]
+    await nursery.start(presences.run)
+    alice = edge.connect("alice")
+    presences.watch(alice.connection, WatchPresence(1, ["bob"]))
+    await trio.testing.wait_all_tasks_blocked()
+    presences.watch(alice.connection, WatchPresence(2, ["carol"]))
+    quick.set()
+    await trio.testing.wait_all_tasks_blocked()
+    slow.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [reply.id for reply in alice.frames()] == [1, 2]
+    edge.connect("bob")
+    edge.connect("carol")
+    assert pushes(alice) == [PresencePush("carol", online=True)]
+
+
+async def test_watch_commands_beyond_the_limit_are_told_to_come_back(edge, presences, store, nursery):
+    gate = trio.Event()
+    store.gates = [gate]
+    await nursery.start(presences.run)
+    alice, late = edge.connect("alice"), edge.connect("late")
+    for n in range(WATCH_COMMANDS_MAX):
+        presences.watch(alice.connection, WatchPresence(n, ["bob"]))
+    await watch(presences, late)
+    (reply,) = late.frames()
+    assert reply.code == ErrorCode.OVERLOADED
+    assert 1000 <= reply.retry_after_ms <= 3000
+    edge.writer.abort(alice.connection)  # what it asked for needs no answer
+    gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    await watch(presences, late)
+    assert isinstance(late.frames()[-1], PresenceReply)
+
+
+# --- Crowds ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def crowd(edge, presences, nursery):
+    """Watchers of bob; of one turn of the scheduler each, two slices may be seen at the most."""
+    await nursery.start(presences.run)
+    peers = [edge.connect(f"watcher-{n}") for n in range(3 * WATCHERS_PER_SLICE)]
+    for peer in peers:
+        presences.watch(peer.connection, WatchPresence(1, ["bob"]))
+        await trio.testing.wait_all_tasks_blocked()
+    return peers
+
+
+async def test_many_watchers_are_told_in_slices(edge, crowd):
+    edge.connect("bob")
+    told = [sum(bool(pushes(peer)) for peer in crowd)]
+    while told[-1] < len(crowd):
+        await trio.lowlevel.checkpoint()
+        told.append(sum(bool(pushes(peer)) for peer in crowd))
+        assert len(told) < 100
+    assert max(after - before for before, after in zip([0, *told], told, strict=False)) <= 2 * WATCHERS_PER_SLICE
+    await trio.testing.wait_all_tasks_blocked()
+    assert [pushes(peer) for peer in crowd] == [[PresencePush("bob", online=True)]] * len(crowd)
+
+
+async def test_a_newer_push_overtakes_no_older_one(edge, presences, crowd):
+    bob = edge.connect("bob")
+    while not any(pushes(peer) for peer in crowd):
+        await trio.lowlevel.checkpoint()
+    edge.writer.abort(bob.connection)
+    presences.tick(trio.current_time() + 31)
+    await trio.testing.wait_all_tasks_blocked()
+    heard = [[push.online for push in pushes(peer)] for peer in crowd]
+    assert [True, False] in heard  # was told before
+    assert [False] in heard  # need not be told any more
+    assert all(each in ([True, False], [False]) for each in heard)
+
+
+async def test_who_stops_watching_is_told_no_more(edge, presences, crowd):
+    edge.connect("bob")
+    for peer in crowd[::2]:
+        presences.forget(peer.connection)
+    await trio.testing.wait_all_tasks_blocked()
+    assert [len(pushes(peer)) for peer in crowd[:4]] == [0, 1, 0, 1]
+
+
+async def test_a_crowd_that_leaves_at_once_is_told_of_in_slices(edge, presences, store, nursery):
+    users = [f"user-{n}" for n in range(100)]
+    store.known = set(users)
+    await nursery.start(presences.run)
+    alice = edge.connect("alice")
+    await watch(presences, alice, users=users)
+    for user in users:
+        edge.hub.on_departure(user)
+    presences.tick(trio.current_time() + 31)
+    assert len(pushes(alice)) == WATCHERS_AT_ONCE_MAX
+    await trio.testing.wait_all_tasks_blocked()
+    assert [push.user for push in pushes(alice)] == users
+
+
+async def test_a_crowd_becomes_offline_in_slices(edge, presences, store, nursery):
+    await nursery.start(presences.run)
+    for n in range(3 * LEAVERS_PER_SLICE + 1):
+        edge.hub.on_departure(f"user-{n}")
+    presences.tick(trio.current_time() + 31)
+    assert presences.leaving == 2 * LEAVERS_PER_SLICE + 1
+    await trio.testing.wait_all_tasks_blocked()
+    assert presences.leaving == 0
+    assert len(store.saved) == 3 * LEAVERS_PER_SLICE + 1
