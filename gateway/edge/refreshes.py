@@ -1,18 +1,28 @@
 """Fresh tokens over live connections."""
 
+import random
+
 import trio
 
 from gateway.auth import Identity, TokenRefused, UnknownKey, Verifier
 from gateway.broker import EdgePort
-from gateway.edge.connection import Connection
+from gateway.edge.connection import CLOSING, Connection
 from gateway.edge.keepalive import Keepalive
 from gateway.edge.sessions import Sessions
 from protocol.errors import ErrorCode
 from protocol.frames import Authenticate, Authenticated, ErrorReply
 
+FETCHES_MAX = 256
+"""Refreshes that wait for a key at once. They all wait for the same fetch, so that it is over for all of them together;
+a rotation of keys under more clients than that makes the others come back when the key is known."""
+
+RETRY_MS_MIN, RETRY_MS_MAX = 1_000, 3_000
+"""Milliseconds after which a refresh that was not begun may be repeated; spread, so that a crowd does not come back as
+one."""
+
 
 class Refreshes:
-    """Fresh tokens over live connections. A task each, because a key may have to be fetched; they are rare."""
+    """Fresh tokens over live connections. Where a key has to be fetched first it takes a task, one per connection."""
 
     def __init__(self, verifier: Verifier, sessions: Sessions, keepalive: Keepalive, edge: EdgePort) -> None:
         self._verifier = verifier
@@ -20,6 +30,7 @@ class Refreshes:
         self._keepalive = keepalive
         self._edge = edge
         self._nursery: trio.Nursery
+        self._fetching: set[Connection] = set()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Hold the nursery of the refreshes in progress; cancelling drops them unanswered."""
@@ -29,9 +40,20 @@ class Refreshes:
 
     def submit(self, connection: Connection, command: Authenticate) -> None:
         """Verify the token of an open connection's authenticate command and answer it."""
+        if connection in self._fetching:
+            self._put_off(
+                connection, command, ErrorCode.RATE_LIMITED, "the token before this one is still being verified"
+            )
+            return
         try:
             identity = self._verifier.verify(command.token)
         except UnknownKey:
+            if len(self._fetching) >= FETCHES_MAX:
+                self._put_off(
+                    connection, command, ErrorCode.OVERLOADED, "too many tokens wait for a key of their issuer"
+                )
+                return
+            self._fetching.add(connection)
             self._nursery.start_soon(self._fetch_and_verify, connection, command)
         except TokenRefused as error:
             self._refuse(connection, command, str(error))
@@ -45,9 +67,11 @@ class Refreshes:
             self._refuse(connection, command, str(error))
         else:
             self._accept(connection, command, identity)
+        finally:
+            self._fetching.discard(connection)
 
     def _accept(self, connection: Connection, command: Authenticate, identity: Identity) -> None:
-        if connection.fd < 0:
+        if connection.fd < 0 or connection.flags & CLOSING:
             return
         if identity.user != connection.user:
             self._refuse(connection, command, "the token is another user's: open a connection of its own for it")
@@ -59,3 +83,7 @@ class Refreshes:
     def _refuse(self, connection: Connection, command: Authenticate, message: str) -> None:
         """The old token stays in force until it runs out."""
         self._edge.reply(connection, ErrorReply(command.id, ErrorCode.TOKEN_REFUSED, message))
+
+    def _put_off(self, connection: Connection, command: Authenticate, code: ErrorCode, reason: str) -> None:
+        retry_ms = random.randint(RETRY_MS_MIN, RETRY_MS_MAX)
+        self._edge.reply(connection, ErrorReply(command.id, code, f"{reason}: repeat it in {retry_ms} ms", retry_ms))
