@@ -116,7 +116,8 @@ class Node:
         self._draining = trio.Event()
         self.metrics = Metrics(self)
         self.hub.fanout.on_written = self.metrics.observe_delivery
-        self.http = HttpServer(Api(self, version("tidegate")), settings)
+        self.api = Api(self, version("tidegate"))
+        self.http = HttpServer(self.api, settings)
         self.listener = Listener(
             settings,
             verifier,

@@ -117,10 +117,21 @@ class Metrics:
         )
         counter("slow_consumers", "Connections closed for being too slow to read.", lambda: node.writer.slow_consumers)
         counter("commands_rate_limited", "Commands and pings refused for their number.", lambda: node.admission.refused)
+        counter("connections_opened", "Connections opened.", lambda: node.sessions.opened)
+        counter("frames", "Frames received on connections.", lambda: node.parking.frames)
+        counter("syncs", "Syncs answered.", lambda: node.catchup.syncs)
+        counter("syncs_resumed", "Syncs that left no gap to be filled by history.", lambda: node.catchup.resumed)
+        counter("conversation_lists", "Conversation lists answered.", lambda: node.catchup.lists)
+        counter(
+            "sends_congested", "Sends refused: too many deliveries of theirs wait.", lambda: node.commands.overloaded
+        )
         counter("commands_invalid", "Frames refused for their form.", lambda: node.commands.invalid)
         counter("http_refused", "HTTP connections turned away.", lambda: node.http.refused)
         self.registry.counters(
             "closes", "Connections that this node closed, by close code.", "code", lambda: node.writer.closed_by_code
+        )
+        self.registry.counters(
+            "http_answers", "Answers to HTTP requests, by status.", "status", lambda: node.api.answered
         )
         self.registry.counters(
             "handshakes_refused", "Handshakes refused, by HTTP status.", "status", lambda: node.listener.refused

@@ -224,6 +224,47 @@ async def test_pages_stop_at_their_size(place, alice):
     assert [page.done for page in pages] == [False] * (len(pages) - 1) + [True]
 
 
+async def test_the_next_page_waits_for_room_and_takes_nobodys_place(start_place, alice, bob):
+    place = await start_place(syncs_max=1)
+    for n in range(4):
+        conversation_id = await place.create(alice, GROUP, name=f"c{n}")
+        await place.fill(alice, conversation_id, 20, body="\U0001f40b" * 1500)
+    place.edge.full = True
+    (first,) = await place.ask(alice, Sync(3))
+    assert not first.done
+    (other,) = await place.ask(bob, Sync(4))
+    assert other.done, "somebody who does not read kept the only place"
+    place.edge.full = False
+    place.edge.waiting.pop()()
+    await wait_all_tasks_blocked()
+    rest = place.edge.replies_to(alice)
+    assert rest[-1].done
+    assert sum(len(page.conversations) for page in (first, *rest)) == 4
+
+
+async def test_who_is_gone_costs_no_read(place, alice):
+    await place.create(alice, GROUP)
+    place.edge.gone.add(alice)
+    place.store.calls.clear()
+    assert await place.ask(alice, Sync(3)) == []
+    assert place.store.calls == {}
+
+
+async def test_a_list_of_long_last_entries_stops_at_its_size(place, alice):
+    ids = [await place.create(alice, GROUP, name=f"c{n}") for n in range(40)]
+    for conversation_id in ids:
+        await place.fill(alice, conversation_id, 1, body="\U0001f40b" * 4000)
+    shown, cursor = [], ""
+    while True:
+        (page,) = await place.ask(alice, ListConversations(3, cursor, 100))
+        assert sum(len(bytes(each.last_entry)) for each in page.conversations) <= limits.PAGE_BYTES_MAX
+        shown += [each.conversation_id for each in page.conversations]
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    assert shown == ids[::-1]
+
+
 async def test_a_conversation_larger_than_a_page_keeps_its_newest(place, alice):
     conversation_id = await place.create(alice, GROUP)
     await place.fill(alice, conversation_id, 40, body="\U0001f40b" * 4000)

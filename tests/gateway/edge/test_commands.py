@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from gateway.auth import Verifier
+from gateway.broker import Delivery
 from gateway.config import Settings
 from gateway.edge.admission import Admission
 from gateway.edge.commands import Commands
@@ -143,6 +144,27 @@ def test_the_rate_limit_allows_a_burst_then_the_rate(edge):
     edge.table.now += replies[5].retry_after_ms / 1000
     desk.give(peer, frames.Ping(99))
     assert peer.frames()[-1] == frames.Pong(99)
+
+
+def test_frames_of_bad_form_count_too(edge):
+    desk, peer = Desk(edge, commands_per_s_max=10, commands_burst_max=2), edge.connect("a")
+    for _ in range(4):
+        desk.commands.handle(peer.connection, b"\x92\x26\x05")
+    codes = [reply.code for reply in peer.frames()]
+    assert codes == [ErrorCode.UNKNOWN_COMMAND] * 2 + [ErrorCode.RATE_LIMITED] * 2
+
+
+def test_sends_to_a_congested_conversation_are_told_to_wait(edge):
+    desk, peer = Desk(edge), edge.connect("a")
+    recipients = [f"u{n}" for n in range(100)]
+    while not edge.hub.fanout.congested("c"):
+        edge.hub.deliver(Delivery("c", recipients, [b"\x90"], [None]))
+    desk.give(peer, frames.Send(1, "c", "m1", "hi"))
+    desk.give(peer, frames.Send(2, "other", "m2", "hi"))
+    (reply,) = peer.frames()
+    assert (reply.id, reply.code) == (1, ErrorCode.OVERLOADED)
+    assert reply.retry_after_ms > 0
+    assert [command.id for _, command in desk.owner.submitted] == [2]
 
 
 def test_one_connections_rate_is_no_business_of_another(edge):

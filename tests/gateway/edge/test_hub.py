@@ -4,7 +4,7 @@ import json
 
 from gateway.broker import Delivery
 from gateway.edge.connection import CLOSING
-from gateway.edge.fanout import INLINE_RECIPIENTS_MAX
+from gateway.edge.fanout import INLINE_RECIPIENTS_MAX, JOBS_PER_CONVERSATION_MAX
 from gateway.edge.hub import Caller
 from protocol.codec import decode_entry, decode_server_frame, encode_entry
 from protocol.errors import CloseCode
@@ -98,6 +98,24 @@ def test_the_same_device_again_replaces_the_old_connection(edge):
     assert old.close_code() == CloseCode.REPLACED
     assert old.connection.flags & CLOSING
     assert set(edge.hub.connections_of("a")) == {other.connection, new.connection}
+
+
+def test_a_user_with_too_many_connections_loses_the_oldest(edge):
+    peers = [edge.connect("a", device) for device in range(33)]
+    assert peers[0].close_code() == CloseCode.REPLACED
+    assert [peer.close_code() for peer in peers[1:]] == [None] * 32
+    assert len(edge.hub.connections_of("a")) == 32
+
+
+async def test_a_conversation_with_too_much_waiting_is_congested_until_it_is_written(edge):
+    users = [f"u{n}" for n in range(INLINE_RECIPIENTS_MAX + 1)]
+    for _ in range(JOBS_PER_CONVERSATION_MAX):
+        assert not edge.hub.fanout.congested("c")
+        edge.hub.deliver(delivery(users, 1))
+    assert edge.hub.fanout.congested("c")
+    assert not edge.hub.fanout.congested("other")
+    await edge.settle()
+    assert not edge.hub.fanout.congested("c")
 
 
 def test_arrivals_and_departures_are_told_for_first_and_last_connections(edge):

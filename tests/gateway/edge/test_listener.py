@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 import jwt
 import pytest
 import trio
 
-from gateway.auth import Verifier
+from gateway.auth import UnknownKey, Verifier
 from gateway.config import Settings
 from gateway.edge.first_frame import FirstFrame
 from gateway.edge.listener import Listener, listen
@@ -60,7 +61,7 @@ class Door:
         self.settings = Settings(auth_secret=SECRET, allowed_origins=["https://good.example"], **settings)
         self.edge = edge
         self.http = Http()
-        verifier = Verifier.from_settings(self.settings)
+        verifier = self.verifier = Verifier.from_settings(self.settings)
         self.sessions = Sessions(self.settings, edge.table, edge.writer, edge.hub, edge.parking, "node-1")
         first = FirstFrame(verifier, self.sessions, edge.parking)
         self.listener = Listener(
@@ -239,6 +240,64 @@ async def test_a_full_node_says_when_to_come_back(door):
     assert "Retry-After: 5" in answer
     for stream in streams:
         await stream.aclose()
+
+
+async def test_clients_that_wait_for_their_first_frame_count_too(door):
+    for _ in range(3):
+        await receive_head(await door.connect(request(authorization=False)))
+    assert (await door.answer(request(authorization=False))).startswith("HTTP/1.1 503 ")
+
+
+class FullEpoll:
+    """The kernel's answer beyond fs.epoll.max_user_watches."""
+
+    def register(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_kernel_without_room_costs_one_connection_and_not_the_node(door, monkeypatch):
+    monkeypatch.setattr(door.edge.parking, "_epoll", FullEpoll())
+    assert await door.answer(request()) == ""
+    assert door.edge.table.count == 0
+    monkeypatch.undo()
+    head, _ = await receive_head(await door.connect(request()))
+    assert head.startswith(b"HTTP/1.1 101 ")
+
+
+async def test_a_fault_of_ours_costs_one_handshake_and_not_the_node(door, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(door.sessions, "open", fail)
+    assert await door.answer(request()) == ""
+    late = await door.connect(request()[:20])
+    await trio.testing.wait_all_tasks_blocked()
+    await late.send_all(request()[20:])
+    assert b"".join([chunk async for chunk in late]) == b""
+    monkeypatch.undo()
+    head, _ = await receive_head(await door.connect(request()))
+    assert head.startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize("in_header", [True, False])
+async def test_keys_that_cannot_be_fetched_are_not_blamed_on_the_client(door, monkeypatch, autojump_clock, in_header):
+    def unknown(_token):
+        raise UnknownKey("planted")
+
+    async def hang(_token):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(door.verifier, "verify", unknown)
+    monkeypatch.setattr(door.verifier, "verify_fresh", hang)
+    if in_header:
+        answer = await door.answer(request())
+        assert answer.startswith("HTTP/1.1 503 ")
+        assert "Retry-After" in answer
+        return
+    stream = await door.connect(request(authorization=False))
+    _, rest = await receive_head(stream)
+    await stream.send_all(encode_masked_frame(2, encode_msgpack(Authenticate(1, token())), MASK))
+    assert await receive_frames(stream, rest, 1) == [CloseCode.INTERNAL_ERROR]
 
 
 async def test_a_draining_node_refuses_upgrades(door):

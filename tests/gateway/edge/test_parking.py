@@ -2,6 +2,8 @@
 
 import pytest
 
+from gateway.config import Settings
+from gateway.edge.admission import Admission
 from gateway.edge.parking import EVENTS_PER_SLICE
 from protocol import limits
 from protocol.errors import CloseCode
@@ -59,6 +61,15 @@ async def test_pings_are_answered_and_pongs_ignored(edge):
     peer.send(b"", Opcode.PONG)
     await edge.settle()
     assert peer.ws_frames() == [(Opcode.PONG, b"are you there")]
+
+
+async def test_pings_beyond_the_rate_get_no_pong(edge):
+    edge.parking._admission = Admission(Settings(commands_per_s_max=1, commands_burst_max=3), edge.table)
+    peer = edge.connect("a")
+    for _ in range(10):
+        peer.send(b"", Opcode.PING)
+    await edge.settle()
+    assert peer.ws_frames() == [(Opcode.PONG, b"")] * 3
 
 
 @pytest.mark.parametrize(("payload", "code"), [(b"", 1000), ((4321).to_bytes(2, "big") + b"bye", 4321)])

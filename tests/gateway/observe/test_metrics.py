@@ -23,7 +23,12 @@ def node() -> Any:
         writer=SimpleNamespace(bytes_queued=9, slow_consumers=10, closed_by_code={1000: 11}),
         http=SimpleNamespace(connections=12, refused=13),
         presences=SimpleNamespace(watched=14, leaving=0),
-        commands=SimpleNamespace(rate_limited=15, invalid=16),
+        admission=SimpleNamespace(refused=15),
+        commands=SimpleNamespace(invalid=16, overloaded=20),
+        parking=SimpleNamespace(frames=21),
+        sessions=SimpleNamespace(opened=22),
+        catchup=SimpleNamespace(syncs=23, resumed=24, lists=25),
+        api=SimpleNamespace(answered={200: 26}),
         owner=SimpleNamespace(
             counters=OwnerCounters(sends=17), conversations_loaded=18, backlog=SimpleNamespace(waiting=19)
         ),

@@ -1,0 +1,136 @@
+"""A whole node: start, drain, and the order of its end."""
+
+import time
+
+import jwt
+import pytest
+import trio
+
+from gateway.api.server import HTTP_CONNECTIONS_MAX
+from gateway.auth import Verifier
+from gateway.broker import Delivery
+from gateway.config import Settings
+from gateway.edge.listener import listen
+from gateway.node import DESCRIPTORS_RESERVED, Node
+from protocol.codec import decode_server_frame, encode_entry
+from protocol.frames import Entry, GoAway, SendAck, Welcome
+from protocol.websocket import Opcode, read_header
+from tests.fakes.memory_store import MemoryStore
+
+SECRET = "a secret of more than thirty-two bytes, for tests"
+
+
+@pytest.fixture
+def make_node():
+    made = []
+
+    def make(**settings):
+        chosen = Settings(auth_secret=SECRET, port=0, **settings)
+        sockets = listen("127.0.0.1", 0)
+        made.extend(sockets)
+        return Node(chosen, MemoryStore(), Verifier.from_settings(chosen), sockets)
+
+    yield make
+    for sock in made:
+        sock.close()
+
+
+async def connect(node, user):
+    """A client's stream, its WebSocket open and its welcome read."""
+    port = int(node.address.rpartition(":")[2])
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    token = jwt.encode({"sub": user, "exp": time.time() + 3600, "aud": "tidegate"}, SECRET, "HS256")
+    fields = (
+        "GET /v1/connect HTTP/1.1",
+        "Host: localhost",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Protocol: tidegate.v1",
+        f"Authorization: Bearer {token}",
+    )
+    await stream.send_all(("\r\n".join(fields) + "\r\n\r\n").encode())
+    data = await stream.receive_some()
+    assert data.startswith(b"HTTP/1.1 101 ")
+    (welcome,) = frames(data.partition(b"\r\n\r\n")[2])
+    assert isinstance(welcome, Welcome)
+    return stream
+
+
+def frames(data):
+    """Frames, and close codes as ints."""
+    found = []
+    while data:
+        header = read_header(data)
+        end = header.header_bytes + header.payload_bytes
+        payload = data[header.header_bytes : end]
+        closing = header.opcode == Opcode.CLOSE
+        found.append(int.from_bytes(payload[:2], "big") if closing else decode_server_frame(payload))
+        data = data[end:]
+    return found
+
+
+async def everything(stream):
+    """All that comes until the node closes; then the client closes too."""
+    data = b"".join([chunk async for chunk in stream])
+    await stream.aclose()
+    return frames(data)
+
+
+async def test_draining_tells_everybody_closes_and_returns(make_node, nursery):
+    node = make_node()
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        streams = [await connect(node, f"u{n}") for n in range(3)]
+        node.drain()
+        node.drain()  # again: the same
+        for stream in streams:
+            got = await everything(stream)
+            assert isinstance(got[0], GoAway)
+            assert got[-1] == 1012
+    assert node.table.count == 0
+
+
+async def test_a_signal_during_the_start_drains_once_started(make_node, autojump_clock):
+    node = make_node()
+
+    async def slow(*, task_status):  # a first fetch of public keys, say
+        await trio.sleep(5)
+        task_status.started()
+
+    node._verifier.run = slow
+    async with trio.open_nursery() as running:
+        running.start_soon(node.run)
+        await trio.testing.wait_all_tasks_blocked()
+        node.drain()
+
+
+async def test_a_store_that_stands_still_costs_nobody_the_close_frame(make_node, nursery):
+    node = make_node(drain_grace_s=0.2)
+    node.owner.backlog.waiting = 1  # an append that the disk does not answer
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        stream = await connect(node, "alice")
+        node.drain()
+        assert (await everything(stream))[-1] == 1012
+    assert node.table.count == 0
+
+
+async def test_acknowledgements_behind_a_fanout_leave_before_the_close(make_node, nursery):
+    node = make_node()
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        stream = await connect(node, "alice")
+        (connection,) = node.hub.connections_of("alice")
+        recipients = (*(f"u{n}" for n in range(5_000)), "alice")
+        entry = encode_entry(Entry(1, 1, 1, "alice", "m"))
+        for _ in range(20):
+            node.hub.deliver(Delivery("g", recipients, [entry], [connection]))
+        node.hub.reply(connection, SendAck(7, 1, 1), "g")
+        node.drain()
+        assert SendAck(7, 1, 1) in await everything(stream)
+
+
+def test_descriptors_are_kept_back_for_all_that_is_no_connection():
+    assert DESCRIPTORS_RESERVED > HTTP_CONNECTIONS_MAX
