@@ -12,7 +12,7 @@ from bench.load.accounts import Door
 from bench.load.connect import wait_until
 from bench.load.process import LoadProcess
 from bench.load.setup import SetupClient
-from bench.machine import Busy, Cores, choose_cores, resident_bytes
+from bench.machine import Busy, Cores, choose_cores, resident_bytes, together
 from bench.node import read_metrics, running_node
 from bench.peers.process import PeerProcess
 from bench.processes import NodeProcess
@@ -91,7 +91,7 @@ def measure(options: Options) -> dict[str, Any]:
         "memory_measure": "RssAnon of /proc/PID/status, from before the first connection to after the last",
         "peers": figures,
         "missing": sorted(set(missing)),
-        "busy": {name: runs[-1].busy for name, runs in crowds.items() if runs},
+        "busy": {name: together([crowd.busy for crowd in runs]) for name, runs in crowds.items() if runs},
     }
 
 

@@ -15,7 +15,7 @@ from bench.load.messages import SEQ_FIRST, SendTemplate
 from bench.load.process import LoadProcess
 from bench.load.setup import SetupClient
 from bench.load.wire import client_frame, payload_of
-from bench.machine import Busy, Cores, Meter, choose_cores
+from bench.machine import Busy, Cores, Meter, choose_cores, together
 from bench.node import running_node
 from bench.peers.brokers import running_broker
 from bench.peers.process import PeerProcess
@@ -135,8 +135,8 @@ def _figures(
             for name in wall
             if name != "node"
         },
-        "busy": {name: samples[-1].busy for name, samples in single.items()}
-        | {f"{name}_burst": samples[-1].busy for name, samples in burst.items()},
+        "busy": {name: together([sample.busy for sample in samples]) for name, samples in single.items()}
+        | {f"{name}_burst": together([sample.busy for sample in samples]) for name, samples in burst.items()},
     }
 
 

@@ -7,6 +7,7 @@ Processor time is read from the kernel's clock of a whole process (nanoseconds, 
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -35,6 +36,17 @@ class Busy(Struct, frozen=True):
     load: float
     others: float
     stolen: float
+
+
+def together(windows: Sequence[Busy]) -> Busy:
+    """Several windows as one: their whole length, and the shares averaged over it."""
+    wall_s = sum(window.wall_s for window in windows)
+
+    def share(name: str) -> float:
+        total: float = sum(getattr(window, name) * window.wall_s for window in windows)
+        return total / wall_s
+
+    return Busy(wall_s, share("server"), share("load"), share("others"), share("stolen"))
 
 
 def choose_cores() -> Cores:

@@ -54,8 +54,8 @@ def density(result: Result, path: Path) -> None:
     """Memory and processor time of a connection, beside the peers'."""
     figure, (memory, time) = plt.subplots(1, 2, figsize=(11, 3.2))
     servers = _servers(result)
-    _bars(memory, {name: figures["user_bytes_per_connection"] for name, figures in servers.items()}, logarithmic=True)
-    memory.set_title("bytes of user-space memory a connection (logarithmic)")
+    _bars(memory, {name: figures["user_bytes_per_connection"] for name, figures in servers.items()})
+    memory.set_title("bytes of user-space memory a connection")
     _bars(time, {name: figures["connect_cpu_us"] for name, figures in servers.items()})
     time.set_title("microseconds of CPU to connect one")
     figure.suptitle(f"{result['connections']:,} parked connections; tidegate's are authenticated, the peers' bare")
@@ -87,8 +87,8 @@ def fanout(result: Result, path: Path) -> None:
 def send(result: Result, path: Path) -> None:
     """Durable sends, and the delay of their deliveries."""
     figure, (rate, delay) = plt.subplots(1, 2, figsize=(11, 2.6))
-    _bars(rate, {"node": result["sends_per_s"], "bare SQLite commits": result["bare_commits_per_s"]}, logarithmic=True)
-    rate.set_title("durable sends a second (logarithmic)")
+    _bars(rate, {"node": result["sends_per_s"], "bare SQLite commits": result["bare_commits_per_s"]})
+    rate.set_title("durable sends a second")
     delays = {"median": "delivery_p50_ms", "99 %": "delivery_p99_ms", "99.9 %": "delivery_p999_ms"}
     _bars(
         delay,
@@ -130,7 +130,7 @@ def _is_node(name: str) -> bool:
     return name == "node"
 
 
-def _bars(axes: Axes, values: Mapping[str, float], *, logarithmic: bool = False, accent: Any = _is_node) -> None:
+def _bars(axes: Axes, values: Mapping[str, float], *, accent: Any = _is_node) -> None:
     """Horizontal bars with their figures at the end, the first on top."""
     names = [NAMES.get(name, name) for name in values]
     colours = [
@@ -139,8 +139,6 @@ def _bars(axes: Axes, values: Mapping[str, float], *, logarithmic: bool = False,
     bars = axes.barh(names, list(values.values()), color=colours, height=0.62)
     axes.bar_label(bars, [number(value) for value in values.values()], padding=4, color=INK, fontsize=9)
     axes.invert_yaxis()
-    if logarithmic:
-        axes.set_xscale("log")
     axes.margins(x=0.18)
     axes.xaxis.set_visible(False)
     axes.tick_params(left=False, labelsize=9, labelcolor=INK)
@@ -150,7 +148,9 @@ def _bars(axes: Axes, values: Mapping[str, float], *, logarithmic: bool = False,
 
 
 def _write(figure: Any, path: Path) -> None:
-    figure.set_layout_engine("constrained")
+    if figure.get_suptitle():
+        figure.suptitle(figure.get_suptitle(), fontsize=11, fontweight="bold", color=INK)
+    figure.set_layout_engine("constrained", h_pad=0.08)
     figure.savefig(path, dpi=110, metadata={"Software": None})  # no version in the file: equal plots are equal files
     plt.close(figure)
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 from bench.errors import PeerMissing
 from bench.load.accounts import Door
 from bench.load.process import LoadProcess
-from bench.machine import Busy, Cores, choose_cores
+from bench.machine import Busy, Cores, choose_cores, together
 from bench.node import running_node
 from bench.peers.process import PeerProcess
 
@@ -60,7 +60,7 @@ def measure(options: Options) -> dict[str, Any]:
         "websockets_ratio": node["cpu_us"] / figures["websockets"]["cpu_us"] if "websockets" in figures else None,
         "peers": figures,
         "missing": missing,
-        "busy": {name: runs[-1][1] for name, runs in samples.items()},
+        "busy": {name: together([busy for _made, busy in runs]) for name, runs in samples.items()},
     }
 
 

@@ -18,7 +18,7 @@ from bench.load.messages import SendTemplate
 from bench.load.pairs import SendSample
 from bench.load.process import LoadProcess
 from bench.load.setup import SetupClient
-from bench.machine import Cores, choose_cores
+from bench.machine import Cores, choose_cores, together
 from bench.node import disk_directory, read_metrics, running_node
 from bench.processes import NodeProcess
 
@@ -78,7 +78,10 @@ def measure(options: Options) -> dict[str, Any]:
             "sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in half),
             **_latency_ms(half),
         },
-        "busy": {"node": saturated[-1].busy, "node_half_load": half[-1].busy},
+        "busy": {
+            "node": together([sample.busy for sample in saturated]),
+            "node_half_load": together([sample.busy for sample in half]),
+        },
     }
 
 

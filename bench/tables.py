@@ -17,13 +17,13 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def requirements(results: Results) -> str:
-    """Each requirement with its figure in each result."""
+    """Each requirement with its figure in each result; marked where other processes took part of the cores."""
     rows = []
     for name, result in results.items():
         for requirement, value, verdict in judged(result):
             sign = "≤" if requirement.at_most else "≥"
             bounds = f"{sign} {number(requirement.must)} | {sign} {number(requirement.aim)}"
-            figure = f"**{number(value)}** {requirement.unit}"
+            figure = f"**{number(value)}** {requirement.unit}{' (disturbed)' if result['disturbed'] else ''}"
             rows.append(
                 f"| {name} | `{requirement.key}` | {requirement.meaning} | {bounds} | {figure} | {_reached(verdict)} |"
             )

@@ -1,0 +1,79 @@
+"""Tables and plots are made of results alone; the page in the tree shows those that are in the tree."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.machine import Busy, together
+from bench.plots import PLOTS, RESULTS, draw_all, load_results
+from bench.report import complete, save
+from bench.tables import README, filled
+
+BUSY = {"node": Busy(1.0, 0.97, 0.5, 0.0, 0.0)}
+
+PEER = {
+    "user_bytes_per_connection": 12_000.0,
+    "connect_cpu_us": 200.0,
+    "cpu_us": 15.0,
+    "deliveries_per_s": 100_000.0,
+    "deliveries_per_cpu_s": 110_000.0,
+    "burst_deliveries_per_s": 120_000.0,
+}
+
+DELAYS = {"delivery_p50_ms": 5.0, "delivery_p99_ms": 9.0, "delivery_p999_ms": 12.0}
+
+FIGURES: dict[str, dict[str, Any]] = {
+    "density": {"connections": 10_000, "connect_ratio": 0.3, "second_wave_growth_bytes": 1.0, **PEER},
+    "roundtrip": {"busy_connections": 200, "parked": 10_000, "ratio": 1.1, **PEER},
+    "fanout": {"members": 1_000, "ratio": 1.7, "limit_ratio": 0.8, **PEER},
+    "send": {"pairs": 500, "sends_per_s": 30_000.0, "bare_commits_per_s": 5e5, **DELAYS, "half_load": DELAYS},
+    "stall": {
+        "connections": 19_000,
+        "deliveries_per_s": 1e5,
+        "connects_per_s": 300.0,
+        "longest_stall_ms": 4.0,
+        "heartbeat_max_ms": 9.0,
+        "heartbeat_p99_ms": 3.0,
+        "idle_heartbeat_max_ms": 2.0,
+    },
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    directory = tmp_path / "results"
+    for name, figures in FIGURES.items():
+        peers = {} if name in {"send", "stall"} else {"websockets": PEER, "picows": PEER}
+        save(complete(name, {**figures, "peers": peers, "busy": BUSY}), directory, name)
+    return directory
+
+
+def test_every_result_is_drawn(results: Path, tmp_path: Path) -> None:
+    paths = draw_all(load_results(results), tmp_path / "plots")
+    assert [path.stem for path in paths] == sorted(FIGURES)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_tables_are_filled_in_between_their_marks(results: Path) -> None:
+    page = "before\n<!-- table: requirements -->\nold\n<!-- end -->\n<!-- table: busy -->\n<!-- end -->\nafter\n"
+    text = filled(page, load_results(results))
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| send | `half_load.delivery_p99_ms` |" in text
+    assert "| send | node | 97% | 50% | 0% | 0% | server |" in text
+    assert filled(text, load_results(results)) == text
+
+
+def test_the_page_shows_the_results_that_are_kept_and_every_plot_of_them() -> None:
+    page, results = README.read_text(encoding="utf-8"), load_results(RESULTS)
+    assert filled(page, results) == page, "python -m bench.tables makes the page anew"
+    assert {path.stem for path in PLOTS.glob("*.png")} == set(results), "python -m bench.plots draws them anew"
+    assert all(f"(plots/{name}.png)" in page for name in results)
+
+
+def test_windows_are_averaged_over_their_length() -> None:
+    assert together([Busy(1.0, 1.0, 0.0, 0.0, 0.0), Busy(3.0, 0.0, 1.0, 0.5, 0.0)]) == Busy(
+        wall_s=4.0, server=0.25, load=0.75, others=0.375, stolen=0.0
+    )
