@@ -97,7 +97,7 @@ class Node:
         self.owner = Owner(settings, store, self.hub, SingleOwner(), clock_us)
         self.catchup = Catchup(settings, store, self.owner, self.hub)
         self.presences = Presences(settings, store, self.hub)
-        self.keepalive = Keepalive(settings, self.table, self.writer, self.hub)
+        self.keepalive = Keepalive(settings, self.table, self.writer)
         self.keepalive.on_tick += [self.presences.tick, self._watch_store]
         self.parking = Parking(self.table, self._epoll, self.writer, self.admission, self._handle)
         self.sessions = Sessions(settings, self.table, self.writer, self.hub, self.parking, self.name)

@@ -10,7 +10,6 @@ import trio
 
 from gateway.config import Settings
 from gateway.edge.connection import CLOSING, JSON, Connection, ConnectionTable
-from gateway.edge.hub import Hub
 from gateway.edge.outgoing import encode_for
 from gateway.edge.writer import Writer
 from protocol import limits
@@ -40,7 +39,7 @@ class Keepalive:
         on_tick: called once a second, with trio's time; for others with deadlines.
     """
 
-    def __init__(self, settings: Settings, table: ConnectionTable, writer: Writer, hub: Hub) -> None:
+    def __init__(self, settings: Settings, table: ConnectionTable, writer: Writer) -> None:
         self._idle_timeout_s = settings.idle_timeout_s
         self._table = table
         self._writer = writer
@@ -63,7 +62,8 @@ class Keepalive:
             await trio.sleep(TICK_S)
             now = self._table.now = trio.current_time()
             self._heed_pause(now)
-            self._writer.sweep(now)
+            while self._writer.sweep(now):
+                await trio.lowlevel.checkpoint()
             for call in self.on_tick:
                 call(now)
             await self._look_around(now)

@@ -40,7 +40,7 @@ class Desk:
         self.settings = Settings(auth_secret=SECRET, **settings)
         self.owner, self.catchup = Recorder(), Recorder()
         verifier = Verifier.from_settings(self.settings)
-        self.keepalive = Keepalive(self.settings, edge.table, edge.writer, edge.hub)
+        self.keepalive = Keepalive(self.settings, edge.table, edge.writer)
         sessions = Sessions(self.settings, edge.table, edge.writer, edge.hub, edge.parking, "node-1")
         self.refreshes = Refreshes(verifier, sessions, self.keepalive, edge.hub)
         self.presences = Presences(self.settings, None, edge.hub)

@@ -13,7 +13,7 @@ from protocol.frames import Ping, TokenExpiring
 
 @pytest.fixture
 def keepalive(edge):
-    return Keepalive(Settings(idle_timeout_s=90), edge.table, edge.writer, edge.hub)
+    return Keepalive(Settings(idle_timeout_s=90), edge.table, edge.writer)
 
 
 def look_at_all(keepalive, edge, now):

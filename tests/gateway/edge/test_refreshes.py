@@ -44,7 +44,7 @@ class Renewals:
 class Desk:
     def __init__(self, edge):
         self.keys, self.renewals = SlowKeys(), Renewals()
-        keepalive = Keepalive(Settings(), edge.table, edge.writer, edge.hub)
+        keepalive = Keepalive(Settings(), edge.table, edge.writer)
         self.refreshes = Refreshes(self.keys, self.renewals, keepalive, edge.hub)
 
     async def submit(self, peer, request_id):
