@@ -1,6 +1,7 @@
 """Who is online: users with a connection here, or whose last one ended within the grace period.
 
-Nothing is kept for a user who is online and watched by nobody, besides the hub's own entry.
+Nothing is kept in memory for a user whom nobody watches: whether one is online is a matter of the hub's entry and of
+the stored time of leaving, which is written within a second.
 """
 
 import random
@@ -114,10 +115,11 @@ class Presences:
         self._store = store
         self._hub = hub
         self._wall_ms = wall_ms
-        # User -> when the last connection ended, in order of leaving. All who leave between two ticks share one object
-        # for the time: a crowd that leaves at once costs a slot each and nothing more.
+        # Watched user -> when the last connection ended: who has to be told when the grace period is over.
         self._leaving: dict[str, float] = {}
         self._tick_s = 0.0
+        # A crowd that leaves between two ticks shares one object for the time.
+        self._tick_ms = wall_ms()
         self._overdue = trio.Event()
         self._unsaved: dict[str, int] = {}
         self._unsaved_came = trio.Event()
@@ -131,7 +133,7 @@ class Presences:
 
     @property
     def leaving(self) -> int:
-        """Users who are within the grace period after their last connection."""
+        """Watched users who are within the grace period after their last connection."""
         return len(self._leaving)
 
     @property
@@ -139,41 +141,34 @@ class Presences:
         """Users whom somebody here watches."""
         return len(self._watchers.by_user)
 
-    def is_online(self, user: str) -> bool:
-        """Whether the user has a connection here or had one within the grace period."""
-        return user in self._hub.by_user or user in self._leaving
-
     # --- Coming and going ---------------------------------------------------------------------------------------
 
     def _arrived(self, user: str) -> None:
-        if self._leaving.pop(user, None) is None and user in self._watchers.by_user:
+        if user in self._watchers.by_user and self._leaving.pop(user, None) is None:
             self._watchers.tell(PresencePush(user, online=True))
 
     def _departed(self, user: str) -> None:
-        self._leaving.pop(user, None)
-        self._leaving[user] = self._tick_s
+        self._unsaved[user] = self._tick_ms
+        if user in self._watchers.by_user:
+            self._leaving[user] = self._tick_s
 
     def tick(self, now: float) -> None:
-        """Once a second: users whose grace period is over are offline, a crowd of them in slices."""
+        """Once a second: store who left, and tell of whose grace period is over; a crowd of them in slices."""
         self._tick_s = now
+        self._tick_ms = self._wall_ms()
+        if self._unsaved:
+            self._unsaved_came.set()
         if self._end_graces():
             self._overdue.set()
 
     def _end_graces(self) -> bool:
         """Do a bounded part of a tick; True if there may be more."""
-        wall_ms, ended = self._wall_ms(), []
-        for user, left_s in islice(self._leaving.items(), LEAVERS_PER_SLICE):
-            if left_s + self._grace_s > self._tick_s:
-                break
-            ended.append((user, wall_ms - int((self._tick_s - left_s) * 1000)))
+        due = (user for user, left_s in self._leaving.items() if left_s + self._grace_s <= self._tick_s)
+        ended = list(islice(due, LEAVERS_PER_SLICE))
         at_once = WATCHERS_AT_ONCE_MAX
-        for user, left_ms in ended:
-            del self._leaving[user]
-            self._unsaved[user] = left_ms
-            if user in self._watchers.by_user:
-                at_once -= self._watchers.tell(PresencePush(user, online=False, last_seen_ms=left_ms), at_once)
-        if ended:
-            self._unsaved_came.set()
+        for user in ended:
+            left_ms = self._tick_ms - int((self._tick_s - self._leaving.pop(user)) * 1000)
+            at_once -= self._watchers.tell(PresencePush(user, online=False, last_seen_ms=left_ms), at_once)
         return len(ended) == LEAVERS_PER_SLICE
 
     # --- Watch commands -----------------------------------------------------------------------------------------
@@ -219,7 +214,15 @@ class Presences:
         self._hub.reply(connection, ErrorReply(command.id, code, message, retry_ms))
 
     def _presence(self, user: str, seen_ms: dict[str, int]) -> Presence:
-        return Presence(user, self.is_online(user), self._unsaved.get(user, seen_ms.get(user, 0)))
+        """How things stand with a user who is watched as of now."""
+        left_ms = self._unsaved.get(user, seen_ms.get(user, 0))
+        if user in self._hub.by_user:
+            return Presence(user, True, left_ms)
+        ago_s = max(0, self._tick_ms - left_ms) / 1000
+        if ago_s >= self._grace_s:
+            return Presence(user, False, left_ms)
+        self._leaving.setdefault(user, self._tick_s - ago_s)
+        return Presence(user, True, left_ms)
 
     def forget(self, connection: Connection) -> None:
         """Drop the watch list of a connection that is open no more."""
@@ -230,8 +233,7 @@ class Presences:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Answer watch commands, tell watchers and store when users were last seen, for ever.
 
-        A cancellation stores, for users who are leaving or not stored yet, what is known so far; it takes
-        SAVE_AT_END_S at the most.
+        A cancellation stores what is not stored yet; it takes SAVE_AT_END_S at the most.
         """
         self._tick_s = trio.current_time()
         try:
@@ -244,8 +246,6 @@ class Presences:
                     self._unsaved_came = trio.Event()
                     await self._save()
         finally:
-            now, wall_ms = trio.current_time(), self._wall_ms()
-            self._unsaved |= {user: wall_ms - int((now - left_s) * 1000) for user, left_s in self._leaving.items()}
             with trio.move_on_after(SAVE_AT_END_S, shield=True) as patience:
                 await self._save()
             if patience.cancelled_caught:

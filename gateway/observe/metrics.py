@@ -107,7 +107,11 @@ class Metrics:
         gauge("handshakes", "Handshakes in progress that needed a task.", lambda: node.listener.handshakes)
         gauge("send_queue_bytes", "Bytes in all send queues.", lambda: node.writer.bytes_queued)
         gauge("http_connections", "HTTP connections held.", lambda: node.http.connections)
-        gauge("users_leaving", "Users who left within the grace period of presence.", lambda: node.presences.leaving)
+        gauge(
+            "users_leaving",
+            "Watched users who left within the grace period of presence.",
+            lambda: node.presences.leaving,
+        )
         gauge("watched_users", "Users whose presence somebody here watches.", lambda: node.presences.watched)
         gauge("tasks", "Tasks of the event loop.", lambda: trio.lowlevel.current_statistics().tasks_living)
         counter("deliveries", "Writes of a delivery to a connection.", lambda: node.hub.fanout.deliveries)

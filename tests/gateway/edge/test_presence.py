@@ -26,6 +26,7 @@ class Seen:
         self.broken = False
         self.gates = []
         self.save_s = 0.0
+        self.wall_ms = 1_000_000
 
     async def acquainted(self, user, others):
         if self.gates:
@@ -49,7 +50,7 @@ def store():
 
 @pytest.fixture
 def presences(edge, store):
-    made = Presences(Settings(presence_grace_s=30), store, edge.hub, wall_ms=lambda: 1_000_000)
+    made = Presences(Settings(presence_grace_s=30), store, edge.hub, wall_ms=lambda: store.wall_ms)
     gone = edge.gone
 
     def forget(connection):
@@ -81,16 +82,41 @@ async def test_coming_and_going_is_told_after_the_grace(edge, presences, store, 
     assert alice.frames()[1:] == [PresencePush("bob", online=True)]
     now = trio.current_time()
     edge.writer.abort(bob.connection)
+    store.wall_ms += 29_000
     presences.tick(now + 29)
-    assert presences.is_online("bob")
     assert len(alice.frames()) == 2
+    store.wall_ms += 2_000
     presences.tick(now + 31)
-    assert not presences.is_online("bob")
     (push,) = alice.frames()[2:]
     assert (push.user, push.online) == ("bob", False)
-    assert push.last_seen_ms == pytest.approx(1_000_000 - 31_000, abs=1000)
+    assert push.last_seen_ms == pytest.approx(1_000_000, abs=1000)
     await trio.testing.wait_all_tasks_blocked()
-    assert store.saved == {"bob": push.last_seen_ms}
+    assert store.saved == {"bob": 1_000_000}
+
+
+async def test_who_left_unwatched_counts_as_online_within_the_grace_and_is_told_of_after_it(
+    edge, presences, store, nursery
+):
+    await nursery.start(presences.run)
+    now = trio.current_time()
+    edge.writer.abort(edge.connect("bob").connection)
+    presences.tick(now + 1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert store.saved == {"bob": 1_000_000}
+    assert presences.leaving == 0, "nobody asked, and still something is kept"
+    store.wall_ms += 20_000
+    presences.tick(now + 20)
+    alice = edge.connect("alice")
+    presences.watch(alice.connection, WatchPresence(1, ["bob"]))
+    await trio.testing.wait_all_tasks_blocked()
+    assert alice.frames() == [PresenceReply(1, [Presence("bob", True, 1_000_000)])]
+    store.wall_ms += 11_000
+    presences.tick(now + 31)
+    (push,) = pushes(alice)
+    assert (push.user, push.online) == ("bob", False)
+    presences.watch(alice.connection, WatchPresence(2, ["bob"]))
+    await trio.testing.wait_all_tasks_blocked()
+    assert alice.frames()[-1] == PresenceReply(2, [Presence("bob", False, 1_000_000)])
 
 
 async def test_a_short_absence_is_not_told(edge, presences, nursery):
@@ -301,11 +327,14 @@ async def test_a_crowd_that_leaves_at_once_is_told_of_in_slices(edge, presences,
 
 
 async def test_a_crowd_becomes_offline_in_slices(edge, presences, store, nursery):
+    users = [f"user-{n}" for n in range(3 * LEAVERS_PER_SLICE + 1)]
+    store.known = set(users)
     await nursery.start(presences.run)
-    for n in range(3 * LEAVERS_PER_SLICE + 1):
-        edge.hub.on_departure(f"user-{n}")
+    await watch(presences, edge.connect("alice"), users=users)
+    for user in users:
+        edge.hub.on_departure(user)
     presences.tick(trio.current_time() + 31)
     assert presences.leaving == 2 * LEAVERS_PER_SLICE + 1
     await trio.testing.wait_all_tasks_blocked()
     assert presences.leaving == 0
-    assert len(store.saved) == 3 * LEAVERS_PER_SLICE + 1
+    assert set(store.saved) == set(users)
