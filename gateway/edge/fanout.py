@@ -5,7 +5,6 @@ order holds, and conversations take turns, so that a huge one delays only itself
 the loop is free for everybody else.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -152,14 +151,14 @@ class Fanout:
 
     def _write_present(self, present: list[Connection | Devices], batch: PushBatch) -> None:
         """The hottest loop of a node: all but the ordinary connection leaves it at once."""
-        write, data = os.write, batch.joined
+        data = batch.joined
         size = len(data)
         for target in present:
             if target.flags:
                 self._write_special(target, batch)
                 continue
             try:
-                sent = write(target.fd, data)  # type: ignore[union-attr]
+                sent = target.sock.send(data)  # type: ignore[union-attr]
             except OSError:
                 sent = -1
             if sent != size:

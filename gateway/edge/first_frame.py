@@ -5,6 +5,7 @@ import socket
 import trio
 
 from gateway.auth import TokenRefused, Verifier
+from gateway.edge.connection import CLOSED
 from gateway.edge.farewell import farewell
 from gateway.edge.outgoing import encode_for
 from gateway.edge.parking import Parking
@@ -68,7 +69,7 @@ class FirstFrame:
             farewell(sock, _refused(command.id, ErrorCode.TOKEN_REFUSED, str(error), json).farewell)
             return
         connection = self._sessions.open(sock, identity, command.device or device, json=json)
-        if connection.fd >= 0:
+        if not connection.flags & CLOSED:
             self._parking.adopt(connection, introduction.reader, introduction.rest)
 
     async def _receive(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable
 
 from gateway.broker import Delivery, Origin
-from gateway.edge.connection import CLOSING, JSON, QUEUED, Connection, ConnectionTable, Devices
+from gateway.edge.connection import CLOSING, GONE, JSON, QUEUED, Connection, ConnectionTable, Devices
 from gateway.edge.fanout import Fanout
 from gateway.edge.outgoing import PushBatch, encode_for
 from gateway.edge.writer import Writer
@@ -102,7 +102,7 @@ class Hub:
 
     def is_gone(self, origin: Origin) -> bool:
         """See EdgePort.is_gone."""
-        return type(origin) is Connection and (origin.fd < 0 or bool(origin.flags & CLOSING))
+        return type(origin) is Connection and bool(origin.flags & GONE)
 
     def when_room(self, origin: Origin, then: Callable[[], None]) -> None:
         """See EdgePort.when_room."""

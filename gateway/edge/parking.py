@@ -5,7 +5,6 @@ epoll; one task waits for the epoll as a whole, drains what is ready in bounded 
 ready connection sent is decoded and handled by plain calls, in arrival order.
 """
 
-import os
 import select
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ import structlog
 import trio
 
 from gateway.edge.admission import Admission
-from gateway.edge.connection import CLOSING, JSON, Connection, ConnectionTable
+from gateway.edge.connection import CLOSED, CLOSING, GONE, JSON, Connection, ConnectionTable
 from gateway.edge.writer import READ, Writer
 from protocol import limits
 from protocol.errors import CloseCode
@@ -94,12 +93,12 @@ class Parking:
                     continue  # closed earlier in this slice
                 if event & select.EPOLLOUT:
                     self._writer.flush(connection)
-                if event & ~select.EPOLLOUT and connection.fd >= 0:
-                    self._read(connection)
+                if event & ~select.EPOLLOUT and not connection.flags & CLOSED:
+                    self._read(connection, fd)
 
-    def _read(self, connection: Connection) -> None:
+    def _read(self, connection: Connection, fd: int) -> None:
         try:
-            data = os.read(connection.fd, READ_BYTES)
+            data = connection.sock.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:  # reset by the peer, or timed out by the kernel
@@ -110,7 +109,7 @@ class Parking:
             return
         if connection.flags & CLOSING:
             return  # nothing counts after our close frame
-        self._table.heard_s[connection.fd] = int(self._table.now)
+        self._table.heard_s[fd] = int(self._table.now)
         self._received(connection, data)
 
     def _received(self, connection: Connection, data: bytes) -> None:
@@ -136,7 +135,7 @@ class Parking:
 
     def _handle_messages(self, connection: Connection, messages: list[Message]) -> None:
         for message in messages:
-            if connection.flags & CLOSING or connection.fd < 0:
+            if connection.flags & GONE:
                 return
             match message.opcode:
                 case Opcode.BINARY | Opcode.TEXT:

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from gateway.config import Settings
-from gateway.edge.connection import CLOSING, Connection
+from gateway.edge.connection import GONE, Connection
 from gateway.edge.hub import Hub
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Presence, PresencePush, PresenceReply, WatchPresence
@@ -278,4 +278,4 @@ class Presences:
 
 
 def _is_open(connection: Connection) -> bool:
-    return connection.fd >= 0 and not connection.flags & CLOSING
+    return not connection.flags & GONE

@@ -6,7 +6,7 @@ import trio
 
 from gateway.auth import Identity, TokenRefused, UnknownKey, Verifier
 from gateway.broker import EdgePort
-from gateway.edge.connection import CLOSING, Connection
+from gateway.edge.connection import GONE, Connection
 from gateway.edge.keepalive import Keepalive
 from gateway.edge.sessions import Sessions
 from protocol.errors import ErrorCode
@@ -71,7 +71,7 @@ class Refreshes:
             self._fetching.discard(connection)
 
     def _accept(self, connection: Connection, command: Authenticate, identity: Identity) -> None:
-        if connection.fd < 0 or connection.flags & CLOSING:
+        if connection.flags & GONE:
             return
         if identity.user != connection.user:
             self._refuse(connection, command, "the token is another user's: open a connection of its own for it")

@@ -10,7 +10,7 @@ import trio
 
 from gateway.auth import Identity
 from gateway.config import Settings
-from gateway.edge.connection import JSON, Connection, ConnectionTable
+from gateway.edge.connection import CLOSED, JSON, Connection, ConnectionTable, plain_socket
 from gateway.edge.hub import Hub
 from gateway.edge.outgoing import encode_for
 from gateway.edge.parking import Parking
@@ -61,7 +61,7 @@ class Sessions:
         device = device or secrets.token_urlsafe(9)
         now, lifetime_s = trio.current_time(), identity.expires_at_s - time.time()
         self._table.now = max(self._table.now, now)
-        connection = Connection(sock.detach(), identity.user, JSON if json else 0)
+        connection = Connection(plain_socket(sock), identity.user, JSON if json else 0)
         ends_s = now + lifetime_s + limits.TOKEN_LEEWAY_S
         self._table.insert(connection, ends_s=ends_s, device_key=device_key(device))
         try:
@@ -80,7 +80,7 @@ class Sessions:
             time_us=time.time_ns() // 1000,
         )
         self._writer.write(connection, greeting + encode_for(welcome, json=json))
-        if connection.fd >= 0:
+        if not connection.flags & CLOSED:
             self.opened += 1
             self._hub.add(connection)
         return connection

@@ -4,22 +4,21 @@ A slow consumer is given ``send_queue_bytes_max`` and ``send_queue_age_max_s``; 
 to receive is dropped, it is closed with ``SLOW_CONSUMER``, and its sync brings what was dropped.
 """
 
-import os
 import select
-import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from socket import SHUT_WR
 
-from gateway.edge.connection import CLOSING, QUEUED, Connection, ConnectionTable
+from gateway.edge.connection import CLOSED, CLOSING, GONE, QUEUED, Connection, ConnectionTable
 from protocol.errors import CloseCode
 from protocol.websocket import encode_close
 
 CLOSE_LINGER_S = 5.0
 """Seconds that a closing connection may take to read the close frame and to answer it."""
 
-WRITEV_CHUNKS_MAX = 256
-"""Chunks given to one writev: below IOV_MAX (1,024), and enough to fill any socket buffer."""
+SENDMSG_CHUNKS_MAX = 256
+"""Chunks given to one sendmsg: below IOV_MAX (1,024), and enough to fill any socket buffer."""
 
 CHUNK_BYTES = 160
 """Bytes that a queued chunk takes besides its content (objects and references, CPython 3.11): many tiny replies must
@@ -104,13 +103,12 @@ class Writer:
 
     def write(self, connection: Connection, data: bytes) -> None:
         """Send whole ws frames, or queue them. A connection that is closing or closed gets nothing."""
-        if connection.flags & CLOSING or connection.fd < 0:
-            return
-        if connection.flags & QUEUED:
-            self._enqueue(connection, data)
+        if connection.flags & (GONE | QUEUED):
+            if not connection.flags & GONE:
+                self._enqueue(connection, data)
             return
         try:
-            sent = os.write(connection.fd, data)
+            sent = connection.sock.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -139,9 +137,11 @@ class Writer:
 
     def when_room(self, connection: Connection, then: Callable[[], None]) -> None:
         """Call ``then`` once nothing is queued for an open connection, perhaps at once; never if it ends before."""
-        if connection.flags & QUEUED and not connection.flags & CLOSING:
+        if connection.flags & GONE:
+            return
+        if connection.flags & QUEUED:
             self._awaiting_room.setdefault(connection, []).append(then)
-        elif connection.fd >= 0 and not connection.flags & CLOSING:
+        else:
             then()
 
     def flush(self, connection: Connection) -> None:
@@ -150,7 +150,7 @@ class Writer:
         if queue is None:
             return
         try:
-            sent = os.writev(connection.fd, list(islice(queue.chunks, WRITEV_CHUNKS_MAX)))
+            sent = connection.sock.sendmsg(list(islice(queue.chunks, SENDMSG_CHUNKS_MAX)))
         except BlockingIOError:
             return
         except OSError:
@@ -179,7 +179,7 @@ class Writer:
 
     def close(self, connection: Connection, code: int, reason: str = "") -> None:
         """Begin the close handshake (RFC 6455 section 7.1.2): open becomes closing. Does nothing in other states."""
-        if connection.flags & CLOSING or connection.fd < 0:
+        if connection.flags & GONE:
             return
         self._leave(connection)
         # A peer may close with thousands of codes of its own; each would be a time series.
@@ -194,7 +194,7 @@ class Writer:
             self.bytes_queued += queue.size
         else:
             self.write(connection, frame)
-        if connection.fd < 0:
+        if connection.flags & CLOSED:
             return  # the write found it broken
         connection.flags |= CLOSING
         self._closing[connection] = self._table.now + CLOSE_LINGER_S
@@ -207,26 +207,22 @@ class Writer:
 
     def _shut_down(self, connection: Connection) -> None:
         """No more bytes from us: the peer sees the close frame, then the end; its own end is awaited by reading."""
-        sock = socket.socket(fileno=connection.fd)
         try:
-            sock.shutdown(socket.SHUT_WR)
+            connection.sock.shutdown(SHUT_WR)
         except OSError:
-            sock.detach()
             self.abort(connection)
-        else:
-            sock.detach()
 
     def abort(self, connection: Connection) -> None:
         """Close the descriptor now: the socket is broken, at its end, or out of time. Any state becomes closed."""
-        if connection.fd < 0:
+        if connection.flags & CLOSED:
             return
         if not connection.flags & CLOSING:
             self._leave(connection)
         self._drop_queue(connection)
         self._closing.pop(connection, None)
         self._table.remove(connection)
-        fd, connection.fd = connection.fd, -1
-        os.close(fd)  # leaves the epoll by itself: nothing else refers to the socket
+        connection.flags |= CLOSED
+        connection.sock.close()  # leaves the epoll by itself: nothing else refers to the socket
 
     def sweep(self, now: float) -> bool:
         """Once a second: end slow consumers by age and closing connections by their deadline; True if there are more.

@@ -12,7 +12,7 @@ import trio
 
 from gateway.config import Settings
 from gateway.edge.admission import Admission
-from gateway.edge.connection import JSON, Connection, ConnectionTable
+from gateway.edge.connection import JSON, Connection, ConnectionTable, plain_socket
 from gateway.edge.hub import Hub
 from gateway.edge.parking import Parking
 from gateway.edge.writer import Writer
@@ -115,7 +115,7 @@ class Edge:
         ours.setblocking(False)
         if buffer is not None:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-        connection = Connection(ours.detach(), user, JSON if json else 0)
+        connection = Connection(plain_socket(ours), user, JSON if json else 0)
         self.table.insert(connection, ends_s=ends_s, device_key=len(self.sockets) if device is None else device)
         self.parking.park(connection)
         self.hub.add(connection)
