@@ -120,6 +120,7 @@ def _figures(
         "deliveries_per_cpu_s": cpu["node"],
         "ratio": cpu["node"] / cpu["websockets"] if websockets else None,
         "wall_ratio": wall["node"] / wall["websockets"] if websockets else None,
+        "bare_ratio": cpu["bare_writes"] / cpu["websockets"] if websockets else None,
         "limit_ratio": cpu["node"] / cpu["bare_writes"],
         "wall_limit_ratio": wall["node"] / wall["bare_writes"],
         "burst_deliveries_per_s": burst_wall["node"],

@@ -29,6 +29,7 @@ class Busy(Struct, frozen=True):
 
     ``others`` is what processes that are not part of the benchmark took of the two cores (in shares of one core):
     a figure measured beside others is worth little. ``stolen`` is what the host of a virtual machine took.
+    ``server_kernel`` is the part of ``server`` that the kernel took (counted in steps of 10 ms).
     """
 
     wall_s: float
@@ -36,6 +37,7 @@ class Busy(Struct, frozen=True):
     load: float
     others: float
     stolen: float
+    server_kernel: float
 
 
 def together(windows: Sequence[Busy]) -> Busy:
@@ -46,7 +48,8 @@ def together(windows: Sequence[Busy]) -> Busy:
         total: float = sum(getattr(window, name) * window.wall_s for window in windows)
         return total / wall_s
 
-    return Busy(wall_s, share("server"), share("load"), share("others"), share("stolen"))
+    names = ("server", "load", "others", "stolen", "server_kernel")
+    return Busy(wall_s, *(share(name) for name in names))
 
 
 def choose_cores() -> Cores:
@@ -90,6 +93,7 @@ class Meter:
         """Begin the window. ``load_pids`` are all processes that make the load."""
         self._pids = (server_pid, *load_pids)
         self._cores = cores
+        self._kernel_ticks = _kernel_ticks(server_pid)
         self._ticks = _core_ticks(cores)
         self._cpu_ns = [process_cpu_ns(pid) for pid in self._pids]
         self._began_ns = time.perf_counter_ns()
@@ -107,6 +111,7 @@ class Meter:
             load=sum(load_ns) / wall_ns,
             others=others_s * 1e9 / wall_ns,
             stolen=stolen / _TICKS_PER_S * 1e9 / wall_ns,
+            server_kernel=(_kernel_ticks(self._pids[0]) - self._kernel_ticks) / _TICKS_PER_S * 1e9 / wall_ns,
         )
 
 
@@ -121,6 +126,12 @@ def _core_ticks(cores: Cores) -> tuple[int, int]:
             busy += user + nice + system + irq + softirq
             stolen += steal
     return busy, stolen
+
+
+def _kernel_ticks(pid: int) -> int:
+    """Clock ticks that the kernel has worked for a process: stime of /proc/PID/stat."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    return int(stat.rpartition(")")[2].split()[12])
 
 
 def describe() -> dict[str, object]:

@@ -55,7 +55,7 @@ def as_table(result: Mapping[str, Any]) -> str:
         figures = [(key, number(value)) for key, value in group.items() if isinstance(value, int | float)]
         if figures:
             lines += ["", *_rows([(str(name), ""), *figures])]
-    lines += ["", *_rows([("busy", "server", "load", "others", "limited by"), *_busy(result)])]
+    lines += ["", *_rows([("busy", "server", "in kernel", "load", "others", "limited by"), *_busy(result)])]
     lines += ["", *(f"left out: {text}" for text in result.get("missing", ()))]
     if result["disturbed"]:
         lines.append(f"disturbed by other processes: {', '.join(result['disturbed'])}; repeat on a quiet machine")
@@ -91,9 +91,9 @@ def _judgement(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _busy(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    keys = ("server", "server_kernel", "load", "others")
     return [
-        (name, f"{busy['server']:.0%}", f"{busy['load']:.0%}", f"{busy['others']:.0%}", limited_by(busy))
-        for name, busy in result["busy"].items()
+        (name, *(f"{shares[key]:.0%}" for key in keys), limited_by(shares)) for name, shares in result["busy"].items()
     ]
 
 

@@ -49,9 +49,9 @@ def busy(results: Results) -> str:
     rows = []
     for name, result in results.items():
         for server, shares in result["busy"].items():
-            cells = " | ".join(f"{shares[key]:.0%}" for key in ("server", "load", "others", "stolen"))
+            cells = " | ".join(f"{shares[key]:.0%}" for key in ("server", "server_kernel", "load", "others", "stolen"))
             rows.append(f"| {name} | {server} | {cells} | {limited_by(shares)} |")
-    return _table("result | server | server's core | load's core | others | stolen | limited by", rows)
+    return _table("result | server | server's core | in the kernel | load's core | others | stolen | limited by", rows)
 
 
 def filled(text: str, results: Results) -> str:

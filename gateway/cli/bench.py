@@ -1,5 +1,6 @@
 """``tidegate bench``: measure a node and its peers on this machine."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -100,7 +101,7 @@ def stall(as_json: bool, save: Path | None, **options: Any) -> None:
 @_output_options
 @click.pass_context
 def every(context: click.Context, as_json: bool, save: Path | None, data_parent: Path | None) -> None:
-    """All benchmarks as bench/README.md shows them: about seven minutes."""
+    """All benchmarks as bench/README.md shows them: about a quarter of an hour."""
     common = {"as_json": as_json, "save": save, "data_parent": data_parent}
     for connections in (10_000, 19_000):
         context.invoke(density, connections=connections, later_wave=True, **common)
@@ -125,6 +126,9 @@ def _run(name: str, options: dict[str, Any], as_json: bool, save: Path | None, f
             f"benchmarks need the bench extra, and {error.name} is not installed: pip install 'tidegate[bench]'",
             UNAVAILABLE,
         ) from None
+    # Both end servers and generators on the way out, also where a shell has made this process deaf to Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         result = report.complete(name, module.measure(module.Options(**options)))
     except BenchError as error:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench import report
@@ -70,6 +71,25 @@ def check_shape(result: dict[str, Any]) -> None:
         assert busy["wall_s"] > 0
         assert 0 < busy["server"] < 2
         assert 0 < busy["load"] < 2
+
+
+def test_a_bench_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gateway.cli.main", "bench", "stall", "--data-parent", str(tmp_path)]
+    bench = psutil.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        started: list[psutil.Process] = []
+        while len(started) < 2:  # a node and a load generator; the test's own timeout bounds this
+            assert bench.poll() is None, bench.stderr.read()
+            started = bench.children(recursive=True)
+        bench.terminate()
+        bench.wait(60)
+        assert psutil.wait_procs(started, timeout=10)[1] == []
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        for process in (bench, *started):
+            if process.is_running():
+                process.kill()
+        bench.stderr.close()
 
 
 def test_a_bench_that_cannot_be_run_says_so_in_one_line(tmp_path: Path) -> None:

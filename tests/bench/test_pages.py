@@ -10,7 +10,7 @@ from bench.plots import PLOTS, RESULTS, draw_all, load_results
 from bench.report import complete, save
 from bench.tables import README, filled
 
-BUSY = {"node": Busy(1.0, 0.97, 0.5, 0.0, 0.0)}
+BUSY = {"node": Busy(1.0, 0.97, 0.5, 0.0, 0.0, 0.7)}
 
 PEER = {
     "user_bytes_per_connection": 12_000.0,
@@ -62,7 +62,7 @@ def test_tables_are_filled_in_between_their_marks(results: Path) -> None:
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| send | `half_load.delivery_p99_ms` |" in text
-    assert "| send | node | 97% | 50% | 0% | 0% | server |" in text
+    assert "| send | node | 97% | 70% | 50% | 0% | 0% | server |" in text
     assert filled(text, load_results(results)) == text
 
 
@@ -74,6 +74,7 @@ def test_the_page_shows_the_results_that_are_kept_and_every_plot_of_them() -> No
 
 
 def test_windows_are_averaged_over_their_length() -> None:
-    assert together([Busy(1.0, 1.0, 0.0, 0.0, 0.0), Busy(3.0, 0.0, 1.0, 0.5, 0.0)]) == Busy(
-        wall_s=4.0, server=0.25, load=0.75, others=0.375, stolen=0.0
+    windows = [Busy(1.0, 1.0, 0.0, 0.0, 0.0, 0.8), Busy(3.0, 0.0, 1.0, 0.5, 0.0, 0.4)]
+    assert together(windows) == Busy(
+        wall_s=4.0, server=0.25, load=0.75, others=0.375, stolen=0.0, server_kernel=pytest.approx(0.5)
     )
