@@ -47,6 +47,11 @@ _SAVE_LAST_SEEN: Final = "INSERT INTO last_seen VALUES (?, ?) ON CONFLICT DO UPD
 _PROBE: Final = "UPDATE write_probe SET count = count + 1"
 
 
+CROWD_USERS: Final = 500
+"""Users who left at once above which the pages that their times were written to are dropped from the page cache: they
+lie all over the table, and nobody asks for them soon."""
+
+
 class _Conversation:
     """What an append needs to know of its conversation. ``head`` counts rows of this transaction, too."""
 
@@ -73,6 +78,7 @@ class Log:
         self._rows: list[int | bytes] = []
         self._changes = connection.total_changes
         self._position: int | None = None
+        self._crowd_left = False
         self.pages_written = 0
 
     def begin(self) -> None:
@@ -84,6 +90,9 @@ class Log:
     def commit(self) -> bool:
         """Make everything since ``begin`` durable; False if nothing had changed. Raises sqlite3.Error."""
         self._connection.execute("COMMIT")
+        if self._crowd_left:
+            self._connection.execute("PRAGMA shrink_memory")
+            self._crowd_left = False
         for conversation, entries, position in self._taken:
             self._recent.add(conversation.key, entries[0].entry.seq, position, len(entries))
         self._taken.clear()
@@ -187,6 +196,7 @@ class Log:
     def save_last_seen(self, seen_ms: Sequence[tuple[str, int]]) -> None:
         """Note when users were last online."""
         self._connection.executemany(_SAVE_LAST_SEEN, seen_ms)
+        self._crowd_left = self._crowd_left or len(seen_ms) >= CROWD_USERS
 
     def _find(self, conversation_id: str) -> _Conversation | None:
         conversation = self._conversations.get(conversation_id)

@@ -122,6 +122,7 @@ class Presences:
         self._tick_ms = wall_ms()
         self._overdue = trio.Event()
         self._unsaved: dict[str, int] = {}
+        self._saving: dict[str, int] = {}
         self._unsaved_came = trio.Event()
         self._watchers = Watchers(hub)
         # Connection -> its watch commands that are not answered yet, in order of arrival.
@@ -215,7 +216,7 @@ class Presences:
 
     def _presence(self, user: str, seen_ms: dict[str, int]) -> Presence:
         """How things stand with a user who is watched as of now."""
-        left_ms = self._unsaved.get(user, seen_ms.get(user, 0))
+        left_ms = self._unsaved.get(user) or self._saving.get(user) or seen_ms.get(user, 0)
         if user in self._hub.by_user:
             return Presence(user, True, left_ms)
         ago_s = max(0, self._tick_ms - left_ms) / 1000
@@ -259,22 +260,27 @@ class Presences:
             self._overdue = trio.Event()
 
     async def _save(self) -> None:
-        """Store what is not stored yet. A cancellation leaves it among the unsaved."""
+        """Store what is not stored yet. A cancellation leaves it among the unsaved.
+
+        Sorted, so that a crowd's rows lie beside each other in the store's pages; and out of a dictionary that is
+        given up afterwards, because one that has held a crowd stays as large as that.
+        """
         while self._unsaved:
-            batch = list(islice(self._unsaved.items(), LAST_SEEN_BATCH_MAX))
+            self._saving, self._unsaved = self._unsaved, {}
+            users = sorted(self._saving)
             try:
-                await self._store.save_last_seen(batch)
+                for start in range(0, len(users), LAST_SEEN_BATCH_MAX):
+                    batch = [(user, self._saving[user]) for user in users[start : start + LAST_SEEN_BATCH_MAX]]
+                    await self._store.save_last_seen(batch)
             except StoreError as error:
                 # Best effort, and worth no retry loop: it is stored again when the user next leaves.
-                log.warning("last seen not stored", users=len(batch), error=str(error))
-                self._settle(batch)
+                log.warning("last seen not stored", users=len(self._saving), error=str(error))
                 return
-            self._settle(batch)
-
-    def _settle(self, batch: list[tuple[str, int]]) -> None:
-        for user, seen_ms in batch:
-            if self._unsaved.get(user) == seen_ms:  # else the user came and left again in the meantime
-                del self._unsaved[user]
+            except trio.Cancelled:
+                self._unsaved = self._saving | self._unsaved
+                raise
+            finally:
+                self._saving = {}
 
 
 def _is_open(connection: Connection) -> bool:
