@@ -11,6 +11,7 @@ every write is answered with OutcomeUnknown, and its owner appends the same rows
 import sqlite3
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -40,22 +41,22 @@ SURELY_VOID: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE,
 T = TypeVar("T")
 
 
-class Job:
+class Job(ABC):
     """One thing for the writer to do. ``weight`` is what it counts for in a group, in entries."""
 
     weight = 1
 
+    @abstractmethod
     def apply(self, log: Log) -> None:
         """Do it, inside a transaction, in the writer thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, make_error: Callable[[], StoreError]) -> None:
         """Take back what ``apply`` found: its transaction failed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Tell whoever waits, in the trio thread."""
-        raise NotImplementedError
 
 
 class AppendJob(Job):
