@@ -52,7 +52,7 @@ def command(
     tidegate chat --as alice --to bob
     echo hello | tidegate chat --as alice --to bob
     tidegate chat --as alice --group Team --to bob --to carol
-    """  # noqa: D301 - click wants the backspace itself, not its letters
+    """
     if not peers and not group:
         raise CliError("with whom? name a user by --to, or a group by --group", USAGE)
     for name in (user, *peers):

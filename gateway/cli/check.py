@@ -21,7 +21,7 @@ from gateway.cli.errors import FAILURE, USAGE, CliError
 )
 @click.pass_context
 def command(ctx: click.Context, history: Path, as_json: bool, demanded: tuple[str, ...]) -> None:
-    r"""Check what clients saw against what tidegate promises.
+    """Check what clients saw against what tidegate promises.
 
     HISTORY holds one JSON object a line: what each client asked (invoke), how that ended (ok, fail or info), and what
     it was pushed; docs/history.md describes the format. Every promise is judged, each breach named:

@@ -18,7 +18,7 @@ from gateway.cli.errors import FAILURE, USAGE, CliError
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object a frame")
 def command(capture: tuple[str, ...], file: Path | None, as_json: bool) -> None:
-    r"""Show captured frames in readable form.
+    """Show captured frames in readable form.
 
     CAPTURE is hex (spaces, colons and 0x are fine), base64, or a JSON frame; several words are taken together. A file
     holds raw bytes, or one capture a line (lines with # are comments).

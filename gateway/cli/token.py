@@ -38,7 +38,7 @@ class Duration(click.ParamType[int]):
 )
 @settings_options("data_dir", "auth_algorithm", "auth_secret", "auth_audience", "auth_issuer")
 def command(user: str, ttl: int, config_file: Path | None, **options: object) -> None:
-    r"""Print a token that lets USER connect.
+    """Print a token that lets USER connect.
 
     It is signed with the secret that the node made on its first start and keeps in its data directory, or with
     the configured auth_secret. For development: in production, tokens come from your identity provider.
