@@ -20,8 +20,8 @@ from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Presence, PresencePush, PresenceReply, WatchPresence
 from store.interface import Store, StoreError
 
-LAST_SEEN_BATCH_MAX = 1_000
-"""Users whose last time online is stored with one call."""
+LAST_SEEN_BATCH_MAX = 500
+"""Users whose last time online is stored with one call; as soon as so many left, lest a crowd pile up in memory."""
 
 SAVE_AT_END_S = 2.0
 """Seconds that the end of a node waits for the last times online to be stored: they are worth no more."""
@@ -150,6 +150,8 @@ class Presences:
 
     def _departed(self, user: str) -> None:
         self._unsaved[user] = self._tick_ms
+        if len(self._unsaved) >= LAST_SEEN_BATCH_MAX:
+            self._unsaved_came.set()
         if user in self._watchers.by_user:
             self._leaving[user] = self._tick_s
 
