@@ -47,9 +47,9 @@ _SAVE_LAST_SEEN: Final = "INSERT INTO last_seen VALUES (?, ?) ON CONFLICT DO UPD
 _PROBE: Final = "UPDATE write_probe SET count = count + 1"
 
 
-CROWD_USERS: Final = 500
-"""Users who left at once above which the pages that their times were written to are dropped from the page cache: they
-lie all over the table, and nobody asks for them soon."""
+LAST_SEEN_CACHED_MAX: Final = 1_000
+"""Users whose times of leaving were written since the page cache was last emptied. Their pages lie all over the table
+and nobody asks for them soon; without a bound of their own a crowd that leaves would fill the cache (66 bytes each)."""
 
 
 class _Conversation:
@@ -78,7 +78,7 @@ class Log:
         self._rows: list[int | bytes] = []
         self._changes = connection.total_changes
         self._position: int | None = None
-        self._crowd_left = False
+        self._last_seen_cached = 0
         self.pages_written = 0
 
     def begin(self) -> None:
@@ -90,9 +90,9 @@ class Log:
     def commit(self) -> bool:
         """Make everything since ``begin`` durable; False if nothing had changed. Raises sqlite3.Error."""
         self._connection.execute("COMMIT")
-        if self._crowd_left:
+        if self._last_seen_cached >= LAST_SEEN_CACHED_MAX:
             self._connection.execute("PRAGMA shrink_memory")
-            self._crowd_left = False
+            self._last_seen_cached = 0
         for conversation, entries, position in self._taken:
             self._recent.add(conversation.key, entries[0].entry.seq, position, len(entries))
         self._taken.clear()
@@ -196,7 +196,7 @@ class Log:
     def save_last_seen(self, seen_ms: Sequence[tuple[str, int]]) -> None:
         """Note when users were last online."""
         self._connection.executemany(_SAVE_LAST_SEEN, seen_ms)
-        self._crowd_left = self._crowd_left or len(seen_ms) >= CROWD_USERS
+        self._last_seen_cached += len(seen_ms)
 
     def _find(self, conversation_id: str) -> _Conversation | None:
         conversation = self._conversations.get(conversation_id)
