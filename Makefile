@@ -46,6 +46,7 @@ fuzz: install-dev ## fuzz the decoders for ten minutes each (FUZZ_SECONDS=n)
 
 lock: ## pin requirements anew, with hashes
 	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --output-file requirements/runtime.txt pyproject.toml requirements/build.in
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --extra cluster -c requirements/runtime.txt --output-file requirements/cluster.txt pyproject.toml requirements/build.in
 	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --extra dev --extra bench -c requirements/runtime.txt --output-file requirements/dev.txt pyproject.toml requirements/build.in
 
 clean: ## remove .venv and caches (never ./data)
