@@ -31,6 +31,44 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: Annotated[Path, _setting("where the embedded store and the development secret live")] = Path("data")
     node_name: Annotated[str, _setting("name of this node in welcomes, logs and metrics; empty: the host's name")] = ""
 
+    store: Annotated[
+        str,
+        _setting(
+            "where conversations are kept; cassandra makes this node one of a cluster",
+            choices=("embedded", "cassandra"),
+        ),
+    ] = "embedded"
+    cassandra_hosts: Annotated[
+        list[str], _setting("addresses of some Cassandra nodes, which tell the others; empty: 127.0.0.1")
+    ] = []
+    cassandra_port: Annotated[int, _setting("port of Cassandra's native transport", ge=1, le=65535)] = 9042
+    cassandra_keyspace: Annotated[str, _setting("keyspace that holds all tables")] = "tidegate"
+    cassandra_datacenter: Annotated[
+        str, _setting("datacenter whose replicas are asked; empty: that of the first of cassandra_hosts that answers")
+    ] = ""
+    cassandra_consistency: Annotated[
+        str,
+        _setting(
+            "consistency of reads and writes; a majority of replicas, in whatever way it is counted",
+            choices=("LOCAL_QUORUM", "QUORUM", "EACH_QUORUM", "ALL"),
+        ),
+    ] = "LOCAL_QUORUM"
+    cassandra_user: Annotated[str, _setting("user of password authentication; empty: none")] = ""
+    cassandra_password: Annotated[str, _setting("password of that user", secret=True)] = ""
+    cassandra_tls_ca: Annotated[str, _setting("PEM file with Cassandra's CA certificate; empty: no TLS")] = ""
+    cassandra_requests_max: Annotated[
+        int, _setting("requests to Cassandra under way at once; more wait, then are refused", ge=1, le=16_384)
+    ] = 256
+    redis_url: Annotated[
+        str, _setting("redis://, rediss://, redis+sentinel:// or redis+cluster:// URL; empty: no Redis", secret=True)
+    ] = ""
+    cluster_secret: Annotated[
+        str, _setting("secret that nodes know each other by; the same on all, at least 32 characters", secret=True)
+    ] = ""
+    advertise: Annotated[str, _setting("HOST:PORT where other nodes reach this one; empty: where it listens")] = ""
+    lease_s: Annotated[float, _setting("silence after which other nodes take over from a node", "s", ge=2)] = 10.0
+    lease_renew_s: Annotated[float, _setting("how often a node renews its lease", "s", ge=0.1)] = 2.0
+
     auth_algorithm: Annotated[
         str, _setting("the one algorithm of accepted tokens", choices=("HS256", "EdDSA", "ES256", "RS256"))
     ] = "HS256"
@@ -89,9 +127,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "info"
 
     def __repr__(self) -> str:
-        """Without the secret, so that no log line and no traceback can show it."""
+        """Without the secrets, so that no log line and no traceback can show them."""
         shown = ", ".join(
-            f"{name}={'(not shown)' if name == 'auth_secret' and self.auth_secret else repr(getattr(self, name))}"
+            f"{name}={'(not shown)' if name in SECRETS and getattr(self, name) else repr(getattr(self, name))}"
             for name in self.__struct_fields__
         )
         return f"Settings({shown})"
+
+
+SECRETS = frozenset(("auth_secret", "cassandra_password", "redis_url", "cluster_secret"))
+"""Settings that are never shown; a test compares them with those declared secret."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Settings
+from gateway.config import SECRETS, Settings
 from gateway.config_load import OTHER_VARIABLES, SETTINGS, ConfigError, Setting, load, load_effective
 
 
@@ -123,6 +123,7 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     assert "123456789" not in complaint({}, {}, file)
     assert "hunter2" not in repr(load({"auth_secret": "hunter2"}, {}))
     assert "auth_secret=''" in repr(Settings())
+    assert {setting.name for setting in SETTINGS.values() if setting.secret} == SECRETS
 
 
 @pytest.mark.parametrize(
