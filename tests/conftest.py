@@ -1,0 +1,3 @@
+"""Makes the real servers of ``tests/servers`` fixtures of every test."""
+
+pytest_plugins = ["tests.servers.fixtures"]
