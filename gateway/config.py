@@ -31,6 +31,27 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: Annotated[Path, _setting("where the embedded store and the development secret live")] = Path("data")
     node_name: Annotated[str, _setting("name of this node in welcomes, logs and metrics; empty: the host's name")] = ""
 
+    processes: Annotated[
+        int, _setting("nodes behind this port, each a process; more than one needs store = cassandra", ge=1, le=256)
+    ] = 1
+    process_port: Annotated[
+        int,
+        _setting(
+            "port where the first of several processes answers alone, the next one for the second, and so on "
+            "(metrics, other nodes); 0 lets the system choose",
+            ge=0,
+            le=65535,
+        ),
+    ] = 0
+    roles: Annotated[
+        str,
+        _setting(
+            "what this node does: hold connections (edge), order conversations (owner), or both; "
+            "anything but both needs store = cassandra",
+            choices=("edge", "owner", "both"),
+        ),
+    ] = "both"
+
     store: Annotated[
         str,
         _setting(
@@ -118,7 +139,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, _setting("how long receipts are held back to be coalesced", "s", ge=0.01, le=2)
     ] = 1.0
 
-    drain_grace_s: Annotated[float, _setting("from SIGTERM to the last connection's end", "s", ge=0)] = 10.0
+    drain_grace_s: Annotated[float, _setting("from SIGTERM to the last connection's end", "s", ge=0)] = 60.0
+    drain_lead_s: Annotated[
+        float,
+        _setting("of that, how long connections are still accepted, so that a load balancer notices", "s", ge=0),
+    ] = 0.0
     log_format: Annotated[
         str, _setting("form of log lines; auto: console on a terminal", choices=("auto", "json", "console"))
     ] = "auto"

@@ -20,6 +20,8 @@ CONFIG_VARIABLE: Final = "TIDEGATE_CONFIG"
 DEFAULT_FILE: Final = Path("tidegate.toml")
 """Read from the working directory when no file is named and this one is there."""
 
+PORT_MAX: Final = 65535
+
 OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "TIDEGATE_TOKEN", "TIDEGATE_URL"})
 """Variables of other commands; all else with the prefix has to be a setting, so that a typing error is noticed."""
 
@@ -247,5 +249,28 @@ def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
             )
 
     less("heartbeat_interval_s", "idle_timeout_s", "a client that sends its heartbeats in time must not be cut")
+    if settings.drain_lead_s:
+        less("drain_lead_s", "drain_grace_s", "what is left of the grace is for closing connections")
+    _check_shared(settings, sources)
     if not settings.node_name.isprintable():
         raise ConfigError(f"node_name (from {sources['node_name']}) has characters that are not printable")
+
+
+def _check_shared(settings: Settings, sources: Mapping[str, str]) -> None:
+    """What needs a store that several nodes share, and ports for them. Raises ConfigError."""
+    if settings.store == "embedded":
+        for name, alone in (("processes", 1), ("roles", "both")):
+            value = getattr(settings, name)
+            if value != alone:
+                raise ConfigError(
+                    f"{name} is {value} (from {sources[name]}), but the data directory of the embedded store can be "
+                    f"owned by one process only, which does everything (store is embedded, from {sources['store']}); "
+                    f"allowed: {alone}, or store = cassandra, which nodes share"
+                )
+    first, last = settings.process_port, settings.process_port + settings.processes - 1
+    if first and settings.processes > 1 and (last > PORT_MAX or first <= settings.port <= last):
+        raise ConfigError(
+            f"process_port is {first} (from {sources['process_port']}), so that {settings.processes} processes would "
+            f"take the ports {first} to {last}; allowed: ports up to {PORT_MAX} that do not include port, which is "
+            f"{settings.port} (from {sources['port']}), or 0"
+        )

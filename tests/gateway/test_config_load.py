@@ -180,6 +180,32 @@ def test_relations_name_both_sources() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"processes": "2"}, "processes is 2 (from --processes), but the data directory of the embedded store can be"),
+        (
+            {"roles": "edge"},
+            "(store is embedded, from default); allowed: both, or store = cassandra, which nodes share",
+        ),
+        ({"drain_grace_s": "5", "drain_lead_s": "5"}, "drain_grace_s is 5 (from --drain-grace-s), but must be more"),
+        (
+            {"processes": "3", "store": "cassandra", "port": "8482", "process_port": "8480"},
+            "would take the ports 8480 to 8482; allowed: ports up to 65535 that do not include port, which is 8482",
+        ),
+        ({"processes": "3", "store": "cassandra", "process_port": "65534"}, "the ports 65534 to 65536"),
+    ],
+)
+def test_what_needs_a_shared_store_and_ports_of_its_own(options: dict[str, object], expected: str) -> None:
+    assert expected in complaint(options, {})
+
+
+def test_several_processes_and_one_role_on_a_shared_store() -> None:
+    settings = load({"store": "cassandra", "processes": "3", "roles": "edge", "process_port": "8481"}, {})
+    assert (settings.processes, settings.roles) == (3, "edge")
+    assert load({"drain_grace_s": 0.0}, {}).drain_grace_s == 0
+
+
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
 def test_each_setting_is_described_and_its_default_is_allowed(setting: Setting) -> None:
     assert setting.meaning
