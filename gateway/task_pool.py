@@ -14,11 +14,13 @@ class TaskPool:
     Attributes:
         running: jobs that have a task now.
         refused: jobs that were turned away because too many waited.
+        closed: while True, every job is turned away; those taken before go on.
     """
 
     def __init__(self, running_max: int, waiting_max: int) -> None:
         self.running = 0
         self.refused = 0
+        self.closed = False
         self._running_max = running_max
         self._waiting_max = waiting_max
         self._waiting: deque[Job] = deque()
@@ -30,11 +32,11 @@ class TaskPool:
         return len(self._waiting)
 
     def start(self, job: Job) -> bool:
-        """Run ``job`` now or when its turn comes; False, and nothing happens, when too many wait or nobody runs them.
+        """Run ``job`` now or when its turn comes; False, and nothing happens, when too many wait or the pool is closed.
 
         A plain call. Jobs begin in the order in which they came.
         """
-        if self._nursery is None or len(self._waiting) >= self._waiting_max:
+        if self._nursery is None or self.closed or len(self._waiting) >= self._waiting_max:
             self.refused += 1
             return False
         if self.running < self._running_max:

@@ -206,6 +206,30 @@ def parse_close(payload: bytes) -> tuple[int, str]:
         raise FrameError(CloseCode.INVALID_UTF8, f"close reason is not UTF-8: {error.reason}") from None
 
 
+class ReaderState(Struct, array_like=True, frozen=True, gc=False):
+    """What a FrameReader holds between two reads, as plain values: another process goes on from it.
+
+    Attributes:
+        buffer: a part of a header, or of a control frame.
+        message: unmasked payload of the message in progress.
+        opcode: of that message; 0: none.
+        fragments: frames of it that have begun.
+        mask: of the data frame in progress, turned to its next byte; empty: between frames.
+        missing: payload bytes of that frame yet to come.
+        fin: whether the message ends with it.
+        character: the bytes of a text message's last character, as far as it has come.
+    """
+
+    buffer: bytes
+    message: bytes
+    opcode: int
+    fragments: int
+    mask: bytes
+    missing: int
+    fin: bool
+    character: bytes
+
+
 class FrameReader:
     """Reads the frames that a client sends, however the bytes are split.
 
@@ -241,6 +265,33 @@ class FrameReader:
     def pending(self) -> bool:
         """Whether part of a frame or message is held: if not, a new reader would go on just as well."""
         return bool(self._buffer or self._opcode or self._mask)
+
+    def state(self) -> ReaderState:
+        """All that ``resume`` needs to go on here. Of a reader that takes bytes: not after a CLOSE or an error."""
+        assert not self._done, "a reader at its end has nothing to go on with"
+        return ReaderState(
+            bytes(self._buffer),
+            bytes(self._message),
+            self._opcode,
+            self._fragments,
+            self._mask,
+            self._missing,
+            self._fin,
+            self._utf8.getstate()[0] if self._utf8 is not None else b"",
+        )
+
+    def resume(self, state: ReaderState) -> None:
+        """Go on, as a new reader of the same limits, where another one was when it gave its ``state``."""
+        self._buffer += state.buffer
+        self._message += state.message
+        self._opcode = state.opcode
+        self._fragments = state.fragments
+        self._mask = state.mask
+        self._missing = state.missing
+        self._fin = state.fin
+        if state.opcode == Opcode.TEXT:
+            self._utf8 = codecs.getincrementaldecoder("utf-8")()
+            self._utf8.setstate((state.character, 0))
 
     def feed(self, data: bytes) -> list[Message]:
         """Take the next bytes; return the messages they complete, in order.

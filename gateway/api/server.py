@@ -156,15 +156,21 @@ class HttpServer:
             finally:
                 self._nursery = None
                 with trio.CancelScope(shield=True):
-                    await self._drain()
+                    await self.finish_open(GRACE_S)
 
-    async def _drain(self) -> None:
+    async def finish_open(self, within_s: float) -> None:
+        """Let the open requests be answered, end idle connections, and cut what is left after ``within_s`` seconds.
+
+        Connections that come later are served as ever; for a pause, see to it that none come. After a cancellation
+        some may still be open.
+        """
+        context, self._context = self._context, WorkerContext(None)
         # hypercorn's idle connections wait for this, and busy ones close instead of waiting for another request
-        await self._context.terminated.set()
-        if not self._open:
-            return
-        with trio.move_on_after(GRACE_S):
-            await self._all_gone.wait()
+        await context.terminated.set()
+        with trio.move_on_after(within_s):
+            while self._open:
+                self._all_gone = trio.Event()
+                await self._all_gone.wait()
         for stream, scope in self._open.items():
             scope.cancel()
             stream.cut()
@@ -183,7 +189,7 @@ class HttpServer:
             finally:
                 stream.cut()
                 del self._open[stream]
-                if not self._open and self._nursery is None:
+                if not self._open:
                     self._all_gone.set()
 
     def _turn_away(self, sock: socket.socket, message: bytes) -> None:

@@ -112,6 +112,19 @@ class Catchup:
         """Be the nursery of the answers until cancelled; what is under way then stays unanswered."""
         await self._pool.run(task_status=task_status)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no page of an answer is being made; the next one of a slow reader may wait for room."""
+        return not self._pool.running and not self._pool.waiting
+
+    def pause(self) -> None:
+        """Refuse what comes, with a retryable error, the next page of an answer included."""
+        self._pool.closed = True
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        self._pool.closed = False
+
     def submit(self, origin: Origin, command: Command) -> None:
         """Answer a Sync or ListConversations when its turn comes. A plain call."""
         assert isinstance(command, Sync | ListConversations)
@@ -188,6 +201,9 @@ class Catchup:
 
     def _go_on(self, progress: "_SyncProgress") -> None:
         origin, request_id = progress.origin, progress.request_id
+        if self._pool.closed:
+            self._edge.reply(origin, unavailable("the node is being upgraded").reply(request_id))
+            return
         job = partial(self._guarded, origin, request_id, partial(self._next_page, progress, []))
         if not self._pool.start(job):
             self.overloaded += 1

@@ -71,6 +71,17 @@ class Hub:
         else:
             self.by_user[user] = Devices((*present, connection))
 
+    def restore(self, connection: Connection) -> None:
+        """Enter a connection that another process had in its hub: nobody has come, and nobody has to give way.
+
+        The connections of one user come in the order in which that one had them.
+        """
+        present = self.by_user.get(connection.user)
+        if present is None:
+            self.by_user[connection.user] = connection
+        else:
+            self.by_user[connection.user] = Devices((*self.connections_of(connection.user), connection))
+
     def remove(self, connection: Connection) -> None:
         """Take out a connection that is open no more. Deliveries skip it from now on."""
         user = connection.user

@@ -81,6 +81,15 @@ class Keepalive:
             self._judge_from_s = now + REVOLUTION_TICKS * TICK_S
         self._due_s = now
 
+    def was_noticed(self, connection: Connection) -> bool:
+        """Whether an open connection was told that its token runs out."""
+        return connection in self._noticed
+
+    def restore(self, noticed: list[Connection], now: float) -> None:
+        """Go on for another process: whom it told of a token's end, and whose heartbeats wait unread since then."""
+        self._noticed.update(noticed)
+        self._judge_from_s = now + REVOLUTION_TICKS * TICK_S
+
     def look(self, now: float, count: int) -> int:
         """Look at the next ``count`` cells of the table; from the end, go on at the beginning.
 

@@ -21,6 +21,7 @@ from gateway.edge.farewell import farewell
 from gateway.edge.first_frame import FirstFrame
 from gateway.edge.ports import HttpPort
 from gateway.edge.sessions import Sessions
+from gateway.pausing import PausableLoop
 from protocol import limits
 from protocol.errors import CloseCode
 from protocol.frames import SUBPROTOCOL, SUBPROTOCOL_JSON
@@ -112,6 +113,7 @@ class Listener:
         accepting: False while draining: new upgrades get 503.
         refused: handshakes refused by HTTP status, ever.
         handshakes: handshakes that have a task now.
+        accept_loop: may be paused; who connects waits in the kernel's queue then.
     """
 
     def __init__(
@@ -136,14 +138,21 @@ class Listener:
         self.accepting = True
         self.handshakes = 0
         self._upgraded = 0
+        self._sockets: Sequence[socket.socket] = ()
+        self.accept_loop = PausableLoop(self._accept_for_ever)
         self.refused: dict[int, int] = {}
 
     async def run(self, sockets: Sequence[socket.socket], *, task_status: trio.TaskStatus[None]) -> None:
         """Accept for ever. A cancellation ends the handshakes in progress and leaves ``sockets`` open."""
+        self._sockets = sockets
         async with trio.open_nursery() as self._nursery:
-            for sock in sockets:
-                self._nursery.start_soon(self._accept_from, sock)
+            self._nursery.start_soon(self.accept_loop.run)
             task_status.started()
+
+    async def _accept_for_ever(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for sock in self._sockets:
+                nursery.start_soon(self._accept_from, sock)
 
     async def _accept_from(self, listening: socket.socket) -> None:
         while True:

@@ -14,6 +14,7 @@ import trio
 from gateway.edge.admission import Admission
 from gateway.edge.connection import CLOSED, CLOSING, GONE, JSON, Connection, ConnectionTable
 from gateway.edge.writer import READ, Writer
+from gateway.pausing import PausableLoop
 from protocol import limits
 from protocol.errors import CloseCode
 from protocol.websocket import (
@@ -43,6 +44,7 @@ class Parking:
 
     Attributes:
         frames: frames received, ever.
+        reading: may be paused; what clients send waits in their sockets then, and so do send queues.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Parking:
         self._admission = admission
         self._on_frame = on_frame
         self._readers: dict[Connection, FrameReader] = {}
+        self.reading = PausableLoop(self._read_for_ever)
         self.frames = 0
 
     @property
@@ -80,8 +83,19 @@ class Parking:
         """Drop the partial frame, if any, of a connection that is open no more."""
         self._readers.pop(connection, None)
 
+    def reader_of(self, connection: Connection) -> FrameReader | None:
+        """What holds the partial frame or message of a connection, if there is one."""
+        return self._readers.get(connection)
+
+    def restore(self, connection: Connection, reader: FrameReader) -> None:
+        """Give back the partial frame or message of a connection that another process began to read."""
+        self._readers[connection] = reader
+
     async def run(self) -> None:
-        """Serve for ever. A cancellation leaves the connections as they are, unread."""
+        """Serve for ever, but for pauses. A cancellation leaves the connections as they are, unread."""
+        await self.reading.run()
+
+    async def _read_for_ever(self) -> None:
         table, poll = self._table, self._epoll.poll
         epoll_fd = self._epoll.fileno()
         while True:

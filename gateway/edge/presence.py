@@ -72,6 +72,15 @@ class Watchers:
             if not watchers:
                 del self.by_user[user]
 
+    @property
+    def telling(self) -> bool:
+        """Whether a push is on its way to many."""
+        return bool(self._untold)
+
+    def list_of(self, connection: Connection) -> tuple[str, ...]:
+        """Whom a connection watches."""
+        return self._lists.get(connection, ())
+
     def tell(self, push: PresencePush, at_once_max: int = WATCHERS_AT_ONCE_MAX) -> int:
         """Push to all who watch the user: at once, which returns their number, or in slices, which returns 0."""
         # A copy, because a write that finds a broken socket makes that connection forgotten.
@@ -230,6 +239,35 @@ class Presences:
     def forget(self, connection: Connection) -> None:
         """Drop the watch list of a connection that is open no more."""
         self._watchers.forget(connection)
+
+    # --- Upgrade ------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits: no command for its answer, no push for its turn, no time of leaving for the store."""
+        return not (
+            self._asked_count or self._watchers.telling or self._overdue.is_set() or self._unsaved or self._saving
+        )
+
+    def save_soon(self) -> None:
+        """Store who left without waiting for the next tick."""
+        if self._unsaved:
+            self._unsaved_came.set()
+
+    def watched_by(self, connection: Connection) -> tuple[str, ...]:
+        """Whom a connection watches."""
+        return self._watchers.list_of(connection)
+
+    def left_ago_s(self, now: float) -> dict[str, float]:
+        """Watched users within the grace period, and how many seconds ago the last connection of each ended."""
+        return {user: now - left_s for user, left_s in self._leaving.items()}
+
+    def restore(self, lists: list[tuple[Connection, tuple[str, ...]]], left_ago_s: dict[str, float]) -> None:
+        """Go on for another process: who watches whom there, and ``left_ago_s`` as it gave it."""
+        for connection, users in lists:
+            self._watchers.replace(connection, users)
+        now = trio.current_time()
+        self._leaving = {user: now - ago_s for user, ago_s in left_ago_s.items()}
 
     # --- Life ---------------------------------------------------------------------------------------------------
 

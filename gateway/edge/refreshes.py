@@ -30,7 +30,7 @@ class Refreshes:
         self._keepalive = keepalive
         self._edge = edge
         self._nursery: trio.Nursery
-        self._fetching: set[Connection] = set()
+        self._fetching: dict[Connection, Authenticate] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Hold the nursery of the refreshes in progress; cancelling drops them unanswered."""
@@ -53,7 +53,7 @@ class Refreshes:
                     connection, command, ErrorCode.OVERLOADED, "too many tokens wait for a key of their issuer"
                 )
                 return
-            self._fetching.add(connection)
+            self._fetching[connection] = command
             self._nursery.start_soon(self._fetch_and_verify, connection, command)
         except TokenRefused as error:
             self._refuse(connection, command, str(error))
@@ -61,14 +61,24 @@ class Refreshes:
             self._accept(connection, command, identity)
 
     async def _fetch_and_verify(self, connection: Connection, command: Authenticate) -> None:
+        refusal = ""
         try:
             identity = await self._verifier.verify_fresh(command.token)
         except TokenRefused as error:
-            self._refuse(connection, command, str(error))
+            refusal = str(error)
+        if self._fetching.get(connection) is not command:
+            return  # it was put off meanwhile
+        del self._fetching[connection]
+        if refusal:
+            self._refuse(connection, command, refusal)
         else:
             self._accept(connection, command, identity)
-        finally:
-            self._fetching.discard(connection)
+
+    def put_off_all(self) -> None:
+        """Tell everybody whose token waits for a key to come back later."""
+        waiting, self._fetching = self._fetching, {}
+        for connection, command in waiting.items():
+            self._put_off(connection, command, ErrorCode.UNAVAILABLE, "the node is being upgraded")
 
     def _accept(self, connection: Connection, command: Authenticate, identity: Identity) -> None:
         if connection.flags & GONE:

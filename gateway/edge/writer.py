@@ -167,6 +167,35 @@ class Writer:
             for then in self._awaiting_room.pop(connection, ()):
                 then()
 
+    def release_waiting(self) -> None:
+        """Make all calls that wait for room, although there is none: who waited has to give up, and to say so."""
+        waiting, self._awaiting_room = self._awaiting_room, {}
+        for calls in waiting.values():
+            for then in calls:
+                then()
+
+    # --- Upgrade ------------------------------------------------------------------------------------------------
+
+    def queue_of(self, connection: Connection) -> SendQueue | None:
+        """What waits for a full socket, if anything does."""
+        return self._queues.get(connection)
+
+    def deadline_of(self, connection: Connection) -> float:
+        """When a closing connection is cut off, seconds."""
+        return self._closing[connection]
+
+    def restore_queue(self, connection: Connection, queue: SendQueue) -> None:
+        """Give back what waits for a socket, of a connection that another process began to send it to."""
+        self._queues[connection] = queue
+        connection.flags |= QUEUED
+        self.bytes_queued += queue.size
+        self._epoll.modify(connection.fd, READ_WRITE)
+
+    def restore_closing(self, connection: Connection, deadline: float) -> None:
+        """Go on closing a connection to which another process has written the close frame, or queued it."""
+        connection.flags |= CLOSING
+        self._closing[connection] = deadline
+
     def _drop_queue(self, connection: Connection) -> None:
         queue = self._queues.pop(connection, None)
         if queue is not None:

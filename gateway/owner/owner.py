@@ -159,6 +159,16 @@ class Owner:
             await trio.sleep(DRAIN_CHECK_S)
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or unsaved: who reads the store then knows all that this process does."""
+        busy = self.backlog.waiting or any(pool.running or pool.waiting for pool in self._pools)
+        return not busy and self._receipts.all_saved
+
+    async def save_receipts(self) -> None:
+        """Save and push the receipts that are held back, without waiting for their time. Cancelling is safe."""
+        await self._receipts.save()
+
+    @property
     def loaded(self) -> int:
         """Conversations in memory."""
         return len(self._memory)

@@ -91,6 +91,11 @@ class Receipts:
         unsaved[member.user] = (ReceiptRecord(conversation_id, member.user, delivered_seq, read_seq), origin)
         self._wake.set()
 
+    @property
+    def all_saved(self) -> bool:
+        """Whether the store knows every pointer."""
+        return not self._unsaved
+
     def has_unsaved(self, conversation_id: str) -> bool:
         """Whether memory knows more of a conversation's pointers than the store."""
         return conversation_id in self._unsaved
