@@ -104,6 +104,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_origins: Annotated[
         list[str], _setting("Origin headers that browsers may connect from; empty: none (native clients send none)")
     ] = []
+    proxy_protocol_from: Annotated[
+        list[str],
+        _setting(
+            "networks (CIDR) of load balancers, which must begin a connection with a PROXY protocol v2 header; "
+            "empty: none, and nobody may"
+        ),
+    ] = []
+    tls_cert: Annotated[
+        str, _setting("PEM file with the certificate and its chain: this node ends TLS 1.3 itself; empty: no TLS")
+    ] = ""
+    tls_key: Annotated[str, _setting("PEM file with the certificate's private key; empty: it is in tls_cert")] = ""
 
     connections_max: Annotated[int, _setting("connections held at once; 0: derived from the file limit", ge=0)] = 0
     handshakes_max: Annotated[int, _setting("handshakes in progress at once", ge=1)] = 512

@@ -1,6 +1,7 @@
 """Settings from options, environment and file, in that order of precedence, with errors that say where and what."""
 
 import difflib
+import ipaddress
 import sys
 import tomllib
 import typing
@@ -252,6 +253,7 @@ def _check_relations(settings: Settings, sources: Mapping[str, str]) -> None:
     if settings.drain_lead_s:
         less("drain_lead_s", "drain_grace_s", "what is left of the grace is for closing connections")
     _check_shared(settings, sources)
+    _check_front(settings, sources)
     if not settings.node_name.isprintable():
         raise ConfigError(f"node_name (from {sources['node_name']}) has characters that are not printable")
 
@@ -273,4 +275,21 @@ def _check_shared(settings: Settings, sources: Mapping[str, str]) -> None:
             f"process_port is {first} (from {sources['process_port']}), so that {settings.processes} processes would "
             f"take the ports {first} to {last}; allowed: ports up to {PORT_MAX} that do not include port, which is "
             f"{settings.port} (from {sources['port']}), or 0"
+        )
+
+
+def _check_front(settings: Settings, sources: Mapping[str, str]) -> None:
+    """What stands between clients and the node. Raises ConfigError."""
+    for network in settings.proxy_protocol_from:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ConfigError(
+                f"proxy_protocol_from has {network!r} (from {sources['proxy_protocol_from']}): {error}; "
+                "allowed: networks such as 10.0.0.0/8 or 2001:db8::/32, and single addresses"
+            ) from None
+    if settings.tls_key and not settings.tls_cert:
+        raise ConfigError(
+            f"tls_key is given (from {sources['tls_key']}), but tls_cert is not; "
+            "allowed: both, or a tls_cert that contains the key too, or neither (no TLS)"
         )
