@@ -23,8 +23,8 @@ import psutil
 START_TIMEOUT_S = 30.0
 """Seconds from start until a node must accept connections: an import takes one on a busy machine, recovery more."""
 
-STOP_TIMEOUT_S = 30.0
-"""Seconds from SIGTERM until a node must be gone: its drain grace (10 s by default) and room."""
+STOP_TIMEOUT_S = 75.0
+"""Seconds from SIGTERM until a node must be gone: its drain grace (60 s by default) and room."""
 
 STDERR_TAIL_BYTES = 4_000
 """How much of a node's log a failure shows, bytes."""

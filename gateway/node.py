@@ -5,7 +5,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from select import epoll
 
@@ -17,6 +17,7 @@ from gateway.api.ports import Check
 from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
 from gateway.auth import Identity, Verifier
 from gateway.config import Settings
+from gateway.drain import Drain
 from gateway.edge.admission import Admission
 from gateway.edge.catchup import Catchup
 from gateway.edge.commands import Commands
@@ -33,8 +34,8 @@ from gateway.edge.writer import Writer
 from gateway.observe.metrics import Metrics
 from gateway.owner.owner import Owner
 from gateway.owner.ports import SingleOwner
-from protocol.errors import CloseCode, ErrorCode
-from protocol.frames import Command, ErrorReply, GoAway, Reply
+from protocol.errors import ErrorCode
+from protocol.frames import Command, ErrorReply, Reply
 from store.embedded import EmbeddedStore
 from store.interface import Store
 
@@ -43,18 +44,6 @@ DESCRIPTORS_RESERVED = 64 + HTTP_CONNECTIONS_MAX
 
 CALL_TIMEOUT_S = 30.0
 """Seconds that a caller inside this process waits for a reply."""
-
-DRAIN_SETTLE_SHARE = 0.5
-"""Share of the grace period that draining waits for acknowledgements: the rest is for closing, come what may."""
-
-DRAIN_BATCH = 100
-"""Connections closed at once while draining; their clients come back spread by GoAway's jitter anyway."""
-
-DRAIN_PAUSE_S = 0.01
-"""Seconds between two such batches, in which others are served."""
-
-GO_AWAY_MS = 500
-"""Milliseconds that clients are told to stay away: what a restart takes at least."""
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +103,7 @@ class Node:
         self.writer.on_gone = self._gone
         self._trouble = ""
         self._draining = trio.Event()
+        self._drain_ends_s = 0.0
         self.metrics = Metrics(self)
         self.hub.fanout.on_written = self.metrics.observe_delivery
         self.api = Api(self, version("tidegate"))
@@ -177,7 +167,7 @@ class Node:
 
     def readiness(self) -> list[Check]:
         """See NodePort.readiness."""
-        writable, accepting = self._store.writable, self.listener.accepting
+        writable, accepting = self._store.writable, not self._draining.is_set()
         return [
             Check("store", writable, "" if writable else self._store.trouble),
             Check("accepting", accepting, "" if accepting else "the node drains"),
@@ -222,44 +212,35 @@ class Node:
             log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
             task_status.started()
             await self._draining.wait()
+            await trio.sleep(self.settings.drain_lead_s)
+            self.listener.accepting = False
             accepting.cancel_scope.cancel()
         for sock in self._sockets:
             sock.close()
 
     def drain(self) -> None:
-        """Stop taking work: ``run`` finishes what was accepted, closes the connections and returns."""
-        if self.listener.accepting:
-            log.info("draining", connections=self.table.count, grace_s=self.settings.drain_grace_s)
-            self.listener.accepting = False
+        """Stop taking work: ``run`` finishes what was accepted, closes the connections and returns.
+
+        From now on the node is not ready; new connections are accepted for ``drain_lead_s`` more, so that a load
+        balancer which has not noticed yet causes no errors. All is over within ``drain_grace_s``.
+        """
+        if not self._draining.is_set():
+            settings = self.settings
+            self._drain_ends_s = trio.current_time() + settings.drain_grace_s
+            lead_s, grace_s = settings.drain_lead_s, settings.drain_grace_s
+            log.info("draining", connections=self.table.count, lead_s=lead_s, grace_s=grace_s)
             self._draining.set()
 
+    def _answered(self) -> bool:
+        """Whether everything that was accepted is answered, and the answers are written."""
+        return not self.owner.backlog.waiting and not self.hub.fanout.jobs_waiting
+
     async def _close_connections(self) -> None:
-        """Tell everybody, let what was accepted be acknowledged, close, and cut who does not go in time."""
-        grace_s = self.settings.drain_grace_s
-        everyone = [connection for connection in self.table.by_fd if connection is not None]
-        with trio.move_on_after(grace_s):
-            with trio.move_on_after(grace_s * DRAIN_SETTLE_SHARE):
-                for batch in _batches(everyone):
-                    self.hub.signal_connections(batch, GoAway(GO_AWAY_MS))
-                    await trio.lowlevel.checkpoint()
-                await self.owner.drained()
-                while self.hub.fanout.jobs_waiting:  # noqa: ASYNC110 - a few turns at most
-                    await trio.sleep(DRAIN_PAUSE_S)
-            for batch in _batches(everyone):
-                for connection in batch:
-                    self.writer.close(connection, CloseCode.SERVICE_RESTART, "the node restarts: come back")
-                await trio.sleep(DRAIN_PAUSE_S)
-            while self.table.count:  # noqa: ASYNC110 - the last moments of a node are no place for another event
-                await trio.sleep(DRAIN_PAUSE_S)
-        cut = [connection for connection in self.table.by_fd if connection is not None]
-        for connection in cut:
-            self.writer.close(connection, CloseCode.SERVICE_RESTART, "the node restarts: come back")
-            self.writer.abort(connection)
-        log.info("drained", connections_cut=len(cut))
-
-
-def _batches(connections: Sequence[Connection]) -> Iterator[Sequence[Connection]]:
-    return (connections[start : start + DRAIN_BATCH] for start in range(0, len(connections), DRAIN_BATCH))
+        """Let everybody go in what is left of the grace."""
+        elsewhere = self.settings.store != "embedded"  # whose one directory only a successor of this node can open
+        drain = Drain(self.table, self.hub, self.writer, self._answered, elsewhere=elsewhere)
+        cut = await drain.run(max(0.0, self._drain_ends_s - trio.current_time()))
+        log.info("drained", connections_cut=cut)
 
 
 def main(settings: Settings, announce: Callable[[Node], None]) -> None:

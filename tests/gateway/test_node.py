@@ -132,5 +132,48 @@ async def test_acknowledgements_behind_a_fanout_leave_before_the_close(make_node
         assert SendAck(7, 1, 1) in await everything(stream)
 
 
+async def test_a_draining_node_is_not_ready_and_accepts_connections_for_its_lead(make_node, mock_clock):
+    node = make_node(drain_lead_s=10.0)
+    port = int(node.address.rpartition(":")[2])
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        streams = [await connect(node, "alice")]
+        assert all(check.ok for check in node.readiness())
+        mock_clock.jump(100)
+        node.drain()
+        assert [check.name for check in node.readiness() if not check.ok] == ["accepting"]
+        streams.append(await connect(node, "bob"))
+        mock_clock.jump(10)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream("127.0.0.1", port)
+        mock_clock.rate = 10
+        for stream in streams:
+            got = await everything(stream)
+            assert isinstance(got[0], GoAway)
+            assert got[-1] == 1012
+    assert node.table.count == 0
+
+
+async def test_who_does_not_go_is_cut_when_the_grace_is_over(make_node, mock_clock):
+    node = make_node(drain_grace_s=4.0, drain_lead_s=1.0)
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        stream = await connect(node, "alice")
+        began = trio.current_time()
+        node.drain()
+        mock_clock.rate = 20
+        await running.start(wait_gone, node)
+        assert trio.current_time() - began == pytest.approx(4.0, abs=1.0)
+        await stream.aclose()
+
+
+async def wait_gone(node, *, task_status):
+    """Ready when the node holds no connection any more."""
+    while node.table.count:
+        await trio.testing.wait_all_tasks_blocked(0.001)
+    task_status.started()
+
+
 def test_descriptors_are_kept_back_for_all_that_is_no_connection():
     assert DESCRIPTORS_RESERVED > HTTP_CONNECTIONS_MAX
