@@ -1,0 +1,195 @@
+"""This node's own lease: renewed by lightweight transaction, and trusted only as long as nobody can have taken it.
+
+The lease is counted from the moment a renewal that is known to be applied was *sent*. A watcher on another node counts
+from the moment it *saw* that renewal, which is later; so this node falls silent before any watcher's wait is over, by a
+margin for clocks that run at different speeds. No clock is ever compared across machines.
+"""
+
+import secrets
+from collections.abc import Callable
+from time import CLOCK_BOOTTIME, clock_gettime
+from typing import Final
+
+import structlog
+import trio
+from msgspec.structs import replace
+
+from store.coordination import Coordination, LeaseRecord
+from store.interface import Unavailable
+
+LEASE_MARGIN_SHARE: Final = 0.1
+"""Share of a lease that its owner does not use: clocks of two machines may differ in speed by a tenth and all holds."""
+
+RETRY_S: Final = 0.25
+"""Seconds until a renewal that failed is tried again: forty times within a lease of 10 s."""
+
+ANSWER_MAX_SHARE: Final = 0.3
+"""Share of a lease that one renewal may take before its outcome counts as unknown: three of them fit a lease."""
+
+log = structlog.get_logger(__name__)
+
+
+class Fenced(Exception):
+    """This incarnation was marked dead by another node: it owns nothing any more, and never will again."""
+
+
+def machine_seconds() -> float:
+    """Seconds since the machine started, the time that it was suspended included: a laptop's lid ends leases too."""
+    return clock_gettime(CLOCK_BOOTTIME)
+
+
+class Lease:
+    """Keeps one incarnation alive in the eyes of the others.
+
+    Attributes:
+        incarnation: the unique name of this life of the node.
+        renewals: renewals applied, ever.
+    """
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        *,
+        node: str,
+        address: str,
+        owns: bool,
+        protocol: int,
+        lease_s: float,
+        renew_s: float,
+        clock: Callable[[], float] = machine_seconds,
+    ) -> None:
+        self.incarnation = f"{node}:{secrets.token_urlsafe(6)}"
+        self.renewals = 0
+        self._coordination = coordination
+        self._record = LeaseRecord(self.incarnation, node, 0, True, address, owns, False, protocol)
+        self._sent_s: dict[int, float] = {}  # by nonce: those whose renewal may be in the row, now or later
+        self._tried = 0
+        self._lease_s = lease_s
+        self._renew_s = renew_s
+        self._clock = clock
+        self._valid_until_s = -1.0
+        self._draining = False
+        self._fenced = False
+        self._wake = trio.Event()
+
+    @property
+    def record(self) -> LeaseRecord:
+        """The row as this node last wrote it."""
+        return self._record
+
+    @property
+    def draining(self) -> bool:
+        """Whether this node gives its slots away."""
+        return self._draining
+
+    @property
+    def fenced(self) -> bool:
+        """Whether this incarnation was found dead."""
+        return self._fenced
+
+    def valid(self) -> bool:
+        """Whether nobody can have taken anything from this node yet. Asked before every acknowledgement."""
+        return self._clock() < self._valid_until_s
+
+    def drain(self) -> None:
+        """Let the others know, with a renewal at once, that this node gives its slots away."""
+        self._draining = True
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take the lease, however long the store lets it wait, then renew it until cancelled.
+
+        Raises:
+            Fenced: another node marked this incarnation dead.
+
+        A cancellation leaves the row alive until ``release`` or until others have watched it stand still.
+        """
+        await self._take()
+        task_status.started()
+        while True:
+            with trio.move_on_after(self._renew_s):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            while not await self._renew():  # noqa: ASYNC110 - tried again, not waited for
+                await trio.sleep(RETRY_S)
+
+    async def release(self) -> None:
+        """Mark this incarnation dead, so that others need not wait for it. Call it when nothing is acknowledged more.
+
+        Raises Unavailable: then the others find out by watching.
+        """
+        self._valid_until_s = -1.0
+        await self._coordination.mark_dead(self.incarnation, self._record.nonce)
+
+    async def _take(self) -> None:
+        told = False
+        while True:
+            try:
+                if await self._coordination.take_lease(self._next()):
+                    self._note(self._tried)
+                    return
+                if await self._read() is not None:  # entered by an earlier try whose answer was lost
+                    return
+            except Unavailable as error:
+                if not told:
+                    log.warning("waiting for the store, to take a lease", error=str(error))
+                told = True
+            await trio.sleep(RETRY_S)
+
+    async def _renew(self) -> bool:
+        """Renew once; False if that is to be tried again. Raises Fenced."""
+        lease, known = self._next(), self._record.nonce
+        applied = False
+        with trio.move_on_after(self._lease_s * ANSWER_MAX_SHARE):
+            try:
+                applied = await self._coordination.renew_lease(lease, known)
+            except Unavailable as error:
+                log.warning("lease not renewed", error=str(error), valid_for_s=self._remaining_s())
+        if applied:
+            self._note(lease.nonce)
+            return True
+        return await self._read() == lease.nonce
+
+    def _next(self) -> LeaseRecord:
+        """The row to write next. Its nonce was never tried before: an answer that was lost cannot be mistaken."""
+        self._tried += 1
+        self._sent_s[self._tried] = self._clock()
+        return replace(self._record, nonce=self._tried, draining=self._draining)
+
+    async def _read(self) -> int | None:
+        """Read which renewal is in our row; None if it cannot be read. Raises Fenced if the row is dead or gone."""
+        row: LeaseRecord | None = None
+        with trio.move_on_after(self._lease_s * ANSWER_MAX_SHARE) as patience:
+            try:
+                rows = await self._coordination.leases()
+            except Unavailable:
+                return None
+            row = next((row for row in rows if row.incarnation == self.incarnation), None)
+        if patience.cancelled_caught:
+            return None
+        if row is None or not row.alive:
+            self._fence()
+        assert row is not None
+        self._note(row.nonce)
+        return row.nonce
+
+    def _fence(self) -> None:
+        self._fenced = True
+        self._valid_until_s = -1.0
+        log.error("lease lost: another node marked this incarnation dead", incarnation=self.incarnation)
+        raise Fenced(
+            f"{self.incarnation} was silent for longer than its lease of {self._lease_s:g} s and lost its slots"
+        )
+
+    def _note(self, nonce: int) -> None:
+        """A renewal is known to be in the row."""
+        if nonce == self._record.nonce:
+            return
+        self.renewals += 1
+        sent_s = self._sent_s[nonce]
+        self._sent_s = {tried: when for tried, when in self._sent_s.items() if tried > nonce}
+        self._record = replace(self._record, nonce=nonce)
+        self._valid_until_s = sent_s + self._lease_s * (1 - LEASE_MARGIN_SHARE)
+
+    def _remaining_s(self) -> float:
+        return round(max(0.0, self._valid_until_s - self._clock()), 3)

@@ -1,0 +1,252 @@
+"""Which slots this node owns: claimed from the dead, handed over between the living.
+
+A slot changes hands in one of two ways, each one lightweight transaction on the table's version:
+
+- *claim*: its owner is dead (its lease row says so, which is for ever); the epoch rises by one;
+- *handover*: its owner writes down the next owner, stops accepting for the slot, waits until nothing of it is pending,
+  and only then writes the next owner as owner, with the epoch one higher.
+
+Either way the old owner can acknowledge nothing under the new epoch's nose. ``tests/model`` checks it.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from gateway.cluster.lease import Lease
+from gateway.cluster.slots import rightful_owners, slot_of
+from gateway.cluster.watch import Watch
+from store.coordination import SLOTS, Coordination, Slot, SlotTable
+from store.interface import Unavailable
+
+TABLE_POLL_S: Final = 1.0
+"""Seconds between two looks at the slot table when nothing says that it changed: a hint may be lost."""
+
+HANDOVER_MAX_S: Final = 5.0
+"""Seconds that a slot's pending appends may take before the handover is called off and the slot accepted again: as
+long as a client may have to wait for an acknowledgement when nodes are replaced."""
+
+HANDOVER_RETRY_S: Final = 15.0
+"""Seconds until a slot whose handover was called off is handed over again."""
+
+log = structlog.get_logger(__name__)
+
+
+class SlotHolder(Protocol):
+    """What ownership asks of the node's owner."""
+
+    async def release(self, slots: Collection[int]) -> None:
+        """Wait until nothing of these slots is pending, save what is unsaved, and forget their conversations.
+
+        New commands for them are refused meanwhile, because ``Ownership.epoch`` says so. Cancelling is safe.
+        """
+
+    def drop_all(self) -> None:
+        """Forget everything at once, answering that outcomes are unknown: this node owns nothing any more."""
+
+
+class SlotOwnership:
+    """Implements ``gateway.owner.ports.Ownership`` for one node of a cluster.
+
+    Attributes:
+        table: the slot table as last read or written.
+        claims, handovers: slots claimed from the dead, and handed to others, ever.
+        on_change: called after the table changed.
+    """
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        lease: Lease,
+        watch: Watch,
+        holder: SlotHolder,
+    ) -> None:
+        self.table = SlotTable(0, (Slot(),) * SLOTS)
+        self.claims = 0
+        self.handovers = 0
+        self.on_change: list[Callable[[], None]] = []
+        self._coordination = coordination
+        self._lease = lease
+        self._watch = watch
+        self._holder = holder
+        self._epochs = [0] * SLOTS  # of the slots that are this node's; 0: not its own
+        self._accepted = [0] * SLOTS  # the same without those that are being handed over
+        self._not_leaving: dict[int, float] = {}
+        self._wake = trio.Event()
+        watch.on_change.append(self.wake)
+
+    # --- gateway.owner.ports.Ownership ------------------------------------------------------------------------------
+
+    def epoch(self, conversation_id: str) -> int | None:
+        """See Ownership.epoch. None also while the slot is being handed over."""
+        return self._accepted[slot_of(conversation_id)] or None
+
+    def may_speak(self, conversation_id: str, epoch: int) -> bool:
+        """See Ownership.may_speak."""
+        return self._epochs[slot_of(conversation_id)] == epoch and self._lease.valid()
+
+    # --- For routing and status -------------------------------------------------------------------------------------
+
+    def owner_of(self, slot: int) -> str:
+        """The incarnation that accepts commands for a slot, as far as this node knows; empty: nobody just now."""
+        row = self.table.slots[slot]
+        if row.next_owner or self._watch.is_dead(row.owner):
+            return ""
+        if row.owner == self._lease.incarnation and not self._accepted[slot]:
+            return ""
+        return row.owner
+
+    @property
+    def owned(self) -> int:
+        """Slots that this node owns."""
+        return SLOTS - self._epochs.count(0)
+
+    def wake(self) -> None:
+        """Look at the table soon."""
+        self._wake.set()
+
+    # --- Life -------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Claim, hand over and follow the table until cancelled; started once the table was read.
+
+        A cancellation leaves the slots this node's own, in the table too; a transaction under way may or may not
+        have happened.
+        """
+        started = False
+        while True:
+            try:
+                await self._step()
+            except Unavailable as error:
+                log.warning("slot table not read or changed", error=str(error))
+            else:
+                if not started:
+                    task_status.started()
+                    started = True
+            with trio.move_on_after(TABLE_POLL_S):
+                await self._wake.wait()
+            self._wake = trio.Event()
+
+    def fence(self) -> None:
+        """This incarnation is dead: own nothing, accept nothing, and forget everything."""
+        self._epochs = [0] * SLOTS
+        self._accepted = [0] * SLOTS
+        self._holder.drop_all()
+
+    async def _step(self) -> None:
+        """One look at the table, and what follows from it. Raises Unavailable."""
+        self._adopt(await self._coordination.slot_table())
+        if self._lease.fenced or not self._watch.live:
+            return
+        rightful = self._rightful()
+        claimed = self._claimable(rightful)
+        if claimed and not await self._change(claimed):
+            self.wake()
+            return
+        self.claims += len(claimed)
+        await self._hand_over(rightful)
+        await self._remove_dead_leases()
+
+    def _rightful(self) -> list[str]:
+        """For each slot the incarnation that should own it; empty where nobody can."""
+        candidates: dict[str, str] = {}
+        for row in self._watch.live.values():
+            if row.owns and not row.draining:
+                candidates[row.node] = max(row.incarnation, candidates.get(row.node, ""))
+        return [candidates.get(node, "") for node in rightful_owners(candidates)]
+
+    def _claimable(self, rightful: list[str]) -> dict[int, Slot]:
+        """Slots of the dead that should be this node's."""
+        own = self._lease.incarnation
+        if not self._lease.valid():
+            return {}
+        return {
+            number: Slot(own, slot.epoch + 1)
+            for number, slot in enumerate(self.table.slots)
+            if rightful[number] == own and self._watch.is_dead(slot.owner)
+        }
+
+    # --- Handing over -----------------------------------------------------------------------------------------------
+
+    async def _hand_over(self, rightful: list[str]) -> None:
+        """Give away what should be another's, through the three steps that the module says."""
+        own = self._lease.incarnation
+        now_s = trio.current_time()
+        leaving = {
+            number: slot
+            for number, slot in enumerate(self.table.slots)
+            if slot.owner == own and rightful[number] not in ("", own) and self._not_leaving.get(number, 0.0) <= now_s
+        }
+        if not leaving:
+            await self._take_back(rightful)
+            return
+        announced = {number: Slot(own, slot.epoch, rightful[number]) for number, slot in leaving.items()}
+        if announced != leaving and not await self._change(announced):
+            self.wake()
+            return
+        with trio.move_on_after(HANDOVER_MAX_S) as patience:
+            await self._holder.release(announced)
+        if patience.cancelled_caught:
+            log.warning("slots not handed over: their appends are not settled in time", slots=len(announced))
+            self._not_leaving = dict.fromkeys(announced, now_s + HANDOVER_RETRY_S)
+            await self._change({number: Slot(own, slot.epoch) for number, slot in announced.items()})
+            return
+        handed = {number: Slot(slot.next_owner, slot.epoch + 1) for number, slot in announced.items()}
+        if await self._change(handed):
+            self.handovers += len(handed)
+            log.info("slots handed over", slots=len(handed))
+        self.wake()
+
+    async def _take_back(self, rightful: list[str]) -> None:
+        """Accept again what was to go to somebody who is no more."""
+        own = self._lease.incarnation
+        orphans = {
+            number: Slot(own, slot.epoch)
+            for number, slot in enumerate(self.table.slots)
+            if slot.owner == own and slot.next_owner and rightful[number] in ("", own)
+        }
+        if orphans:
+            await self._change(orphans)
+
+    async def _remove_dead_leases(self) -> None:
+        """Delete the rows of the dead to whom no slot refers: the first of the living does it."""
+        if min(self._watch.live) != self._lease.incarnation:
+            return
+        owners = {slot.owner for slot in self.table.slots}
+        for incarnation in self._watch.dead:
+            if incarnation not in owners:
+                await self._coordination.remove_lease(incarnation)
+
+    # --- The table --------------------------------------------------------------------------------------------------
+
+    async def _change(self, changed: Mapping[int, Slot]) -> bool:
+        """Write some slots; False if somebody else wrote meanwhile. Raises Unavailable: then nothing is known."""
+        slots = tuple(changed.get(number, slot) for number, slot in enumerate(self.table.slots))
+        version = self.table.version
+        # What is given away is closed before it is written, because the answer may be lost.
+        for number, slot in changed.items():
+            if slot.owner != self._lease.incarnation or slot.next_owner:
+                self._accepted[number] = 0
+            if slot.owner != self._lease.incarnation:
+                self._epochs[number] = 0
+        if not await self._coordination.change_slots(version, slots):
+            return False
+        self._adopt(SlotTable(version + 1, slots))
+        return True
+
+    def _adopt(self, table: SlotTable) -> None:
+        """Take a table for true. Slots that came or went change what this node accepts."""
+        if self._lease.fenced:
+            return
+        changed = table.version != self.table.version
+        own = self._lease.incarnation
+        self.table = table
+        for number, slot in enumerate(table.slots):
+            mine = slot.epoch if slot.owner == own else 0
+            self._epochs[number] = mine
+            self._accepted[number] = 0 if slot.next_owner else mine
+        if changed:
+            for notify in self.on_change:
+                notify()

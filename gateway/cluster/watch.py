@@ -1,0 +1,151 @@
+"""The other nodes' leases: who is alive, and marking dead who is not.
+
+A lease is dead when its row says so, and another node may only say so after it watched the nonce stand still for a full
+lease, on its own clock, through reads that all succeeded: after an outage of the store everybody gets a lease's time to
+renew. Marking dead names the nonce that stood still, so an owner that renewed at the last moment stays alive.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.cluster.lease import Lease, machine_seconds
+from store.coordination import Coordination, LeaseRecord
+from store.interface import Unavailable
+
+WATCH_S: Final = 1.0
+"""Seconds between two looks at the leases: what a takeover may take longer than a lease."""
+
+WATCH_GAP_SHARE: Final = 0.5
+"""Share of a lease between two looks above which this node itself must have been asleep: its watches begin again."""
+
+log = structlog.get_logger(__name__)
+
+
+class NameTaken(Exception):
+    """Another node with this node's name is running."""
+
+
+class Watch:
+    """Knows which incarnations live, as of the last look that succeeded.
+
+    Attributes:
+        live: living incarnations by name, this node's own among them.
+        dead: incarnations whose row is still there and says so.
+        looked_s: when the last look that succeeded began, seconds of the clock; -1 before the first.
+        marked_dead: incarnations that this node marked dead, ever.
+        on_change: called after a look that changed who lives, or what a living row says besides its nonce.
+    """
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        lease: Lease,
+        *,
+        lease_s: float,
+        clock: Callable[[], float] = machine_seconds,
+    ) -> None:
+        self.live: Mapping[str, LeaseRecord] = {}
+        self.dead: Sequence[str] = ()
+        self.looked_s = -1.0
+        self.marked_dead = 0
+        self.on_change: list[Callable[[], None]] = []
+        self._coordination = coordination
+        self._lease = lease
+        self._lease_s = lease_s
+        self._clock = clock
+        self._watched: dict[str, tuple[int, float]] = {}
+        self._renewed: set[str] = set()
+        self._began_s = clock()
+        self._wake = trio.Event()
+
+    def wake(self) -> None:
+        """Look again soon: something is said to have changed."""
+        self._wake.set()
+
+    def is_dead(self, incarnation: str) -> bool:
+        """Whether the last look did not find it alive. An empty name is nobody's, and so dead."""
+        return incarnation not in self.live
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look until cancelled; started after the first look that succeeded.
+
+        Raises:
+            NameTaken: another node with this node's name renews its lease, and was there before.
+        """
+        started = False
+        while True:
+            try:
+                await self.look()
+            except Unavailable as error:
+                log.warning("leases not read", error=str(error))
+                self._watched.clear()
+            else:
+                if not started:
+                    task_status.started()
+                    started = True
+            with trio.move_on_after(WATCH_S):
+                await self._wake.wait()
+            self._wake = trio.Event()
+
+    async def look(self) -> None:
+        """Read the leases and mark dead whose nonce stood still for a lease. Raises Unavailable, NameTaken."""
+        began_s = self._clock()
+        if began_s - self.looked_s > self._lease_s * WATCH_GAP_SHARE:
+            self._watched.clear()
+        rows = await self._coordination.leases()
+        silent = self._note(rows)
+        for row in silent:
+            if await self._coordination.mark_dead(row.incarnation, row.nonce):
+                self.marked_dead += 1
+                log.warning("node marked dead", node=row.node, incarnation=row.incarnation, silent_s=self._lease_s)
+        if silent:
+            rows = await self._coordination.leases()
+        self.looked_s = began_s
+        self.dead = [row.incarnation for row in rows if not row.alive]
+        self._set_live({row.incarnation: row for row in rows if row.alive})
+
+    def _note(self, rows: Sequence[LeaseRecord]) -> list[LeaseRecord]:
+        """Take notice of renewals; those returned stood still for a lease."""
+        # The clock is read behind the answer: a renewal is never counted from before it was seen.
+        now_s = self._clock()
+        silent = []
+        watched: dict[str, tuple[int, float]] = {}
+        for row in rows:
+            if not row.alive or row.incarnation == self._lease.incarnation:
+                continue
+            nonce, since_s = self._watched.get(row.incarnation, (-1, now_s))
+            if row.nonce != nonce:
+                if nonce >= 0:
+                    self._check_name(row, now_s)
+                since_s = now_s
+            elif now_s - since_s >= self._lease_s:
+                silent.append(row)
+            watched[row.incarnation] = (row.nonce, since_s)
+        self._watched = watched
+        return silent
+
+    def _check_name(self, other: LeaseRecord, now_s: float) -> None:
+        """Two living nodes of one name: the younger gives way, or one of the two when they are of an age."""
+        own = self._lease.record
+        if other.node != own.node:
+            return
+        young = now_s - self._began_s < self._lease_s
+        if young and (-other.nonce, other.incarnation) < (-own.nonce, own.incarnation):
+            raise NameTaken(
+                f"a node named {own.node!r} is running already at {other.address}: names have to differ; "
+                "give this one another with --node-name"
+            )
+
+    def _set_live(self, live: dict[str, LeaseRecord]) -> None:
+        before, self.live = self.live, live
+        if {name: _face(row) for name, row in before.items()} != {name: _face(row) for name, row in live.items()}:
+            log.info("nodes alive", nodes=sorted(row.node for row in live.values()))
+            for notify in self.on_change:
+                notify()
+
+
+def _face(row: LeaseRecord) -> tuple[bool, bool]:
+    return row.owns, row.draining

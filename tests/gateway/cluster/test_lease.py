@@ -1,0 +1,144 @@
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.cluster.lease import Fenced, Lease
+from tests.fakes.coordination import MemoryCoordination
+
+
+def make(coordination: MemoryCoordination, node: str = "n1") -> Lease:
+    return Lease(
+        coordination,
+        node=node,
+        address="127.0.0.1:1",
+        owns=True,
+        protocol=1,
+        lease_s=10.0,
+        renew_s=2.0,
+        clock=trio.current_time,
+    )
+
+
+async def test_valid_while_it_is_renewed_and_not_before_it_is_taken(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    assert not lease.valid()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        for _ in range(100):
+            await trio.sleep(1)
+            assert lease.valid()
+        assert lease.renewals >= 49
+        assert coordination.rows[lease.incarnation].alive
+        nursery.cancel_scope.cancel()
+
+
+async def test_counted_from_when_the_renewal_was_sent_less_a_margin(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination(delay_s=1.0)
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        sent_s = trio.current_time()
+        await nursery.start(lease.run)
+        coordination.away = True
+        await trio.sleep_until(sent_s + 8.9)
+        assert lease.valid()
+        await trio.sleep_until(sent_s + 9.0)
+        assert not lease.valid()
+        coordination.away = False
+        await trio.sleep(5)
+        assert lease.valid()
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_that_got_lost_is_found_in_the_row(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lost = 0
+
+    def lose(what: str) -> bool:
+        nonlocal lost
+        lost += 1
+        return lost % 3 > 0
+
+    coordination.lose_answer = lose
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        for _ in range(60):
+            await trio.sleep(1)
+            assert lease.valid()
+        assert coordination.rows[lease.incarnation].nonce == lease.record.nonce
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_renewal_applied_before_an_outage_counts_from_its_own_sending(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+
+    def lose_and_fall(what: str) -> bool:
+        coordination.away = what == "renew"
+        return what == "renew"
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        coordination.lose_answer = lose_and_fall
+        await trio.sleep(2.1)  # one renewal applied, its answer lost, then nothing can be read
+        applied_s = trio.current_time()
+        await trio.sleep_until(applied_s + 8)
+        assert not lease.valid(), "known to be applied is only the first"
+        coordination.lose_answer = lambda _what: False
+        coordination.away = False
+        await trio.sleep(1)
+        assert lease.valid()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_marked_dead_means_fenced_for_ever(autojump_clock: MockClock, gone: bool) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the nursery is what raises
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lease.run)
+            await coordination.mark_dead(lease.incarnation, coordination.rows[lease.incarnation].nonce)
+            if gone:
+                await coordination.remove_lease(lease.incarnation)
+            await trio.sleep(20)
+    assert caught.group_contains(Fenced)
+    assert lease.fenced
+    assert not lease.valid()
+
+
+async def test_waits_for_the_store_to_be_there(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    coordination.away = True
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease.run)
+        await trio.sleep(30)
+        assert not lease.valid()
+        coordination.away = False
+        await trio.sleep(1)
+        assert lease.valid()
+        nursery.cancel_scope.cancel()
+
+
+async def test_released_is_dead_and_silent(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        nursery.cancel_scope.cancel()
+    await lease.release()
+    assert not lease.valid()
+    assert not coordination.rows[lease.incarnation].alive
+
+
+async def test_draining_is_told_at_once(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        lease.drain()
+        await trio.sleep(0.1)
+        assert coordination.rows[lease.incarnation].draining
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,206 @@
+"""Leases, watching and slots of several nodes in one process, on a virtual clock."""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.cluster.lease import Lease
+from gateway.cluster.ownership import HANDOVER_MAX_S, SlotOwnership
+from gateway.cluster.slots import rightful_owners, slot_of
+from gateway.cluster.watch import NameTaken, Watch
+from store.coordination import SLOTS
+from tests.fakes.coordination import MemoryCoordination
+
+
+class Holder:
+    """A SlotHolder that takes ``release_s`` to release."""
+
+    def __init__(self) -> None:
+        self.release_s = 0.1
+        self.released: list[set[int]] = []
+        self.dropped = 0
+
+    async def release(self, slots: Collection[int]) -> None:
+        await trio.sleep(self.release_s)
+        self.released.append(set(slots))
+
+    def drop_all(self) -> None:
+        self.dropped += 1
+
+
+class Part:
+    """What of a node takes part in ownership."""
+
+    def __init__(self, coordination: MemoryCoordination, node: str, owns: bool = True) -> None:
+        self.lease = Lease(
+            coordination, node=node, address=f"{node}:1", owns=owns, protocol=1, lease_s=10.0, renew_s=2.0,
+            clock=trio.current_time,
+        )  # fmt: skip
+        self.watch = Watch(coordination, self.lease, lease_s=10.0, clock=trio.current_time)
+        self.holder = Holder()
+        self.ownership = SlotOwnership(coordination, self.lease, self.watch, self.holder)
+        self.scope = trio.CancelScope()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.lease.run)
+                await nursery.start(self.watch.run)
+                await nursery.start(self.ownership.run)
+                task_status.started()
+
+    @property
+    def owned(self) -> int:
+        return self.ownership.owned
+
+
+@asynccontextmanager
+async def cluster(*nodes: str) -> AsyncIterator[tuple[MemoryCoordination, list[Part], trio.Nursery]]:
+    coordination = MemoryCoordination()
+    async with trio.open_nursery() as nursery:
+        parts = [Part(coordination, node) for node in nodes]
+        for part in parts:
+            await nursery.start(part.run)
+        await trio.sleep(5)
+        yield coordination, parts, nursery
+        nursery.cancel_scope.cancel()
+
+
+def assert_one_owner_each(parts: Collection[Part]) -> None:
+    for slot in range(SLOTS):
+        speakers = [part for part in parts if part.ownership._epochs[slot] and part.lease.valid()]
+        assert len(speakers) == 1, f"slot {slot} has {len(speakers)} owners"
+
+
+def test_a_slot_for_every_conversation_and_a_fair_share_for_every_node() -> None:
+    counts = [0] * SLOTS
+    for number in range(20_000):
+        counts[slot_of(f"d{number}")] += 1
+    assert min(counts) > 0
+    four = rightful_owners(("a", "b", "c", "d"))
+    assert all(SLOTS / 4 * 0.75 < four.count(node) < SLOTS / 4 * 1.25 for node in "abcd")
+    three = rightful_owners(("a", "b", "c"))
+    assert all(before == after for before, after in zip(four, three, strict=True) if before != "d")
+    assert rightful_owners(()) == ("",) * SLOTS
+
+
+async def test_the_first_node_takes_all_and_the_second_its_share(autojump_clock: MockClock) -> None:
+    async with cluster("a") as (coordination, parts, nursery):
+        assert parts[0].owned == SLOTS
+        assert coordination.changes == 1, "one write for all slots"
+        second = Part(coordination, "b")
+        await nursery.start(second.run)
+        await trio.sleep(5)
+        assert_one_owner_each([*parts, second])
+        assert parts[0].owned + second.owned == SLOTS
+        assert second.owned == rightful_owners(("a", "b")).count("b")
+        assert set(parts[0].holder.released[0]) == {
+            number for number, node in enumerate(rightful_owners(("a", "b"))) if node == "b"
+        }
+        assert coordination.changes == 3, "announced, then handed over"
+        assert {slot.epoch for slot in coordination.table.slots} == {1, 2}
+
+
+async def test_the_slots_of_a_silent_node_are_claimed_after_a_lease_and_not_before(autojump_clock: MockClock) -> None:
+    async with cluster("a", "b") as (_, (first, second), _nursery):
+        before = first.owned
+        died_s = trio.current_time()
+        second.scope.cancel()
+        while first.owned == before:  # noqa: ASYNC110 - virtual time
+            await trio.sleep(0.1)
+        assert 10.0 - 2.0 <= trio.current_time() - died_s <= 10.0 + 2.5
+        assert not second.lease.valid(), "silent before its slots were taken"
+        assert first.owned == SLOTS
+
+
+async def test_a_short_silence_moves_nothing(autojump_clock: MockClock) -> None:
+    async with cluster("a", "b") as (coordination, (first, second), _):
+        version = coordination.table.version
+        coordination.away = True
+        await trio.sleep(60)  # longer than every lease, but nobody can see anything
+        assert not first.lease.valid()
+        coordination.away = False
+        await trio.sleep(15)
+        assert coordination.table.version == version
+        assert_one_owner_each([first, second])
+
+
+async def test_a_node_that_leaves_gives_everything_away_first(autojump_clock: MockClock) -> None:
+    async with cluster("a", "b", "c") as (_, (first, second, third), _nursery):
+        second.lease.drain()
+        await trio.sleep(5)
+        assert second.owned == 0
+        assert second.ownership.handovers > 200
+        assert_one_owner_each([first, third])
+
+
+async def test_a_slot_that_cannot_be_released_stays(autojump_clock: MockClock) -> None:
+    async with cluster("a") as (coordination, (first,), nursery):
+        first.holder.release_s = 60
+        second = Part(coordination, "b")
+        await nursery.start(second.run)
+        await trio.sleep(HANDOVER_MAX_S + 3)
+        assert first.owned == SLOTS
+        assert all(first.ownership._accepted), "accepted again"
+        first.holder.release_s = 0.1
+        await trio.sleep(20)
+        assert_one_owner_each([first, second])
+        assert second.owned
+
+
+@pytest.mark.parametrize("what", ["slots", "renew", "mark"])
+async def test_lost_answers_never_make_two_owners(autojump_clock: MockClock, what: str) -> None:
+    async with cluster("a") as (coordination, parts, nursery):
+        count = 0
+
+        def lose(change: str) -> bool:
+            nonlocal count
+            count += change == what
+            return change == what and count % 2 == 1
+
+        coordination.lose_answer = lose
+        others = [Part(coordination, node) for node in ("b", "c")]
+        for other in others:
+            await nursery.start(other.run)
+        await trio.sleep(20)
+        assert_one_owner_each([*parts, *others])
+        others[0].scope.cancel()
+        await trio.sleep(30)
+        assert_one_owner_each([*parts, others[1]])
+        assert count > 0
+
+
+async def test_a_node_without_the_owner_role_gets_no_slots(autojump_clock: MockClock) -> None:
+    async with cluster("a") as (coordination, (first,), nursery):
+        edge = Part(coordination, "edge", owns=False)
+        await nursery.start(edge.run)
+        await trio.sleep(10)
+        assert (first.owned, edge.owned) == (SLOTS, 0)
+        assert edge.ownership.owner_of(7) == first.lease.incarnation
+
+
+async def test_two_nodes_of_one_name(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the nursery is what raises
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Part(coordination, "a").run)
+            await trio.sleep(30)
+            await nursery.start(Part(coordination, "a").run)
+            await trio.sleep(30)
+    assert caught.group_contains(NameTaken, match="a node named 'a' is running already at a:1", depth=None)
+
+
+async def test_the_next_life_of_a_killed_node_gets_its_slots_back(autojump_clock: MockClock) -> None:
+    async with cluster("a", "b") as (coordination, (first, second), nursery):
+        share = second.owned
+        second.scope.cancel()
+        await trio.sleep(1)
+        again = Part(coordination, "b")
+        await nursery.start(again.run)
+        await trio.sleep(20)
+        assert again.owned == share
+        assert_one_owner_each([first, again])
+        assert second.lease.incarnation not in coordination.rows, "no slot refers to it: its row is gone"
