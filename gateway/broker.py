@@ -53,6 +53,12 @@ class EdgePort(Protocol):
     def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
         """Answer a command. With ``conversation_id``, not before the deliveries of that conversation made so far."""
 
+    def not_owner(self, origin: Origin, command: Command) -> None:
+        """Give back a command that this node did not carry out, because another owns its conversation by now.
+
+        Commands of one origin for one conversation come back in the order they went in.
+        """
+
     def is_gone(self, origin: Origin) -> bool:
         """Whether nobody waits for a reply any more, so that work for it can be saved."""
 

@@ -31,6 +31,14 @@ class Refused(Exception):
         return ErrorReply(request_id, int(self.code), self.message, self.retry_after_ms)
 
 
+class NotOwner(Refused):
+    """This node does not own the conversation (any more): the command is for another."""
+
+    def __init__(self) -> None:
+        refusal = unavailable("the conversation is moving to another node")
+        super().__init__(refusal.code, refusal.message, refusal.retry_after_ms)
+
+
 def not_found() -> Refused:
     """No such conversation, or the user is not in it: the same words for both, so that nobody can tell them apart."""
     return Refused(ErrorCode.NOT_FOUND, NOT_FOUND_TEXT)

@@ -7,8 +7,9 @@ from gateway.edge.connection import CLOSING, GONE, JSON, QUEUED, Connection, Con
 from gateway.edge.fanout import Fanout
 from gateway.edge.outgoing import PushBatch, encode_for
 from gateway.edge.writer import Writer
+from gateway.refusals import NotOwner
 from protocol.errors import CloseCode
-from protocol.frames import Push, Reply
+from protocol.frames import Command, Push, Reply
 
 
 class Caller:
@@ -110,6 +111,10 @@ class Hub:
             self._writer.write(origin, encode_for(reply, json=bool(origin.flags & JSON)))
         elif isinstance(origin, Caller):
             origin.receive(reply)
+
+    def not_owner(self, origin: Origin, command: Command) -> None:
+        """See EdgePort.not_owner. Of use where nothing routes: the client is to try again."""
+        self.reply(origin, NotOwner().reply(command.id))
 
     def is_gone(self, origin: Origin) -> bool:
         """See EdgePort.is_gone."""

@@ -62,6 +62,7 @@ class Appender:
         self._dirty: list[Conversation] = []
         self._arrived_s = 0.0
         self._wake = trio.Event()
+        self._gone = False
         self._troubles = Troubles(edge, counters, backlog, self._settle, self._recovered, drop, self._append_again)
         self._flushed: deque[tuple[float, list[Conversation]]] = self._troubles.flushed
 
@@ -167,6 +168,12 @@ class Appender:
             self._flushed.append((self._arrived_s, dirty))
             self._store.append(batch, self._done)
 
+    def give_up(self, conversation: Conversation) -> None:
+        """Tell who waits for appends of a conversation that their outcome is unknown: it is another's now."""
+        self._gone = True
+        conversation.uncertain = len(conversation.flights)
+        self._troubles.give_up(conversation)
+
     def _append_again(self, batch: Sequence[Append]) -> None:
         self._counters.batches += 1
         self._store.append(batch, self._done)
@@ -175,8 +182,10 @@ class Appender:
         """Take the store's answers: deliver and acknowledge what is durable, in seq order."""
         for append, error in outcomes:
             conversation = self._find(append.conversation_id)
+            if conversation is None and self._gone:
+                continue
             assert conversation is not None, "a conversation with an append under way is never forgotten"
-            if error is None and not self._ownership.may_speak(conversation.epoch):
+            if error is None and not self._ownership.may_speak(append.conversation_id, append.epoch):
                 error = OutcomeUnknown("durable, but this node is not sure to be the owner any more")  # noqa: PLW2901
             if error is None and conversation.outcomes is None:
                 self._settle(conversation)

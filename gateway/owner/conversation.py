@@ -53,6 +53,7 @@ class Conversation:
         uncertain: so many flights, from the oldest, end with one that may be in the store though it was not confirmed.
         barrier: the newest pending entry changes members or title; commands wait until it is settled.
         waiting: None while commands are handled as they come; otherwise they wait here, in order of arrival.
+        leaving: it is being handed over to another node: commands are not for this one any more.
         lookups: by id of the origin, commands that wait for a lookup of that origin; None when there is none.
         is_open: neither waiting nor lookups: the one thing that the hot path has to ask.
     """
@@ -69,6 +70,7 @@ class Conversation:
         "kind",
         "last_seq",
         "last_time_us",
+        "leaving",
         "loaded",
         "lookups",
         "members",
@@ -106,6 +108,7 @@ class Conversation:
         self.barrier = False
         self.waiting: deque[tuple[Origin, Command]] | None = deque()
         self.lookups: dict[int, deque[tuple[Origin, Command]]] | None = None
+        self.leaving = False
         self.is_open = False
 
     def fill(self, loaded: Loaded, epoch: int) -> None:
@@ -131,7 +134,12 @@ class Conversation:
     @property
     def idle(self) -> bool:
         """Nothing is under way, so that it may be forgotten."""
-        return self.is_open and not self.pending and not self.flights
+        return self.is_open and self.settled
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is under way in the store, whoever waits for that."""
+        return self.loaded and not (self.pending or self.flights or self.lookups)
 
     def close(self) -> None:
         """Let commands wait from now on."""

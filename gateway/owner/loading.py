@@ -14,12 +14,12 @@ from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.ports import Ownership
 from gateway.owner.reads import describe
-from gateway.refusals import Refused, not_found, outcome_unknown, unavailable
+from gateway.refusals import NotOwner, Refused, not_found, outcome_unknown, unavailable
 from gateway.task_pool import TaskPool
 from protocol.codec import encode_entry
 from protocol.frames import ConversationReply, CreateConversation
 from store.entries import Loaded, StoredEntry
-from store.interface import OutcomeUnknown, Store, StoreError
+from store.interface import OutcomeUnknown, StaleEpoch, Store, StoreError
 
 LOAD_TIMEOUT_S: Final = 5.0
 """Seconds that loading or creating a conversation may take: half of what a client waits for its acknowledgement."""
@@ -65,6 +65,8 @@ class Loader:
                 refusal = await self._fill(conversation)
             except OutcomeUnknown:
                 refusal = outcome_unknown()
+            except StaleEpoch:
+                refusal = NotOwner()
             except StoreError as error:
                 refusal = unavailable(f"the store could not give the conversation ({error})")
         if timeout.cancelled_caught:
@@ -80,7 +82,7 @@ class Loader:
         conversation_id = conversation.conversation_id
         epoch = self._ownership.epoch(conversation_id)
         if epoch is None:
-            return unavailable("this node does not own the conversation")
+            return NotOwner()
         tail_entries_max = self._settings.tail_entries_max
         loaded = await self._store.take_over(conversation_id, epoch, tail_entries_max)
         if loaded is not None:
@@ -96,7 +98,7 @@ class Loader:
         except StoreError as error:
             unknown = isinstance(error, OutcomeUnknown)
             return outcome_unknown() if unknown else unavailable(f"the store could not create it ({error})")
-        if loaded is None or not self._ownership.may_speak(epoch):
+        if loaded is None or not self._ownership.may_speak(conversation_id, epoch):
             return outcome_unknown()
         conversation.fill(loaded, epoch)
         if created:

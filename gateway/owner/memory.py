@@ -34,6 +34,10 @@ class Memory:
         conversation = self._conversations[conversation_id] = Conversation(conversation_id)
         return conversation
 
+    def all(self) -> list[Conversation]:
+        """Every conversation, in no order that matters."""
+        return list(self._conversations.values())
+
     def drop(self, conversation: Conversation) -> None:
         """Forget a conversation, so that its next use loads it again."""
         if self._conversations.get(conversation.conversation_id) is conversation:

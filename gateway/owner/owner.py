@@ -25,7 +25,7 @@ from gateway.owner.ports import Ownership
 from gateway.owner.reads import Reader, describe
 from gateway.owner.receipts import Receipts
 from gateway.owner.typists import Typists
-from gateway.refusals import Refused, client_msg_id_reused, not_found, overloaded, unavailable
+from gateway.refusals import NotOwner, Refused, client_msg_id_reused, not_found, overloaded, unavailable
 from gateway.task_pool import TaskPool
 from protocol.frames import (
     AddMembers,
@@ -73,6 +73,7 @@ class Owner:
         self.counters = OwnerCounters()
         self.backlog = Backlog(settings.pending_sends_max)
         self._edge = edge
+        self._ownership = ownership
         self._running = False
         self._pools = [TaskPool(STORE_TASKS_MAX, STORE_TASKS_WAITING_MAX) for _ in range(3)]
         loads, lookups, reads = self._pools
@@ -128,6 +129,8 @@ class Owner:
                     self._appender.submit(conversation, origin, command)
                     return
             self._route(origin, command)
+        except NotOwner:
+            self._edge.not_owner(origin, command)
         except Refused as refusal:
             self._edge.reply(origin, refusal.reply(command.id))
 
@@ -140,6 +143,8 @@ class Owner:
         conversation = self._find(conversation_id)
         if conversation is None:
             conversation = self._load(conversation_id)
+        if conversation.leaving:
+            raise NotOwner
         self._use(conversation_id)
         behind = conversation.waiting
         if behind is None and conversation.lookups is not None:
@@ -167,6 +172,50 @@ class Owner:
     async def save_receipts(self) -> None:
         """Save and push the receipts that are held back, without waiting for their time. Cancelling is safe."""
         await self._receipts.save()
+
+    async def release(self, concerns: Callable[[str], bool]) -> None:
+        """Get ready to hand over the conversations that ``concerns`` says: settle, save receipts, and forget them.
+
+        Returns when nothing of them is pending; from now on their commands go back by ``EdgePort.not_owner``. Make
+        sure before that ``Ownership.epoch`` answers None for them. A cancellation leaves them here and in use again.
+        """
+        leaving: list[Conversation] = []
+        released = False
+        try:
+            while True:
+                for conversation in self._memory.all():
+                    if not conversation.leaving and concerns(conversation.conversation_id):
+                        leaving.append(conversation)
+                        self._stop_accepting(conversation)
+                if all(conversation.settled for conversation in leaving):
+                    break
+                await trio.sleep(DRAIN_CHECK_S)
+            if any(self._has_unsaved(conversation.conversation_id) for conversation in leaving):
+                await self._receipts.save()
+            released = True
+        finally:
+            for conversation in leaving:
+                if released:
+                    self._memory.drop(conversation)
+                else:
+                    conversation.leaving = False
+                    self._resume(conversation)
+
+    def _stop_accepting(self, conversation: Conversation) -> None:
+        conversation.leaving = True
+        conversation.close()
+        if not conversation.loaded:
+            return  # what waits for the loading is given back when that is done
+        waiting, conversation.waiting = conversation.waiting or deque(), deque()
+        self.backlog.waiting -= len(waiting)
+        for origin, command in waiting:
+            self._edge.not_owner(origin, command)
+
+    def drop_all(self) -> None:
+        """Forget everything: this node was found dead. Who waits learns that outcomes are unknown, or to try again."""
+        self._running = False
+        for conversation in self._memory.all():
+            self._appender.give_up(conversation)
 
     @property
     def loaded(self) -> int:
@@ -200,6 +249,8 @@ class Owner:
     def _load(self, conversation_id: str) -> Conversation:
         if not self._running:
             raise unavailable("this node is not running, or stops")
+        if self._ownership.epoch(conversation_id) is None:
+            raise NotOwner
         if self.backlog.full:
             self.counters.overloaded += 1
             raise overloaded(self.backlog.waiting)
@@ -219,6 +270,8 @@ class Owner:
                 self._receipts.mark(conversation, origin, command)
             case Typing():
                 self._typists.submit(conversation, origin, command)
+            case History() | GetConversation() if not self._may_speak(conversation):
+                raise NotOwner
             case History():
                 self._reader.history(conversation, origin, command)
             case GetConversation():
@@ -227,6 +280,9 @@ class Owner:
                 self._exists(conversation, origin, command)
             case _:
                 raise AssertionError(f"{type(command).__name__} is not for an owner")
+
+    def _may_speak(self, conversation: Conversation) -> bool:
+        return self._ownership.may_speak(conversation.conversation_id, conversation.epoch)
 
     def _exists(self, conversation: Conversation, origin: Origin, command: CreateConversation) -> None:
         """Answer a creation that finds its conversation there: a repeat, or a direct one that the other began.
@@ -257,10 +313,16 @@ class Owner:
         waiting, conversation.waiting = conversation.waiting or deque(), deque()
         self.backlog.waiting -= len(waiting)
         for origin, command in waiting:
-            self._edge.reply(origin, refusal.reply(command.id))
+            if isinstance(refusal, NotOwner):
+                self._edge.not_owner(origin, command)
+            else:
+                self._edge.reply(origin, refusal.reply(command.id))
 
     def _resume(self, conversation: Conversation) -> None:
         """Handle what waited, in order, up to the next command that makes the rest wait again."""
+        if conversation.leaving:
+            self._stop_accepting(conversation)
+            return
         if conversation.barrier or conversation.outcomes is not None or conversation.waiting is None:
             return
         waiting, conversation.waiting = conversation.waiting, None

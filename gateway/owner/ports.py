@@ -9,10 +9,11 @@ class Ownership(Protocol):
     def epoch(self, conversation_id: str) -> int | None:
         """The epoch under which this node owns the conversation; None: it does not, another node has to be asked."""
 
-    def may_speak(self, epoch: int) -> bool:
-        """Whether this node is sure, now, that nobody owns anything of ``epoch`` but itself.
+    def may_speak(self, conversation_id: str, epoch: int) -> bool:
+        """Whether this node is sure, now, that nobody owns the conversation after it owned it under ``epoch``.
 
-        Asked after an append came back durable and before it is delivered and acknowledged.
+        Asked after an append came back durable and before it is delivered and acknowledged, and before a read is
+        answered from memory.
         """
 
 
@@ -23,6 +24,6 @@ class SingleOwner:
         """Always 1."""
         return 1
 
-    def may_speak(self, epoch: int) -> bool:
+    def may_speak(self, conversation_id: str, epoch: int) -> bool:
         """Always."""
         return True

@@ -90,7 +90,7 @@ class Troubles:
             if not isinstance(error, NotWritten | StaleEpoch):
                 conversation.uncertain = max(conversation.uncertain, index + 1)
         if any(isinstance(error, StaleEpoch) for error in rest):
-            self._give_up(conversation, unavailable("this node does not own the conversation any more"))
+            self._give_up(conversation, _lost())
         elif conversation.uncertain:
             self._counters.unknown_outcomes += conversation.uncertain
             conversation.outcomes = []
@@ -99,6 +99,10 @@ class Troubles:
         else:
             self._counters.not_written += sum(len(append.entries) for append in conversation.flights)
             self._give_up(conversation, unavailable(f"the store could not write it ({rest[0]})"))
+
+    def give_up(self, conversation: Conversation) -> None:
+        """Answer everybody that a conversation is another's now, what is under way being of unknown outcome."""
+        self._give_up(conversation, _lost())
 
     def _give_up(self, conversation: Conversation, refusal: Refused) -> None:
         """Answer everybody, and forget the conversation: its next use loads what the store has."""
@@ -151,6 +155,10 @@ class Troubles:
             for origin, command in conversation.waiting:
                 self._edge.reply(origin, refusal.reply(command.id))
             conversation.waiting.clear()
+
+
+def _lost() -> Refused:
+    return unavailable("this node does not own the conversation any more")
 
 
 def _settled(flushed_s: float, conversations: Sequence[Conversation]) -> bool:

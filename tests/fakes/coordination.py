@@ -1,4 +1,7 @@
-"""An in-memory Coordination that several nodes share, with an outage and answers that get lost."""
+"""An in-memory Coordination that several nodes share, with an outage and answers that get lost.
+
+It takes its time by the virtual clock of the test (MockClock).
+"""
 
 from collections.abc import Callable
 

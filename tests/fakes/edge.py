@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from gateway.broker import Delivery, Origin
 from protocol.codec import decode_entry
-from protocol.frames import Entry, ErrorReply, Push, Reply
+from protocol.frames import Command, Entry, ErrorReply, Push, Reply
 
 
 class FakeOrigin:
@@ -22,6 +22,11 @@ class Replied(NamedTuple):
     origin: Origin
     reply: Reply
     conversation_id: str
+
+
+class GivenBack(NamedTuple):
+    origin: Origin
+    command: Command
 
 
 class Signalled(NamedTuple):
@@ -41,13 +46,16 @@ class RecordingEdge:
     """
 
     def __init__(self) -> None:
-        self.log: list[Replied | Delivery | Signalled] = []
+        self.log: list[Replied | Delivery | Signalled | GivenBack] = []
         self.gone: set[Origin] = set()
         self.full = False
         self.waiting: list[Callable[[], None]] = []
 
     def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
         self.log.append(Replied(origin, reply, conversation_id))
+
+    def not_owner(self, origin: Origin, command: Command) -> None:
+        self.log.append(GivenBack(origin, command))
 
     def is_gone(self, origin: Origin) -> bool:
         return origin in self.gone

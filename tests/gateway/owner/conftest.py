@@ -32,7 +32,7 @@ class FakeOwnership(SingleOwner):
     def epoch(self, conversation_id: str) -> int | None:
         return self.current
 
-    def may_speak(self, epoch: int) -> bool:
+    def may_speak(self, conversation_id: str, epoch: int) -> bool:
         return self.sure
 
 

@@ -13,7 +13,7 @@ from protocol import limits
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Send, SendAck
 from store.interface import NotWritten, OutcomeUnknown, StaleEpoch, Unavailable
-from tests.fakes.edge import FakeOrigin, Replied
+from tests.fakes.edge import FakeOrigin, GivenBack, Replied
 from tests.fakes.memory_store import LostAnswer
 
 
@@ -283,11 +283,11 @@ async def test_nothing_is_said_while_the_owner_is_not_sure_to_be_one(world, alic
     assert len(world.store.logs[conversation_id].entries) == 2
 
 
-async def test_a_conversation_owned_elsewhere_is_retryable(world, alice):
+async def test_a_command_for_a_conversation_owned_elsewhere_is_given_back(world, alice):
     world.ownership.current = None
-    reply = await world.ask(alice, Send(1, "gelsewhere", "m1", "m1"))
-    assert reply.code == ErrorCode.UNAVAILABLE
-    assert reply.retry_after_ms > 0
+    send = Send(1, "gelsewhere", "m1", "m1")
+    world.owner.submit(alice, send)
+    assert world.edge.log == [GivenBack(alice, send)]
 
 
 async def test_drained_waits_for_what_is_pending(world, alice, nursery, autojump_clock):
