@@ -2,16 +2,17 @@
 
 import gc
 import resource
-import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from select import epoll
 
 import structlog
 import trio
 
+from gateway.addresses import http_url
 from gateway.api.app import Api
 from gateway.api.ports import Check
 from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
@@ -22,6 +23,7 @@ from gateway.edge.admission import Admission
 from gateway.edge.catchup import Catchup
 from gateway.edge.commands import Commands
 from gateway.edge.connection import Connection, ConnectionTable
+from gateway.edge.entrance import Entrance
 from gateway.edge.first_frame import FirstFrame
 from gateway.edge.hub import Caller, Hub
 from gateway.edge.keepalive import Keepalive
@@ -32,8 +34,10 @@ from gateway.edge.refreshes import Refreshes
 from gateway.edge.sessions import Sessions
 from gateway.edge.writer import Writer
 from gateway.observe.metrics import Metrics
+from gateway.orders import heed_signals, heed_supervisor
 from gateway.owner.owner import Owner
 from gateway.owner.ports import SingleOwner
+from gateway.process_link import NodeEnd
 from protocol.errors import ErrorCode
 from protocol.frames import Command, ErrorReply, Reply
 from store.embedded import EmbeddedStore
@@ -65,7 +69,11 @@ def derive_connections_max(settings: Settings) -> int:
 
 
 class Node:
-    """One gateway process. Implements ``gateway.api.ports.NodePort``."""
+    """One gateway process. Implements ``gateway.api.ports.NodePort``.
+
+    Attributes:
+        started: whether it has accepted connections.
+    """
 
     def __init__(self, settings: Settings, store: Store, verifier: Verifier, sockets: Sequence[socket.socket]) -> None:
         self.settings = settings
@@ -104,10 +112,12 @@ class Node:
         self._trouble = ""
         self._draining = trio.Event()
         self._drain_ends_s = 0.0
+        self.started = False
         self.metrics = Metrics(self)
         self.hub.fanout.on_written = self.metrics.observe_delivery
         self.api = Api(self, version("tidegate"))
         self.http = HttpServer(self.api, settings)
+        self.entrance = Entrance.from_settings(settings)
         self.listener = Listener(
             settings,
             verifier,
@@ -116,6 +126,7 @@ class Node:
             FirstFrame(verifier, self.sessions, self.parking),
             self.http,
             connections_max=derive_connections_max(settings),
+            entrance=self.entrance,
         )
 
     def _handle(self, connection: Connection, payload: bytes) -> None:
@@ -140,8 +151,12 @@ class Node:
     @property
     def address(self) -> str:
         """Where the node listens: ``http://HOST:PORT``."""
-        host, port = self._sockets[0].getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return http_url(*self._sockets[0].getsockname()[:2])
+
+    @property
+    def own_address(self) -> str:
+        """Where this node alone listens, if it shares its port with others; else the same."""
+        return http_url(*self._sockets[-1].getsockname()[:2])
 
     # --- NodePort -----------------------------------------------------------------------------------------------
 
@@ -210,6 +225,7 @@ class Node:
             gc.freeze()
             await parts.start(self.metrics.run)  # behind that pause, which disturbs nobody
             log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
+            self.started = True
             task_status.started()
             await self._draining.wait()
             await trio.sleep(self.settings.drain_lead_s)
@@ -243,46 +259,43 @@ class Node:
         log.info("drained", connections_cut=cut)
 
 
-def main(settings: Settings, announce: Callable[[Node], None]) -> None:
+def main(settings: Settings, announce: Callable[[Node], None], link: NodeEnd | None = None) -> None:
     """Run a node until SIGTERM or SIGINT, then drain it; a second signal ends it at once.
 
     Args:
         settings: the effective settings.
         announce: called once the node accepts connections.
+        link: to the supervisor, of a node that shares its port with others; it gives the orders then.
 
     Raises:
         OSError: the address cannot be listened on.
         StoreError: the data directory cannot be used; the subclass says why.
         AuthMisconfigured, SecretUnusable: tokens cannot be verified with these settings.
+        TlsMisconfigured: the certificate or its key cannot be used.
     """
-    sockets = listen(settings.host, settings.port)
+    sockets = listen(settings.host, settings.port, shared=link is not None)
     try:
+        if link is not None:
+            sockets += listen(settings.host, settings.process_port)
         verifier = Verifier.from_settings(settings)
         store = EmbeddedStore.open(settings.data_dir)
         node = Node(settings, store, verifier, sockets)
         store.observe_commits(node.metrics.observe_commit)
-        trio.run(_serve, node, announce)
+        trio.run(_serve, node, announce, link)
     finally:
         for sock in sockets:
             sock.close()
 
 
-async def _serve(node: Node, announce: Callable[[Node], None]) -> None:
+async def _serve(node: Node, announce: Callable[[Node], None], link: NodeEnd | None) -> None:
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            nursery.start_soon(_drain_on_signal, node, signals, nursery.cancel_scope)
-            async with trio.open_nursery() as running:
-                await running.start(node.run)
-                announce(node)
-            nursery.cancel_scope.cancel()
-
-
-async def _drain_on_signal(node: Node, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """The first signal drains the node, even one that is still starting; the second ends it at once."""
-    count = 0
-    async for number in signals:
-        count += 1
-        log.info("signal", signal=signal.Signals(number).name)
-        if count > 1:
-            scope.cancel()
-        node.drain()
+        scope = nursery.cancel_scope
+        await nursery.start(partial(heed_signals, node, scope, supervised=link is not None))
+        if link is not None:
+            nursery.start_soon(heed_supervisor, node, link, scope)
+        async with trio.open_nursery() as running:
+            await running.start(node.run)
+            announce(node)
+            if link is not None:
+                link.say_ready(node.own_address)
+        scope.cancel()

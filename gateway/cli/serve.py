@@ -4,10 +4,14 @@ import errno
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,32 +19,79 @@ from gateway.cli.errors import FAILURE, UNAVAILABLE, USAGE, CliError, sole_cause
 from gateway.cli.settings_options import PRECEDENCE, settings_of, settings_options
 from gateway.config import Settings
 
+if TYPE_CHECKING:
+    from gateway.process_link import NodeEnd
+
 
 @click.command(epilog=PRECEDENCE)
+@click.option(
+    "--link-fd", type=int, hidden=True, help="given by a supervisor to its nodes: all they need comes over it"
+)
 @settings_options()
-def command(config_file: Path | None, **options: object) -> None:
+def command(config_file: Path | None, link_fd: int | None, **options: object) -> None:
     """Run a node until SIGTERM or Ctrl-C, which drain it.
 
     One port serves WebSocket connections, the HTTP API, its page, health checks and metrics. The address is printed on
     standard output once the node accepts connections; logs go to standard error. On its first start the node makes its
     data directory and, for HS256 tokens without --auth-secret, a development secret in it.
+
+    With --processes N, N nodes share the port; one that dies is started again.
     """
-    serve(settings_of(config_file, options))
+    if link_fd is not None:
+        serve_supervised(link_fd)
+        return
+    settings = settings_of(config_file, options)
+    if settings.processes > 1:
+        sys.exit(serve_several(settings))
+    serve(settings)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, link: "NodeEnd | None" = None) -> None:
     """Run a node; turn what an operator can put right into one line. Raises CliError."""
     from gateway import node  # late: help needs none of it
     from gateway.observe import logs
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level, node=settings.node_name if link else "")
+    say = (lambda _: None) if link else (lambda started: announce(started.name, started.address, settings))
+    with explained(settings):
+        node.main(settings, say, link)
+
+
+def serve_supervised(link_fd: int) -> None:
+    """Run one of several nodes: its supervisor gives settings and orders. Raises CliError."""
+    from gateway.process_link import NodeEnd
+
     try:
-        node.main(settings, lambda started: announce(started.name, started.address, settings))
+        link = NodeEnd.inherited(link_fd)
+        settings = link.receive_settings()
+    except (OSError, EOFError):
+        raise CliError("--link-fd names no supervisor; use --processes N, which starts one", USAGE) from None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the supervisor passes it on
+    serve(settings, link)
+
+
+def serve_several(settings: Settings) -> int:
+    """Run several nodes behind one port; the worst of their exit codes. Raises CliError."""
+    from gateway import processes  # this process loads no part of a node: it stays small
+    from gateway.observe import logs
+
+    logs.configure(settings.log_format, settings.log_level)
+    name = settings.node_name or socket.gethostname()
+    names = f"{name}-1 to {name}-{settings.processes}"
+    with explained(settings):
+        return processes.main(settings, lambda address: announce(names, address, settings))
+
+
+@contextmanager
+def explained(settings: Settings) -> Iterator[None]:
+    """Turn what an operator can put right into a CliError."""
+    try:
+        yield
     except Exception as error:
-        explained = explain(sole_cause(error), settings)
-        if explained is None:
+        reason = explain(sole_cause(error), settings)
+        if reason is None:
             raise
-        raise explained from None
+        raise reason from None
 
 
 def announce(name: str, address: str, settings: Settings) -> None:
@@ -87,10 +138,11 @@ def _program() -> str:
 def explain(error: BaseException, settings: Settings) -> CliError | None:
     """What an operator has to put right when a node ended with ``error``; None if it is none of their doing."""
     from gateway.auth import AuthMisconfigured, SecretUnusable
+    from gateway.edge.tls import TlsMisconfigured
     from store.embedded import DataDirLocked
     from store.interface import StoreError
 
-    if isinstance(error, AuthMisconfigured):
+    if isinstance(error, AuthMisconfigured | TlsMisconfigured):
         return CliError(str(error), USAGE)
     if isinstance(error, StoreError | SecretUnusable):
         return CliError(str(error), UNAVAILABLE if isinstance(error, DataDirLocked) else FAILURE)

@@ -81,8 +81,11 @@ class Request:
         """Whether it is for the node, not for the client, to do the next step."""
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of ``host``. Raises OSError (address in use, unknown host)."""
+def listen(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
+    """Listening sockets for every address of ``host``; ``shared``: other processes of this user listen there as well.
+
+    Raises OSError (address in use, unknown host).
+    """
     sockets: list[socket.socket] = []
     try:
         for family, kind, proto, _, address in socket.getaddrinfo(
@@ -91,6 +94,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
             sock = socket.socket(family, kind, proto)
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Accepted sockets inherit both (Linux), which saves system calls per connection.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT_S)
@@ -110,7 +115,7 @@ class Listener:
     """Accepts sockets and shakes hands.
 
     Attributes:
-        accepting: False while draining: new upgrades get 503.
+        accepting: False while draining, behind its lead: new upgrades get 503.
         refused: handshakes refused by HTTP status, ever.
         handshakes: handshakes that have a task now.
         accept_loop: may be paused; who connects waits in the kernel's queue then.

@@ -46,19 +46,21 @@ _JWT: Final = re.compile(r"eyJ[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){1,2}")
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def configure(log_format: str, log_level: str, stream: TextIO | None = None) -> None:
+def configure(log_format: str, log_level: str, stream: TextIO | None = None, *, node: str = "") -> None:
     """Set structlog and the standard library's logging up for this process.
 
     Args:
         log_format: ``json``, ``console``, or ``auto``: console when ``stream`` is a terminal.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         stream: where lines go; standard error if not given.
+        node: put into every line, where several nodes write to one stream.
     """
     stream = sys.stderr if stream is None else stream
     level = _LEVELS[log_level]
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        *([_naming(node)] if node else []),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -84,6 +86,16 @@ def configure(log_format: str, log_level: str, stream: TextIO | None = None) -> 
     )
     # Libraries say little at their warning level and too much below it.
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _naming(node: str) -> Processor:
+    """The processor that says which node it is."""
+
+    def name(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event.setdefault("node", node)
+        return event
+
+    return name
 
 
 def withhold(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -1,12 +1,13 @@
 import errno
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from gateway import node
+from gateway import node, processes
 from gateway.auth import AuthMisconfigured, SecretUnusable
 from gateway.cli import serve
 from gateway.cli.errors import CliError
@@ -28,7 +29,7 @@ def failing_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _leave_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.observe.logs.configure", lambda *_: None)
+    monkeypatch.setattr("gateway.observe.logs.configure", lambda *_, **__: None)
 
 
 def os_error(number: int) -> OSError:
@@ -89,6 +90,24 @@ def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
 def test_an_unfit_secret(tmp_path: Path) -> None:
     with pytest.raises(CliError, match="auth_secret has 5 bytes; HS256 needs at least 32"):
         serve.serve(Settings(port=0, data_dir=tmp_path, auth_secret="short"))
+
+
+def test_a_link_to_no_supervisor() -> None:
+    with pytest.raises(CliError, match="--link-fd names no supervisor; use --processes N") as caught:
+        serve.serve_supervised(10_000)
+    assert caught.value.exit_code == 2
+
+
+def test_several_processes_share_one_announcement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_settings: Settings, announce: Callable[[str], None]) -> int:
+        announce("http://127.0.0.1:5")
+        return 70
+
+    monkeypatch.setattr(processes, "main", main)
+    assert serve.serve_several(Settings(processes=3, node_name="n")) == 70
+    assert "node n-1 to n-3 listening on http://127.0.0.1:5\n" in capsys.readouterr().out
 
 
 def test_what_is_printed_at_start(capsys: pytest.CaptureFixture[str]) -> None:

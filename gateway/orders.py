@@ -1,0 +1,65 @@
+"""What tells a node to drain or to end: signals, and its supervisor if it has one."""
+
+import signal
+from typing import Protocol
+
+import structlog
+import trio
+
+from gateway.process_link import END, NodeEnd
+
+log = structlog.get_logger(__name__)
+
+
+class Drainable(Protocol):
+    """A node, as far as orders go."""
+
+    @property
+    def started(self) -> bool:
+        """Whether it has accepted connections, so that there may be something to finish."""
+
+    def drain(self) -> None:
+        """Let it finish and return."""
+
+
+async def heed_signals(
+    node: Drainable,
+    scope: trio.CancelScope,
+    *,
+    supervised: bool,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Obey signals until cancelled: the first drains the node, the second ends it at once by cancelling ``scope``.
+
+    A supervised node is ended by its supervisor only, which shares a terminal and a control group with it: SIGINT is
+    none of its business, and a second SIGTERM may be the same one, sent to all.
+    """
+    numbers = (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT)
+    with trio.open_signal_receiver(*numbers) as signals:
+        task_status.started()
+        count = 0
+        async for number in signals:
+            count += 1
+            log.info("signal", signal=signal.Signals(number).name)
+            if count > 1 and not supervised:
+                scope.cancel()
+            _drain(node, scope)
+
+
+async def heed_supervisor(node: Drainable, link: NodeEnd, scope: trio.CancelScope) -> None:
+    """Obey the supervisor until cancelled; when it is gone, drain: nobody would start this node again."""
+    while order := await link.receive_order():
+        log.info("order", order=order.decode())
+        if order == END:
+            scope.cancel()
+        _drain(node, scope)
+    log.error("the supervisor is gone: this node drains")
+    _drain(node, scope)
+
+
+def _drain(node: Drainable, scope: trio.CancelScope) -> None:
+    """Drain a node; one that has not begun to serve has nothing to finish, and may be waiting for something."""
+    if node.started:
+        node.drain()
+    else:
+        scope.cancel()
