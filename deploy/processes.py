@@ -81,6 +81,19 @@ class ServerProcess:
             ["/bin/sh", "-c", _GUARD, "guard", str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True
         )
 
+    def start_until(self, answers: Callable[[], bool], timeout_s: float, waiting_for: str) -> None:
+        """Start it and wait until ``answers`` says yes; one that does not come up is ended again.
+
+        Raises:
+            ServerFailed: it ended by itself, or ``timeout_s`` seconds were over.
+        """
+        self.launch()
+        try:
+            self.wait_until(answers, timeout_s, waiting_for)
+        except BaseException:
+            self.kill()
+            raise
+
     def wait_until(self, answers: Callable[[], bool], timeout_s: float, waiting_for: str) -> None:
         """Ask ``answers`` again and again until it says yes.
 

@@ -7,12 +7,8 @@ nodes. Behind proxies a node listens on 127.X.Y.101, .102, ... and *advertises* 
 has to listen on the same port: so everything a driver learns leads to the proxies.
 """
 
-import contextlib
 import functools
-import secrets
 import shutil
-import socket
-import ssl
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +18,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 from deploy.cassandra import cql
-from deploy.cassandra.tls import KEY_STORE_PASSWORD, make_key_store
+from deploy.certificates import STORE_PASSWORD, make_certificate
+from deploy.loopback import free_network
 from deploy.processes import ServerFailed, ServerProcess
 
 PORT = 9042
@@ -91,7 +88,7 @@ class CassandraOptions:
         commitlog_sync: "periodic" writes the log to disk every 10 s: killing every replica at once may lose that
             much; "batch" does it before each acknowledgement.
         authentication: whether drivers must log in; then as user "cassandra" with password "cassandra".
-        tls: whether drivers must speak TLS; then the certificate to trust is in ``ca_path``.
+        tls: whether drivers must speak TLS; then they have to trust the cluster's ``certificate``.
         proxied: whether proxies stand before the nodes, at the addresses that they advertise.
         port: where every node speaks CQL.
     """
@@ -106,26 +103,23 @@ class CassandraOptions:
 
 def what_is_missing() -> str:
     """Why no Cassandra can be started here, in words; empty when one can."""
-    java = shutil.which("java")
-    if java is None:
-        return "Java is missing (install openjdk-17-jre-headless, or run deploy/test-packages.sh)"
-    says = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    if ' version "17.' not in says:
-        return f"Cassandra 5.0 needs Java 17, and {java} is {says.splitlines()[0] if says else 'silent'}"
+    if not _java():
+        return "Java 17, which Cassandra 5.0 needs, is missing (install openjdk-17-jre-headless)"
     if not any(LIBRARY.glob("cassandra-all-*.jar")):
         return "Cassandra is not fetched yet (run deploy/cassandra/fetch.sh)"
     return ""
 
 
-def free_network(port: int = PORT) -> str:
-    """A prefix such as "127.83.4." on whose addresses nothing listens at Cassandra's ports. Raises ServerFailed."""
-    for _ in range(100):
-        network = f"127.{1 + secrets.randbelow(254)}.{secrets.randbelow(256)}."
-        with contextlib.suppress(OSError), socket.socket() as native, socket.socket() as storage:
-            native.bind((network + "1", port))
-            storage.bind((network + "1", STORAGE_PORT))
-            return network
-    raise ServerFailed(f"no loopback address is free at ports {port} and {STORAGE_PORT}")
+@functools.cache
+def _java() -> str:
+    """The program of a Java 17, be it the default one or not; empty where there is none."""
+    for program in [shutil.which("java"), *map(str, sorted(Path("/usr/lib/jvm").glob("java-17-*/bin/java")))]:
+        if program is None:
+            continue
+        told = subprocess.run([program, "-version"], check=False, capture_output=True, text=True)
+        if ' version "17.' in told.stderr:
+            return program
+    return ""
 
 
 class CassandraNode(ServerProcess):
@@ -150,11 +144,15 @@ class CassandraNode(ServerProcess):
 
     def start(self) -> None:
         """Start it and wait until it answers; it may not know yet which others are alive. Raises ServerFailed."""
-        self.launch()
-        self.wait_ready()
+        try:
+            self.launch()
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
 
     def wait_ready(self) -> None:
-        """Wait until a started one answers. Raises ServerFailed."""
+        """Wait until a started one answers. Raises ServerFailed, with what it answered last."""
         try:
             self.wait_until(self.answers, START_TIMEOUT_S, "answer to CQL")
         except ServerFailed as error:
@@ -181,7 +179,7 @@ class CassandraCluster:
     Attributes:
         options: how they run.
         nodes: the nodes, in order of their addresses.
-        ca_path: with TLS, the certificate that clients have to trust, PEM; None without.
+        certificate: with TLS, what the nodes show and clients have to trust; None without.
     """
 
     def __init__(self, directory: Path, options: CassandraOptions | None = None, network: str | None = None) -> None:
@@ -201,13 +199,13 @@ class CassandraCluster:
             raise ValueError(f"nodes is {self.options.nodes}; allowed are 1 to {NODES_MAX}")
         if missing := what_is_missing():
             raise ServerFailed(missing)
-        network = network or free_network(self.options.port)
+        network = network or free_network(self.options.port, STORAGE_PORT)
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
         advertised = [f"{network}{number}" for number in range(1, self.options.nodes + 1)]
         offset = HIDDEN_OFFSET if self.options.proxied else 0
         addresses = [f"{network}{number + offset}" for number in range(1, self.options.nodes + 1)]
-        self.ca_path = make_key_store(directory, [*addresses, *advertised]) if self.options.tls else None
+        self.certificate = make_certificate(directory, [*addresses, *advertised]) if self.options.tls else None
         self.nodes = [self._node(directory, index, addresses, advertised[index]) for index in range(self.options.nodes)]
 
     def __enter__(self) -> Self:
@@ -289,11 +287,11 @@ class CassandraCluster:
             authenticator="PasswordAuthenticator" if options.authentication else "AllowAllAuthenticator",
             authorizer="CassandraAuthorizer" if options.authentication else "AllowAllAuthorizer",
             tls=str(options.tls).lower(),
-            keystore=directory / "keystore.p12",
-            keystore_password=KEY_STORE_PASSWORD,
+            keystore=self.certificate.store_path if self.certificate else "",
+            keystore_password=STORE_PASSWORD,
         )
         (folder / "cassandra.yaml").write_text(text, encoding="utf-8")
-        tls = ssl.create_default_context(cafile=str(self.ca_path)) if self.ca_path else None
+        tls = self.certificate.client_context() if self.certificate else None
         access = cql.Access(self.user, self.password, tls)
         command = _command(folder, options.nodes)
         return CassandraNode(addresses[index], advertised, options.port, command, folder / "cassandra.log", access)
@@ -316,7 +314,7 @@ def _command(folder: Path, nodes: int) -> list[str]:
         "jdk.attach.allowAttachSelf": "true",
         "java.io.tmpdir": folder,
     }
-    command = ["java", f"-Xmx{HEAP_MB}m", "-Xss512k", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
+    command = [_java(), f"-Xmx{HEAP_MB}m", "-Xss512k", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
     command += [f"-D{name}={value}" for name, value in properties.items()]
     command += [f"--add-exports={module}=ALL-UNNAMED" for module in _EXPORTS]
     command += [f"--add-opens={package}=ALL-UNNAMED" for package in _OPENS]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from deploy.cassandra import cql
-from deploy.cassandra.launcher import DATACENTER, CassandraCluster, what_is_missing
+from deploy.cassandra import cql, launcher
+from deploy.cassandra.launcher import DATACENTER, CassandraCluster
+from tests.servers import redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Keyspace:
 @pytest.fixture(scope="session")
 def cassandra_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CassandraCluster]:
     """The session's Cassandra: one node, no login, no TLS. Tests must leave it running."""
-    if missing := what_is_missing():
+    if missing := launcher.what_is_missing():
         pytest.skip(missing)
     with CassandraCluster(tmp_path_factory.mktemp("cassandra")) as cluster:
         yield cluster
@@ -43,3 +44,19 @@ def cassandra(cassandra_server: CassandraCluster) -> Iterator[Keyspace]:
     cql.ask(node.address, node.port, f"CREATE KEYSPACE {name} WITH replication = {replication}")
     yield Keyspace(name, cassandra_server, cassandra_server.addresses, cassandra_server.port)
     cql.ask(node.address, node.port, f"DROP KEYSPACE IF EXISTS {name}")
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.RedisServer]:
+    """The session's Redis: no password, no TLS. Tests must leave it running."""
+    if missing := redis.what_is_missing():
+        pytest.skip(missing)
+    with redis.RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_process: redis.RedisServer) -> redis.RedisServer:
+    """The session's Redis, empty; a test that harms it takes a ``RedisServer(tmp_path)`` of its own instead."""
+    redis_process.flush()
+    return redis_process
