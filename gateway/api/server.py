@@ -13,7 +13,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from gateway.api.stream import HandedOverStream
+from gateway.api.stream import HandedOverStream, open_stream
 from gateway.config import Settings
 
 HTTP_CONNECTIONS_MAX: Final = 128
@@ -127,8 +127,10 @@ class HttpServer:
         """HTTP connections held now."""
         return len(self._open)
 
-    def hand_over(self, sock: socket.socket, head: bytes) -> None:
+    def hand_over(self, sock: socket.socket, head: bytes, peer: tuple[Any, ...] | None = None) -> None:
         """Serve HTTP on a socket from which ``head`` (at least the first request's head) was already read.
+
+        ``peer`` is the client's address where a load balancer named another one than the socket's.
 
         A plain call that takes the socket over for good. A connection that there is no room for is told so (503 with
         Retry-After) and closed.
@@ -138,7 +140,7 @@ class HttpServer:
         elif len(self._open) >= self._connections_max:
             self._turn_away(sock, _TOO_MANY % self._connections_max)
         else:
-            stream = HandedOverStream(sock, head)
+            stream = open_stream(sock, head, peer)
             # Shielded: when the node is cancelled, open requests first get their grace
             scope = self._open[stream] = trio.CancelScope(shield=True)
             self._nursery.start_soon(self._serve, stream, scope)

@@ -1,10 +1,13 @@
 """A socket whose first bytes were already read by somebody else, as a trio stream."""
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final, Self
 
 import trio
+
+from gateway.api.tls_transport import TlsTransport
 
 SEND_TIMEOUT_S: Final = 30.0
 """Seconds that one response may take to leave: a client that reads slower than some 10 KB/s is cut off. hypercorn
@@ -15,22 +18,48 @@ async def _nothing() -> None:
     """What happens at the end of a stream that nobody watches."""
 
 
+class Addresses:
+    """Both ends of a connection, as a socket tells them; the client's may be one that a load balancer named."""
+
+    def __init__(self, sock: socket.socket, peer: tuple[Any, ...] | None) -> None:
+        self._sock = sock
+        self._peer = peer
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """IPv4 or IPv6, as the client's address is."""
+        if self._peer is None:
+            return self._sock.family
+        return socket.AF_INET6 if ":" in self._peer[0] else socket.AF_INET
+
+    def getpeername(self) -> Any:
+        """The client's address. Raises OSError when it is the socket's own, and that is gone."""
+        return self._peer or self._sock.getpeername()
+
+    def getsockname(self) -> Any:
+        """The node's address, as the connection reached it. Raises OSError when the socket is closed."""
+        return self._sock.getsockname()
+
+
 class HandedOverStream(trio.abc.HalfCloseableStream):
     """A stream that gives ``head`` first and then what comes from the socket. Owns the socket.
 
     Attributes:
-        socket: the trio socket (hypercorn asks it for both addresses).
+        socket: both addresses, which hypercorn asks for.
         ended: whether the peer has ended its side.
         at_end: awaited when it has, before the reader learns of it.
         at_break: called when the peer is gone, or took a response too slowly: nothing can be sent any more.
     """
 
-    def __init__(self, sock: socket.socket, head: bytes) -> None:
-        self.socket = trio.socket.from_stdlib_socket(sock)
+    def __init__(
+        self, transport: trio.abc.HalfCloseableStream, close: Callable[[], None], addresses: Addresses, head: bytes
+    ) -> None:
+        self.socket = addresses
         self.ended = False
         self.at_end: Callable[[], Awaitable[None]] = _nothing
         self.at_break: Callable[[], None] = self.cut
-        self._stream = trio.SocketStream(self.socket)
+        self._stream = transport
+        self._close = close
         self._head = head
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -82,4 +111,29 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
 
     def cut(self) -> None:
         """Close the socket by a plain call: whoever waits on the stream gets trio.ClosedResourceError."""
-        self.socket.close()
+        self._close()
+
+
+class TlsHandedOverStream(HandedOverStream):
+    """The same with TLS, which hypercorn learns by asking as it would ask a trio.SSLStream."""
+
+    @property
+    def transport_stream(self) -> Self:
+        """What has the ``socket``."""
+        return self
+
+    async def do_handshake(self) -> None:
+        """Nothing: the listener has done it."""
+
+    def selected_alpn_protocol(self) -> str:
+        """The only protocol that is offered."""
+        return "http/1.1"
+
+
+def open_stream(sock: socket.socket, head: bytes, peer: tuple[Any, ...] | None) -> HandedOverStream:
+    """A stream that owns ``sock`` (non-blocking), from which ``head`` was read; ``peer`` is the client's address."""
+    if isinstance(sock, ssl.SSLSocket):
+        transport = TlsTransport(sock)
+        return TlsHandedOverStream(transport, transport.close, Addresses(sock, peer), head)
+    trio_socket = trio.socket.from_stdlib_socket(sock)
+    return HandedOverStream(trio.SocketStream(trio_socket), trio_socket.close, Addresses(sock, peer), head)

@@ -18,6 +18,8 @@ from socket import SocketType, socket
 
 from msgspec import Struct
 
+from gateway.edge.tls import TlsSocket
+
 JSON = 1
 """Flag: speaks ``tidegate.v1.json``."""
 QUEUED = 2
@@ -30,6 +32,8 @@ GONE = CLOSING | CLOSED
 """Flags of a connection to which nothing is sent any more."""
 SENDER = 8
 """Flag, only while a delivery is being written: it sent some of these entries itself."""
+TLS = 64
+"""Flag: TLS runs on its socket, whose calls are not those of a plain one."""
 SEVERAL = 16
 """Flag of ``Devices``: not a connection but several."""
 
@@ -42,12 +46,12 @@ class Connection(Struct, gc=False, eq=False):
     Attributes:
         sock: the plain socket type, which is small and not tracked either; not its subclass ``socket.socket``. Its
             ``send`` and ``recv`` are system calls of their own: a fifth cheaper than ``os.write`` and ``os.read``,
-            which go by way of files.
+            which go by way of files. A TlsSocket has the same calls; it is large, and tracked.
         user: user id.
-        flags: JSON, QUEUED, CLOSING, CLOSED, SENDER; 0 is the ordinary case that the hot paths look for.
+        flags: JSON, QUEUED, CLOSING, CLOSED, SENDER, TLS; 0 is the ordinary case that the hot paths look for.
     """
 
-    sock: SocketType
+    sock: SocketType | TlsSocket
     user: str
     flags: int = 0
 
@@ -57,8 +61,10 @@ class Connection(Struct, gc=False, eq=False):
         return self.sock.fileno()
 
 
-def plain_socket(sock: socket) -> SocketType:
-    """What is left of a socket when it is parked; ``sock`` is detached."""
+def plain_socket(sock: socket) -> SocketType | TlsSocket:
+    """What is left of a socket when it is parked; ``sock`` is detached. Of one with TLS, all is left."""
+    if isinstance(sock, TlsSocket):
+        return sock
     family, kind, proto = sock.family, sock.type, sock.proto
     return SocketType(family, kind, proto, fileno=sock.detach())
 

@@ -17,6 +17,7 @@ import trio
 from gateway.auth import TokenRefused, UnknownKey, Verifier
 from gateway.config import Settings
 from gateway.edge.connection import ConnectionTable
+from gateway.edge.entrance import Arrival, Entrance, NotLetIn, Peer
 from gateway.edge.farewell import farewell
 from gateway.edge.first_frame import FirstFrame
 from gateway.edge.ports import HttpPort
@@ -54,6 +55,9 @@ ACCEPT_PAUSE_S = 0.1
 
 RETRY_AFTER_S = 5
 """Seconds that a client is told to stay away when the node is full; clients add jitter of their own."""
+
+HANDSHAKES_CHECK_S = 0.005
+"""Seconds between two looks at whether all handshakes are done, for an upgrade."""
 
 log = structlog.get_logger(__name__)
 
@@ -131,6 +135,7 @@ class Listener:
         http: HttpPort,
         *,
         connections_max: int,
+        entrance: Entrance | None = None,
     ) -> None:
         self._settings = settings
         self._verifier = verifier
@@ -139,10 +144,13 @@ class Listener:
         self._first_frame = first_frame
         self._http = http
         self._connections_max = connections_max
+        self._entrance = entrance
         self._nursery: trio.Nursery
         self.accepting = True
         self.handshakes = 0
         self._upgraded = 0
+        self._deadlines: set[trio.CancelScope] = set()
+        self._putting_off = False
         self._sockets: Sequence[socket.socket] = ()
         self.accept_loop = PausableLoop(self._accept_for_ever)
         self.refused: dict[int, int] = {}
@@ -165,7 +173,7 @@ class Listener:
             self._table.now = trio.current_time()
             for _ in range(ACCEPTS_PER_SLICE):
                 try:
-                    sock, _ = listening.accept()
+                    sock, peer = listening.accept()
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -174,14 +182,32 @@ class Listener:
                         await trio.sleep(ACCEPT_PAUSE_S)
                         break
                     continue  # that one connection ended before it was accepted (ECONNABORTED and kin)
-                self._begin(sock)
+                sock.setblocking(False)
+                if self._entrance is None:
+                    self._begin(sock, peer)
+                else:
+                    self._enter(self._entrance, Arrival(sock, peer, entering=True))
 
-    def _begin(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+    def _enter(self, entrance: Entrance, arrival: Arrival) -> None:
+        try:
+            if entrance.begin(arrival):
+                self._begin(arrival.sock, arrival.peer)
+            else:
+                self._continue_in_task(arrival, b"")
+        except NotLetIn as ended:
+            farewell(arrival.sock, ended.answer)
+        except OSError:
+            arrival.sock.close()
+        except Exception:
+            # As below: our bug, and one socket's only.
+            log.exception("handshake failed", client=arrival.peer[0])
+            arrival.sock.close()
+
+    def _begin(self, sock: socket.socket, peer: Peer) -> None:
         try:
             data = sock.recv(self._settings.request_head_bytes_max)
         except BlockingIOError:
-            self._continue_in_task(sock, b"")
+            self._continue_in_task(Arrival(sock, peer), b"")
             return
         except OSError:
             sock.close()
@@ -190,19 +216,19 @@ class Listener:
             sock.close()
             return
         try:
-            request = self._read_request(sock, data)
-            if request is not None and not (request.token and self._open_at_once(sock, request)):
-                self._continue_in_task(sock, b"", request)
+            request = self._read_request(sock, data, peer)
+            if request is not None and not (request.token and self._open_at_once(sock, request, peer)):
+                self._continue_in_task(Arrival(sock, peer), b"", request)
         except Incomplete:
-            self._continue_in_task(sock, data)
+            self._continue_in_task(Arrival(sock, peer), data)
         except Refused as refused:
-            self._refuse(sock, refused)
+            self._refuse(sock, peer, refused)
         except Exception:
             # One socket must not end the listener: it is our bug, logged whole.
-            log.exception("handshake failed")
+            log.exception("handshake failed", client=peer[0])
             sock.close()
 
-    def _read_request(self, sock: socket.socket, data: bytes) -> Request | None:
+    def _read_request(self, sock: socket.socket, data: bytes, peer: Peer) -> Request | None:
         """The upgrade request in ``data``; None when the socket was handed to the HTTP server.
 
         Raises Incomplete or Refused.
@@ -212,7 +238,7 @@ class Listener:
             if head is None:
                 raise Incomplete
             if not is_upgrade(head):
-                self._http.hand_over(sock, data)
+                self._http.hand_over(sock, data, peer)
                 return None
             if head.length != len(data):
                 # RFC 6455 section 4.1: a client waits for the answer. Whoever does not takes us for another server.
@@ -248,7 +274,7 @@ class Listener:
             raise Refused(400, f"device must be at most {limits.DEVICE_ID_CHARS_MAX} printable characters")
         return device
 
-    def _open_at_once(self, sock: socket.socket, request: Request) -> bool:
+    def _open_at_once(self, sock: socket.socket, request: Request, peer: Peer) -> bool:
         """Open the connection if its token can be judged without waiting; raises Refused for a bad one."""
         try:
             identity = self._verifier.verify(request.token)
@@ -257,43 +283,73 @@ class Listener:
         except TokenRefused as error:
             raise _unauthorized(str(error)) from None
         self._sessions.open(sock, identity, request.device, json=request.json, greeting=request.response)
+        log.debug("connection opened", user=identity.user, client=peer[0])
         return True
 
-    def _continue_in_task(self, sock: socket.socket, data: bytes, request: Request | None = None) -> None:
+    def _continue_in_task(self, arrival: Arrival, data: bytes, request: Request | None = None) -> None:
         if self.handshakes >= self._settings.handshakes_max:
             message = "too many handshakes in progress: send the request at once, or try again"
-            self._refuse(sock, Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),)))
+            self._refuse(arrival.sock, arrival.peer, Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),)))
             return
         self.handshakes += 1
         self._upgraded += request is not None
-        self._nursery.start_soon(self._shake_hands, sock, data, request)
+        self._nursery.start_soon(self._shake_hands, arrival, data, request)
 
-    async def _shake_hands(self, sock: socket.socket, data: bytes, request: Request | None) -> None:
+    async def _shake_hands(self, arrival: Arrival, data: bytes, request: Request | None) -> None:
         """A handshake that cannot be done at once. The socket is closed or handed on, whatever happens."""
         try:
             with trio.move_on_after(self._settings.handshake_timeout_s) as deadline:
+                self._deadlines.add(deadline)
+                if arrival.entering and self._entrance is not None:
+                    await self._entrance.finish(arrival)
                 if request is None:
-                    request = await self._receive_request(sock, data)
+                    request = await self._receive_request(arrival, data)
                     self._upgraded += request is not None
                 if request is not None:
-                    await self._finish(sock, request)
+                    await self._finish(arrival, request)
             if deadline.cancelled_caught:
-                self._too_late(sock, request)
+                self._too_late(arrival.sock, request)
         except Refused as refused:
-            self._refuse(sock, refused)
+            self._refuse(arrival.sock, arrival.peer, refused)
+        except NotLetIn as ended:
+            farewell(arrival.sock, ended.answer)
         except OSError:
-            sock.close()  # the peer went away
+            arrival.sock.close()  # the peer went away
         except trio.Cancelled:
-            sock.close()  # the node ends; whoever is cancelled still has the socket
+            arrival.sock.close()  # the node ends; whoever is cancelled still has the socket
             raise
         except Exception:
-            log.exception("handshake failed")
-            sock.close()
+            log.exception("handshake failed", client=arrival.peer[0])
+            arrival.sock.close()
         finally:
+            self._deadlines.discard(deadline)
             self.handshakes -= 1
             self._upgraded -= request is not None
 
+    async def put_off_handshakes(self, after_s: float) -> None:
+        """Give the handshakes in progress ``after_s`` more seconds; tell whoever is not done then to come back.
+
+        For the time of a pause of ``accept_loop``. After a cancellation some may still be in progress.
+        """
+        with trio.move_on_after(after_s):
+            while self.handshakes:  # noqa: ASYNC110 - once per upgrade; an event would cost every handshake
+                await trio.sleep(HANDSHAKES_CHECK_S)
+        self._putting_off = True
+        try:
+            for deadline in self._deadlines:
+                deadline.cancel()
+            while self.handshakes:  # noqa: ASYNC110 - a turn or two
+                await trio.sleep(HANDSHAKES_CHECK_S)
+        finally:
+            self._putting_off = False
+
     def _too_late(self, sock: socket.socket, request: Request | None) -> None:
+        if self._putting_off:
+            message = "the node is being upgraded: try again"
+            if request is None or request.token:
+                raise Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),))
+            farewell(sock, encode_close(CloseCode.SERVICE_RESTART, message))
+            return
         limit_s = self._settings.handshake_timeout_s
         if request is None:
             raise Refused(408, f"no complete request within {limit_s:g} s")
@@ -306,7 +362,8 @@ class Listener:
         else:
             farewell(sock, encode_close(CloseCode.AUTHENTICATE_TIMEOUT, f"authenticate within {limit_s:g} s"))
 
-    async def _receive_request(self, sock: socket.socket, data: bytes) -> Request | None:
+    async def _receive_request(self, arrival: Arrival, data: bytes) -> Request | None:
+        sock = arrival.sock
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
@@ -318,11 +375,12 @@ class Listener:
                 return None
             data += more
             try:
-                return self._read_request(sock, data)
+                return self._read_request(sock, data, arrival.peer)
             except Incomplete:
                 continue
 
-    async def _finish(self, sock: socket.socket, request: Request) -> None:
+    async def _finish(self, arrival: Arrival, request: Request) -> None:
+        sock = arrival.sock
         if not request.token:
             sock.send(request.response)  # the first bytes on an empty socket always fit
             introduction = await self._first_frame.receive(sock, json=request.json)
@@ -335,10 +393,11 @@ class Listener:
         except TokenRefused as error:
             raise _unauthorized(str(error)) from None
         self._sessions.open(sock, identity, request.device, json=request.json, greeting=request.response)
+        log.debug("connection opened", user=identity.user, client=arrival.peer[0])
 
-    def _refuse(self, sock: socket.socket, refused: Refused) -> None:
+    def _refuse(self, sock: socket.socket, peer: Peer, refused: Refused) -> None:
         self.refused[refused.status] = self.refused.get(refused.status, 0) + 1
-        log.info("handshake refused", status=refused.status, reason=str(refused))
+        log.info("handshake refused", status=refused.status, reason=str(refused), client=peer[0])
         farewell(sock, refused.response)
 
 

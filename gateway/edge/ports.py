@@ -1,7 +1,7 @@
 """What the edge needs of others."""
 
 import socket
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.broker import Origin
 from protocol.frames import Command
@@ -10,8 +10,11 @@ from protocol.frames import Command
 class HttpPort(Protocol):
     """Takes the sockets whose request is not a WebSocket upgrade."""
 
-    def hand_over(self, sock: socket.socket, head: bytes) -> None:
-        """Serve HTTP on ``sock`` (non-blocking, owned from now on), of which ``head`` was read already."""
+    def hand_over(self, sock: socket.socket, head: bytes, peer: tuple[Any, ...]) -> None:
+        """Serve HTTP on ``sock`` (non-blocking, owned from now on), of which ``head`` was read already.
+
+        ``peer`` is the client's address, as a socket's ``getpeername`` tells it.
+        """
 
 
 class CatchupPort(Protocol):

@@ -10,10 +10,11 @@ import trio
 
 from gateway.auth import Identity
 from gateway.config import Settings
-from gateway.edge.connection import CLOSED, JSON, Connection, ConnectionTable, plain_socket
+from gateway.edge.connection import CLOSED, JSON, TLS, Connection, ConnectionTable, plain_socket
 from gateway.edge.hub import Hub
 from gateway.edge.outgoing import encode_for
 from gateway.edge.parking import Parking
+from gateway.edge.tls import TlsSocket
 from gateway.edge.writer import Writer
 from protocol import limits
 from protocol.frames import Welcome
@@ -61,7 +62,8 @@ class Sessions:
         device = device or secrets.token_urlsafe(9)
         now, lifetime_s = trio.current_time(), identity.expires_at_s - time.time()
         self._table.now = max(self._table.now, now)
-        connection = Connection(plain_socket(sock), identity.user, JSON if json else 0)
+        flags = (JSON if json else 0) | (TLS if isinstance(sock, TlsSocket) else 0)
+        connection = Connection(plain_socket(sock), identity.user, flags)
         ends_s = now + lifetime_s + limits.TOKEN_LEEWAY_S
         self._table.insert(connection, ends_s=ends_s, device_key=device_key(device))
         try:

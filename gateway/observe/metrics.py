@@ -130,6 +130,16 @@ class Metrics:
             "sends_congested", "Sends refused: too many deliveries of theirs wait.", lambda: node.commands.overloaded
         )
         counter("commands_invalid", "Frames refused for their form.", lambda: node.commands.invalid)
+        counter(
+            "proxy_headers_refused",
+            "Connections of load balancers without an acceptable PROXY protocol header.",
+            lambda: node.entrance.headers_refused if node.entrance else 0,
+        )
+        counter(
+            "tls_handshakes_failed",
+            "TLS handshakes that failed.",
+            lambda: node.entrance.tls_failed if node.entrance else 0,
+        )
         counter("http_refused", "HTTP connections turned away.", lambda: node.http.refused)
         self.registry.counters(
             "closes", "Connections that this node closed, by close code.", "code", lambda: node.writer.closed_by_code

@@ -48,9 +48,11 @@ class Http:
 
     def __init__(self):
         self.taken = []
+        self.peers = []
 
-    def hand_over(self, sock, head):
+    def hand_over(self, sock, head, peer):
         self.taken.append(head)
+        self.peers.append(peer)
         sock.close()
 
 
