@@ -9,6 +9,7 @@ TIMEOUT_S = 5.0
 """How long a node may take for each step of an answer, seconds."""
 
 ONE = 0x0001
+QUORUM = 0x0004
 ALL = 0x0005
 
 _REQUEST = 0x04
