@@ -11,6 +11,7 @@ import trio
 
 from gateway.auth import UnknownKey, Verifier
 from gateway.config import Settings
+from gateway.edge.entrance import Entrance
 from gateway.edge.first_frame import FirstFrame
 from gateway.edge.listener import Listener, listen
 from gateway.edge.sessions import Sessions
@@ -66,9 +67,11 @@ class Door:
         verifier = self.verifier = Verifier.from_settings(self.settings)
         self.sessions = Sessions(self.settings, edge.table, edge.writer, edge.hub, edge.parking, "node-1")
         first = FirstFrame(verifier, self.sessions, edge.parking)
+        self.entrance = Entrance.from_settings(self.settings)
         self.listener = Listener(
-            self.settings, verifier, self.sessions, edge.table, first, self.http, connections_max=3
-        )
+            self.settings, verifier, self.sessions, edge.table, first, self.http, connections_max=3,
+            entrance=self.entrance,
+        )  # fmt: skip
         self.sockets = listen("127.0.0.1", 0)
         self.port = self.sockets[0].getsockname()[1]
         self.streams = []
