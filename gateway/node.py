@@ -38,6 +38,10 @@ from gateway.orders import heed_signals, heed_supervisor
 from gateway.owner.owner import Owner
 from gateway.owner.ports import SingleOwner
 from gateway.process_link import NodeEnd
+from gateway.upgrade import systemd
+from gateway.upgrade.ports import EmbeddedEstate
+from gateway.upgrade.predecessor import Upgrades
+from gateway.upgrade.service import heed_upgrades
 from protocol.errors import ErrorCode
 from protocol.frames import Command, ErrorReply, Reply
 from store.embedded import EmbeddedStore
@@ -111,6 +115,7 @@ class Node:
         self.writer.on_gone = self._gone
         self._trouble = ""
         self._draining = trio.Event()
+        self.before_serving: Callable[[], None] = lambda: None
         self._drain_ends_s = 0.0
         self.started = False
         self.metrics = Metrics(self)
@@ -206,6 +211,7 @@ class Node:
             async with trio.open_nursery() as parts:
                 for part in (self.owner, self.catchup, self.presences, self.refreshes):
                     await parts.start(part.run)
+                self.before_serving()
                 for loop in (self.parking.run, self.hub.fanout.run, self.keepalive.run):
                     parts.start_soon(loop)
                 async with trio.open_nursery() as serving:
@@ -247,6 +253,16 @@ class Node:
             log.info("draining", connections=self.table.count, lead_s=lead_s, grace_s=grace_s)
             self._draining.set()
 
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to stop taking work."""
+        return self._draining.is_set()
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """What it listens on."""
+        return self._sockets
+
     def _answered(self) -> bool:
         """Whether everything that was accepted is answered, and the answers are written."""
         return not self.owner.backlog.waiting and not self.hub.fanout.jobs_waiting
@@ -281,13 +297,15 @@ def main(settings: Settings, announce: Callable[[Node], None], link: NodeEnd | N
         store = EmbeddedStore.open(settings.data_dir)
         node = Node(settings, store, verifier, sockets)
         store.observe_commits(node.metrics.observe_commit)
-        trio.run(_serve, node, announce, link)
+        upgrades = Upgrades(node, EmbeddedEstate(store) if link is None else None)
+        trio.run(serve, node, announce, upgrades, link)
     finally:
         for sock in sockets:
             sock.close()
 
 
-async def _serve(node: Node, announce: Callable[[Node], None], link: NodeEnd | None) -> None:
+async def serve(node: Node, announce: Callable[[Node], None], upgrades: Upgrades, link: NodeEnd | None = None) -> None:
+    """Run a node and heed what it is told from outside, until it has drained or is ended."""
     async with trio.open_nursery() as nursery:
         scope = nursery.cancel_scope
         await nursery.start(partial(heed_signals, node, scope, supervised=link is not None))
@@ -295,7 +313,9 @@ async def _serve(node: Node, announce: Callable[[Node], None], link: NodeEnd | N
             nursery.start_soon(heed_supervisor, node, link, scope)
         async with trio.open_nursery() as running:
             await running.start(node.run)
+            await nursery.start(heed_upgrades, upgrades)
             announce(node)
+            systemd.notify("READY=1")
             if link is not None:
                 link.say_ready(node.own_address)
         scope.cancel()

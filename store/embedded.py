@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec
 
@@ -10,21 +11,25 @@ import trio
 from store import embedded_queries as queries
 from store.embedded_checkpoints import Checkpointer
 from store.embedded_database import READER_CACHE_KIB, WRITER_CACHE_KIB, begin_log, connect, error_text, unavailable
-from store.embedded_directory import DataDirectory, DataDirLocked, DataDirUnusable, unusable
+from store.embedded_directory import DATABASE_FILE, DataDirectory, DataDirLocked, DataDirUnusable, unusable
 from store.embedded_log import Log, read_back
 from store.embedded_recent import Generations, Recent
 from store.embedded_writer import AppendJob, CallJob, Job, T, Writer
 from store.entries import Append, ConversationRecord, Loaded, Membership, ReceiptRecord, StoredEntry
 from store.interface import Done, NotWritten, OutcomeUnknown, StoreError, Unavailable
-from store.migrations import SchemaTooNew, embedded_migrations, migrate
+from store.migrations import SchemaTooNew, embedded_migrations, migrate, refuse_newer, schema_number
 
-__all__ = ["DataDirLocked", "DataDirUnusable", "EmbeddedStore", "SchemaTooNew"]
+__all__ = ["DataDirLocked", "DataDirUnusable", "EmbeddedStore", "SchemaTooNew", "SchemaTooOld"]
 
 READERS_MAX: Final = 4
 """Reads at once: each has a connection and, while it runs, a thread. More would only fight for the same two or so
 cores; a read takes some 50 us."""
 
 P = ParamSpec("P")
+
+
+class SchemaTooOld(StoreError):
+    """The database's schema would have to change first. The message gives both schema numbers."""
 
 
 class EmbeddedStore:
@@ -58,13 +63,34 @@ class EmbeddedStore:
             SchemaTooNew: the database was written by a newer tidegate.
         """
         directory = DataDirectory.lock(data_dir)
+        return cls._open(directory, inherited=False)
+
+    @classmethod
+    def inherit(cls, data_dir: Path, lock: int) -> "EmbeddedStore":
+        """Open the store of a process that is about to end, with its lock, while it has it open and is ``quiet``.
+
+        The lock's descriptor belongs to the store from now on, also when this raises: the other process has its own
+        copy, and holds the directory as before. Call ``note_holder`` when that one cannot go on any more. Blocks.
+
+        Raises:
+            DataDirUnusable, SchemaTooNew: as ``open`` does.
+            SchemaTooOld: the schema would have to change, and the other process could not go on then.
+        """
+        return cls._open(DataDirectory.inherit(data_dir, lock), inherited=True)
+
+    @classmethod
+    def _open(cls, directory: DataDirectory, *, inherited: bool) -> "EmbeddedStore":
         connections: list[sqlite3.Connection] = []
         try:
             directory.make_database()
             writer = connect(directory.database, cache_kib=WRITER_CACHE_KIB)
             connections.append(writer)
-            begin_log(writer, directory.database)
-            migrate(writer, embedded_migrations(), f"database {directory.database}")
+            if inherited:
+                # Whoever had it has synced what it acknowledged, and is alive to say that no write of its failed.
+                _require_current(writer, directory.database)
+            else:
+                begin_log(writer, directory.database)
+                migrate(writer, embedded_migrations(), f"database {directory.database}")
             connections.append(connect(directory.database, cache_kib=READER_CACHE_KIB))
             connections.extend(
                 connect(directory.database, cache_kib=READER_CACHE_KIB, read_only=True) for _ in range(READERS_MAX)
@@ -108,6 +134,20 @@ class EmbeddedStore:
     def writable(self) -> bool:
         """False while the last write failed for a reason that concerns all of them; heals within about a second."""
         return self._writer.error is None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being moved in the database: with nothing queued, nobody writes to it any more."""
+        return self._checkpointer.idle
+
+    @property
+    def lock_descriptor(self) -> int:
+        """What holds the directory's lock, for a process that is to ``inherit`` the store."""
+        return self._directory.lock_descriptor
+
+    def note_holder(self) -> None:
+        """Note this process's id beside the lock, after ``inherit``."""
+        self._directory.note_holder()
 
     @property
     def write_error(self) -> StoreError | None:
@@ -252,6 +292,31 @@ class EmbeddedStore:
 
     def _wake(self) -> None:
         self._news.set()
+
+
+def require_current(data_dir: Path) -> None:
+    """Make sure that a database, which another process may have open, needs no change for this program. Blocks.
+
+    Raises:
+        SchemaTooOld, SchemaTooNew: it is of another schema.
+        DataDirUnusable: it cannot be read.
+    """
+    database = data_dir.absolute() / DATABASE_FILE
+    try:
+        with closing(connect(database, cache_kib=READER_CACHE_KIB, read_only=True)) as connection:
+            _require_current(connection, database)
+    except sqlite3.Error as error:
+        raise DataDirUnusable(f"database {database} cannot be used: {error_text(error)}") from None
+
+
+def _require_current(connection: sqlite3.Connection, database: Path) -> None:
+    found, known = schema_number(connection), len(embedded_migrations())
+    refuse_newer(found, known, f"database {database}")
+    if found < known:
+        raise SchemaTooOld(
+            f"database {database} is of schema {found}, and this tidegate needs {known}: "
+            "stop the node and start the new one, which brings it up to date"
+        )
 
 
 def _closed() -> StoreError:

@@ -52,6 +52,19 @@ class DataDirectory:
             raise
         return cls(path, lock)
 
+    @classmethod
+    def inherit(cls, path: Path, lock: int) -> "DataDirectory":
+        """Take over a directory with the locked descriptor of the process that had it; that is this one's from now on.
+
+        The kernel's lock belongs to what all copies of the descriptor refer to: nobody else can come between.
+        """
+        return cls(path.absolute(), lock)
+
+    @property
+    def lock_descriptor(self) -> int:
+        """What holds the lock, for a process that is to ``inherit`` it."""
+        return self._lock
+
     def make_database(self) -> None:
         """Make an empty database file that only its owner may read, if there is none; durable on return.
 
@@ -63,6 +76,10 @@ class DataDirectory:
             sync_directory(self.path.parent)
         except OSError as error:
             raise unusable(self.path, error) from None
+
+    def note_holder(self) -> None:
+        """Note this process's id as that of the holder."""
+        _note_pid(self._lock)
 
     def unlock(self) -> None:
         """Let the next process in. The lock file stays: removing it would let two processes lock two files."""
@@ -80,6 +97,10 @@ def _lock(path: Path, lock: int) -> None:
         ) from None
     except OSError as error:
         raise unusable(path, error) from None
+    _note_pid(lock)
+
+
+def _note_pid(lock: int) -> None:
     try:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode("ascii"), 0)
@@ -87,6 +108,26 @@ def _lock(path: Path, lock: int) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)
         del error
+
+
+def holder_pid(path: Path) -> int | None:
+    """The process that has the data directory now; None where nobody has, or it cannot be told.
+
+    The file alone does not tell: it keeps the pid of a process that has ended.
+    """
+    try:
+        lock = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        return int(text) if text.isdecimal() else None
+    else:
+        return None
+    finally:
+        os.close(lock)
 
 
 def sync_directory(path: Path) -> None:

@@ -14,6 +14,7 @@ from gateway.cli.errors import FAILURE, INTERNAL, INTERRUPTED, UNAVAILABLE, CliE
 
 COMMANDS: Final = {
     "serve": "run a node",
+    "upgrade": "let a running node go on in a new program, with all its connections",
     "config": "print the settings in force, with unit, meaning and source of each",
     "token": "make a development token for a user",
     "chat": "chat in the terminal, or from a script",

@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ import click
 from gateway.cli.errors import FAILURE, UNAVAILABLE, USAGE, CliError, sole_cause
 from gateway.cli.settings_options import PRECEDENCE, settings_of, settings_options
 from gateway.config import Settings
+from gateway.upgrade import PREDECESSOR_VARIABLE
 
 if TYPE_CHECKING:
     from gateway.process_link import NodeEnd
@@ -37,8 +38,12 @@ def command(config_file: Path | None, link_fd: int | None, **options: object) ->
 
     With --processes N, N nodes share the port; one that dies is started again.
     """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which would end a process that cannot be upgraded yet
     if link_fd is not None:
         serve_supervised(link_fd)
+        return
+    if PREDECESSOR_VARIABLE in os.environ:
+        succeed(config_file, options)
         return
     settings = settings_of(config_file, options)
     if settings.processes > 1:
@@ -55,6 +60,31 @@ def serve(settings: Settings, link: "NodeEnd | None" = None) -> None:
     say = (lambda _: None) if link else (lambda started: announce(started.name, started.address, settings))
     with explained(settings):
         node.main(settings, say, link)
+
+
+def succeed(config_file: Path | None, options: Mapping[str, object]) -> None:
+    """Take over from the node that has started this process; tell it why, if that is not possible. Raises CliError."""
+    from gateway.observe import logs
+    from gateway.upgrade import successor
+    from gateway.upgrade.channel import HandOverFailed
+
+    try:
+        channel = successor.channel_to_predecessor()
+    except HandOverFailed as error:
+        raise CliError(str(error), USAGE) from None
+    try:
+        settings = settings_of(config_file, options)
+        logs.configure(settings.log_format, settings.log_level)
+        with explained(settings):
+            successor.main(settings, channel)
+    except HandOverFailed as error:
+        successor.tell_failure(channel, str(error))
+        raise CliError(f"upgrade: {error}") from None
+    except Exception as error:
+        # Whatever it is: the one who waits at the other end has to know
+        cause = sole_cause(error)
+        successor.tell_failure(channel, cause.format_message() if isinstance(cause, CliError) else repr(cause))
+        raise
 
 
 def serve_supervised(link_fd: int) -> None:

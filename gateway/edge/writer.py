@@ -180,9 +180,9 @@ class Writer:
         """What waits for a full socket, if anything does."""
         return self._queues.get(connection)
 
-    def deadline_of(self, connection: Connection) -> float:
-        """When a closing connection is cut off, seconds."""
-        return self._closing[connection]
+    def closing(self) -> dict[Connection, float]:
+        """The closing connections, and when each is cut off, seconds."""
+        return dict(self._closing)
 
     def restore_queue(self, connection: Connection, queue: SendQueue) -> None:
         """Give back what waits for a socket, of a connection that another process began to send it to."""

@@ -1,0 +1,121 @@
+"""Where ``tidegate upgrade`` reaches a node: a Unix socket named after its process, and lines of JSON on it.
+
+The name is in Linux's abstract namespace, so that it ends with the process and needs no directory. Names there have no
+permissions: each side asks the kernel who the other is.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+_CREDENTIALS: Final = struct.Struct("3i")
+REQUEST: Final = b"upgrade\n"
+LINE_BYTES_MAX: Final = 4_096
+
+
+class Progress(Struct, tag="progress"):
+    """The upgrade has reached a state."""
+
+    state: str
+
+
+class Succeeded(Struct, tag="succeeded"):
+    """A successor has taken over.
+
+    Attributes:
+        pid: its process.
+        connections: how many it has from this one.
+        paused_ms: milliseconds in which nothing was read.
+        stood_still_ms: those of them in which the event loop stood still; before, what was read was answered.
+    """
+
+    pid: int
+    connections: int
+    paused_ms: float
+    stood_still_ms: float
+
+
+class Refused(Struct, tag="failed"):
+    """The node goes on as before; why."""
+
+    reason: str
+
+
+Line = Progress | Succeeded | Refused
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line)
+
+
+class PeerUnknown(Exception):
+    """The other end is not who it has to be."""
+
+
+class UpgradeRefused(Exception):
+    """The node said no, or tried and goes on as before. The message is its reason."""
+
+
+def address_of(pid: int) -> str:
+    """The address of a node's control socket."""
+    return f"\0tidegate-node-{pid}"
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """Process and user id at the other end of a Unix socket, as they were when it connected or listened."""
+    pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
+
+
+def listen_for_control() -> socket.socket:
+    """This process's control socket, not blocking. Raises OSError: another process has taken its name."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(address_of(os.getpid()))
+        sock.listen(4)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def may_ask(sock: socket.socket) -> bool:
+    """Whether the user at the other end may order this process about: the same one, or root."""
+    return peer_of(sock)[1] in (0, os.geteuid())
+
+
+def encode_line(line: Line) -> bytes:
+    """One line."""
+    return _encode(line) + b"\n"
+
+
+def ask(pid: int, tell: Callable[[str], None], timeout_s: float) -> Succeeded:
+    """Have node ``pid`` upgrade itself, and wait for the outcome; ``tell`` is called with each state. Blocks.
+
+    Raises:
+        ConnectionError: there is no such node, or it ended without a word.
+        PeerUnknown: somebody else has its name.
+        TimeoutError: no outcome in time; the upgrade may still be under way.
+        UpgradeRefused: it goes on as before.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        sock.connect(address_of(pid))
+        if peer_of(sock)[0] != pid:
+            raise PeerUnknown(f"process {peer_of(sock)[0]} has the name of process {pid}")
+        sock.sendall(REQUEST)
+        with sock.makefile("rb") as lines:
+            for text in lines:
+                line = _decode.decode(text)
+                if isinstance(line, Progress):
+                    tell(line.state)
+                elif isinstance(line, Refused):
+                    raise UpgradeRefused(line.reason)
+                elif isinstance(line, Succeeded):
+                    return line
+    raise ConnectionResetError("the node ended without saying what became of the upgrade; its log says why")

@@ -1,0 +1,217 @@
+"""The process that hands over: starts its successor, comes to rest, gives everything away and ends; or goes on.
+
+The table of states stands in the package's docstring.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import structlog
+import trio
+
+from gateway.upgrade import PREDECESSOR_VARIABLE, systemd
+from gateway.upgrade.channel import Channel, Gone, HandOverFailed
+from gateway.upgrade.control import Succeeded
+from gateway.upgrade.messages import CHUNKS_UNACKNOWLEDGED_MAX, FORMAT, Ack, Begin, Offer, Ready, Taken
+from gateway.upgrade.ports import Estate
+from gateway.upgrade.settling import Rest
+from gateway.upgrade.snapshot import chunks_of, movable_connections
+
+if TYPE_CHECKING:
+    from gateway.node import Node
+
+START_TIMEOUT_S: Final = 30.0
+"""Seconds from the start of the new program until it is ready: an import takes one on a busy machine, a first fetch of
+public keys up to ten. Nobody waits for it."""
+
+HAND_OVER_TIMEOUT_S: Final = 10.0
+"""Seconds that the event loop stands still at most. A million connections take about five."""
+
+KILL_TIMEOUT_S: Final = 10.0
+"""Seconds in which a killed process must be gone."""
+
+ANSWERS_MAX: Final = 2 * CHUNKS_UNACKNOWLEDGED_MAX
+"""Messages of a successor that may be unread when it is ended; more than there can be."""
+
+CONTAINER_INIT_PID: Final = 1
+
+log = structlog.get_logger(__name__)
+
+
+class UpgradeFailed(Exception):
+    """The successor did not take over, and this process goes on; the message says why."""
+
+
+class Upgrades:
+    """Makes upgrades of a node, one at a time.
+
+    Attributes:
+        state: what is being done, as the table of states calls it.
+    """
+
+    def __init__(self, node: "Node", estate: Estate | None, command: Sequence[str] | None = None) -> None:
+        """Upgrade ``node`` to what ``command`` starts: by default the very command line of this process."""
+        self.state = "idle"
+        self._taken = False
+        self._node = node
+        self._estate = estate
+        self._command = list(command) if command is not None else [sys.executable, *sys.orig_argv[1:]]
+
+    async def upgrade(self, tell: Callable[[str], None], leave: Callable[[Succeeded], NoReturn]) -> NoReturn:
+        """Hand over to a new program.
+
+        Args:
+            tell: called with each state that is reached.
+            leave: called when the successor has taken over; ends the process without letting anything run.
+
+        Raises:
+            UpgradeFailed: this process goes on as before, or an upgrade is under way already.
+
+        A cancellation ends the successor and goes on as before.
+        """
+        estate = self._check()
+        rest = Rest(self._node, estate)
+        try:
+            with self._successor() as (process, channel):
+                self._enter("starting", tell)
+                await self._await_ready(process, channel, estate)
+                self._enter("settling", tell)
+                await rest.settle()
+                self._enter("quieting", tell)
+                paused_s = time.monotonic()
+                await rest.wait_until_quiet()
+                self._enter("handing over", tell)
+                stood_still_s = time.monotonic()
+                count = self._hand_over(channel, estate)
+                self._taken = True
+                now_s = time.monotonic()
+                systemd.notify(f"MAINPID={process.pid}")
+                leave(Succeeded(process.pid, count, (now_s - paused_s) * 1e3, (now_s - stood_still_s) * 1e3))
+        except HandOverFailed as error:
+            raise UpgradeFailed(f"{self.state}: {error}") from None
+        finally:
+            if not self._taken:
+                self.state = "idle"
+                rest.resume()
+
+    def _check(self) -> Estate:
+        """The node's estate. Raises UpgradeFailed if there is no sense in trying."""
+        if self.state != "idle":
+            raise UpgradeFailed(f"an upgrade is under way already ({self.state}): wait for its outcome")
+        if os.getpid() == CONTAINER_INIT_PID:
+            raise UpgradeFailed(
+                "this node is process 1 of its container, which ends with it: let an init process run it "
+                "(docker run --init), or replace the container"
+            )
+        if self._estate is None:
+            raise UpgradeFailed("only a node of its own, with the embedded store, can be upgraded live: drain this one")
+        objection = "the node drains" if self._node.draining else self._estate.objection()
+        if objection:
+            raise UpgradeFailed(objection)
+        return self._estate
+
+    def _enter(self, state: str, tell: Callable[[str], None]) -> None:
+        if self._node.draining:
+            raise HandOverFailed("the node drains")
+        self.state = state
+        tell(state)
+
+    @contextmanager
+    def _successor(self) -> Iterator[tuple["subprocess.Popen[bytes]", Channel]]:
+        """A started successor and the channel to it; unless it has taken over, it is ended at the end."""
+        ours, theirs = socket.socketpair()
+        channel = Channel(ours)
+        try:
+            with theirs:
+                process = self._start(theirs.fileno())
+        except OSError as error:
+            channel.close()
+            raise HandOverFailed(f"{self._command[0]} cannot be started: {error.strerror}") from None
+        log.info("upgrade begun", successor=process.pid)
+        try:
+            yield process, channel
+        except BaseException:
+            if not self._taken:
+                _end(process)
+                _require_not_taken(channel)
+            raise
+        finally:
+            channel.close()
+
+    def _start(self, descriptor: int) -> "subprocess.Popen[bytes]":
+        environment = {**os.environ, PREDECESSOR_VARIABLE: str(descriptor)}
+        # Its descriptors but the one are closed on exec, as all that Python opens; it shares standard output and error.
+        return subprocess.Popen(self._command, env=environment, pass_fds=[descriptor])  # noqa: S603 - as it was called
+
+    async def _await_ready(self, process: "subprocess.Popen[bytes]", channel: Channel, estate: Estate) -> None:
+        until_s = time.monotonic() + START_TIMEOUT_S
+        node = self._node
+        data_dir = str(node.settings.data_dir.absolute())
+        offer = Offer(FORMAT, version("tidegate"), os.getpid(), estate.kind, data_dir)
+        channel.send(offer, until_s=until_s)
+        with trio.move_on_after(START_TIMEOUT_S) as patience:
+            await trio.lowlevel.wait_readable(channel.sock)
+        if patience.cancelled_caught:
+            raise HandOverFailed(f"the new program was not ready within {START_TIMEOUT_S:g} s")
+        try:
+            channel.receive(Ready, until_s=until_s)
+        except Gone:
+            code = process.wait(KILL_TIMEOUT_S)
+            raise HandOverFailed(
+                f"the new program ended with code {code} before it was ready; its standard error says why"
+            ) from None
+
+    def _hand_over(self, channel: Channel, estate: Estate) -> int:
+        """Give everything away; returns how many connections. A plain call, so that nothing of it changes meanwhile.
+
+        Raises HandOverFailed when the successor fails or is too slow.
+        """
+        node = self._node
+        until_s = time.monotonic() + HAND_OVER_TIMEOUT_S
+        listeners = [sock.fileno() for sock in node.sockets]
+        connections = movable_connections(node)
+        now_s = trio.current_time()
+        begin = Begin(
+            len(listeners), len(connections), now_s, time.monotonic(), node.presences.left_ago_s(now_s), estate.state()
+        )
+        channel.send(begin, [*listeners, *estate.descriptors()], until_s=until_s)
+        unacknowledged = 0
+        for chunk, descriptors in chunks_of(node, connections):
+            if unacknowledged == CHUNKS_UNACKNOWLEDGED_MAX:
+                channel.receive(Ack, until_s=until_s)
+                unacknowledged -= 1
+            channel.send(chunk, descriptors, until_s=until_s)
+            unacknowledged += 1
+        for _ in range(unacknowledged):
+            channel.receive(Ack, until_s=until_s)
+        channel.receive(Taken, until_s=until_s)
+        return len(connections)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a successor for certain."""
+    process.kill()
+    process.wait(KILL_TIMEOUT_S)
+
+
+def _require_not_taken(channel: Channel) -> None:
+    """Make sure that a successor which is dead had not taken over.
+
+    Raises SystemExit if it had: it may have answered clients, so that what this process remembers is out of date.
+    """
+    for _ in range(ANSWERS_MAX):
+        try:
+            channel.receive(Taken, until_s=time.monotonic())
+        except Gone:
+            return
+        except HandOverFailed:
+            continue  # what it sent before
+        log.critical("the successor took over and was ended: this process cannot go on; start the node again")
+        sys.exit(1)

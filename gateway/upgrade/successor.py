@@ -1,0 +1,138 @@
+"""The process that takes over: prepares all it can, receives what its predecessor had, and serves."""
+
+import gc
+import os
+import socket
+import time
+from importlib.metadata import version
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.auth import Verifier
+from gateway.config import Settings
+from gateway.node import Node, serve
+from gateway.upgrade import PREDECESSOR_VARIABLE
+from gateway.upgrade.channel import Channel, Gone, HandOverFailed
+from gateway.upgrade.messages import FORMAT, Ack, Begin, Chunk, Failed, Offer, Ready, Taken
+from gateway.upgrade.ports import EmbeddedEstate
+from gateway.upgrade.predecessor import Upgrades
+from gateway.upgrade.restore import Restorer
+from store.embedded import EmbeddedStore, require_current
+
+MESSAGE_TIMEOUT_S: Final = 60.0
+"""Seconds of silence after which a predecessor is given up. It has limits of its own, and when it ends this process
+notices at once: this is for one that is stopped."""
+
+log = structlog.get_logger(__name__)
+
+
+def channel_to_predecessor() -> Channel:
+    """The channel that a predecessor has left this process, by PREDECESSOR_VARIABLE, which is removed.
+
+    Raises HandOverFailed when there is none.
+    """
+    text = os.environ.pop(PREDECESSOR_VARIABLE, "")
+    try:
+        descriptor = int(text)
+        os.set_inheritable(descriptor, False)
+        sock = socket.socket(fileno=descriptor)
+        if sock.family != socket.AF_UNIX:
+            raise OSError
+    except (OSError, ValueError):
+        raise HandOverFailed(
+            f"{PREDECESSOR_VARIABLE} is {text!r}, which is no channel to a node: only an upgrade may set it, remove it"
+        ) from None
+    return Channel(sock)
+
+
+def tell_failure(channel: Channel, reason: str) -> None:
+    """Tell the predecessor why this process cannot take over, if it is there to hear it and still has to decide."""
+    if channel.closed:
+        return
+    try:
+        channel.send(Failed(reason), until_s=time.monotonic() + 1.0)
+    except HandOverFailed as error:
+        log.warning("predecessor not told", reason=reason, error=str(error))
+
+
+def main(settings: Settings, channel: Channel) -> None:
+    """Run a node in the place of the one at the other end of ``channel``; otherwise as ``gateway.node.main`` does.
+
+    Raises:
+        HandOverFailed: there is nothing to take over, or not any more; the predecessor goes on.
+        StoreError, AuthMisconfigured, SecretUnusable: as ``gateway.node.main`` does.
+    """
+    verifier = Verifier.from_settings(settings)
+    trio.run(_succeed, settings, verifier, channel)
+
+
+async def _succeed(settings: Settings, verifier: Verifier, channel: Channel) -> None:
+    offer, _ = channel.receive(Offer, until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
+    _check(offer, settings)
+    if verifier.jwks is not None:
+        await verifier.jwks.refresh()
+    require_current(settings.data_dir)
+    gc.collect()
+    gc.freeze()
+    # What comes now is a burst of objects that stay: the collector would look at them over and over.
+    gc.disable()
+    channel.send(Ready(FORMAT, version("tidegate")), until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
+    node, store = _take_over(settings, verifier, channel)
+
+    def taken() -> None:
+        try:
+            channel.send(Taken(), until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
+        except Gone:  # it has ended after it had given everything: nobody but this process can go on
+            log.warning("the predecessor ended before it was told")
+        store.note_holder()
+        channel.close()
+        gc.enable()
+
+    node.before_serving = taken
+    store.observe_commits(node.metrics.observe_commit)
+    # Nothing is printed: the address is that which the predecessor has printed.
+    await serve(node, lambda _node: None, Upgrades(node, EmbeddedEstate(store)))
+
+
+def _check(offer: Offer, settings: Settings) -> None:
+    """Raise HandOverFailed if this program, with these settings, cannot take the place of that one."""
+    if offer.format != FORMAT:
+        raise HandOverFailed(
+            f"this program (tidegate {version('tidegate')}) hands over in format {FORMAT}, "
+            f"tidegate {offer.version} in {offer.format}: restart the node instead"
+        )
+    if offer.store != "embedded" or settings.store != offer.store:
+        raise HandOverFailed(f"the store is {offer.store} there and {settings.store} here: restart the node instead")
+    if str(settings.data_dir.absolute()) != offer.data_dir:
+        raise HandOverFailed(
+            f"data_dir is {offer.data_dir} there and {settings.data_dir.absolute()} here: restart the node instead"
+        )
+
+
+def _take_over(settings: Settings, verifier: Verifier, channel: Channel) -> tuple[Node, EmbeddedStore]:
+    """A node with all that the predecessor had, not yet serving. A plain call: there is nothing else to do."""
+    until_s = time.monotonic() + MESSAGE_TIMEOUT_S
+    begin, descriptors = channel.receive(Begin, until_s=until_s)
+    began_s = time.monotonic()
+    sockets = [socket.socket(fileno=fd) for fd in descriptors[: begin.listeners]]
+    for sock in sockets:
+        sock.setblocking(False)
+    (lock,) = descriptors[begin.listeners :]
+    store = EmbeddedStore.inherit(settings.data_dir, lock)
+    store_s = time.monotonic()
+    node = Node(settings, store, verifier, sockets)
+    restorer = Restorer(node, begin)
+    while restorer.count < begin.connections:
+        chunk, descriptors = channel.receive(Chunk, until_s=until_s)
+        restorer.take(chunk, descriptors)
+        channel.send(Ack(), until_s=until_s)
+    restorer.finish()
+    log.info(
+        "taking over",
+        connections=restorer.count,
+        store_ms=(store_s - began_s) * 1e3,
+        connections_ms=(time.monotonic() - store_s) * 1e3,
+    )
+    return node, store
