@@ -93,11 +93,9 @@ class NodeProcess:
         """
         if self._process is not None:
             raise RuntimeError(f"the node is running already, pid {self.pid}")
-        command = [*self._prefix, sys.executable, "-m", "gateway.cli.main", "serve"]
-        command += ["--port", str(self.port), "--data-dir", str(self.data_dir), *self._options]
         with self.stderr_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                [*self._prefix, sys.executable, "-m", *self._program()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -205,6 +203,11 @@ class NodeProcess:
         data = self.stderr_path.read_bytes() if self.stderr_path.exists() else b""
         return "last lines of its log:\n" + data[-STDERR_TAIL_BYTES:].decode(errors="replace")
 
+    def _program(self) -> list[str]:
+        """The module to run, and its arguments."""
+        options = ["--port", str(self.port), "--data-dir", str(self.data_dir), *self._options]
+        return ["gateway.cli.main", "serve", *options]
+
     def _running_process(self) -> "subprocess.Popen[bytes]":
         if self._process is None or self._process.poll() is not None:
             raise NodeFailed(f"the node is not running\n{self.stderr_tail()}")
@@ -233,6 +236,25 @@ class NodeProcess:
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._process = None
+
+
+class SharedPort(NodeProcess):
+    """Several nodes behind one port, each on a data directory of its own; see bench/several_nodes.py.
+
+    What is said of the node is the supervisor's; options are NAME=VALUE.
+    """
+
+    def __init__(self, count: int, data_dir: Path, *options: str) -> None:
+        """Describe ``count`` nodes; nothing is started yet."""
+        super().__init__(data_dir, *options)
+        self._count = count
+
+    def node_pids(self) -> list[int]:
+        """Process ids of the nodes that run now."""
+        return [child.pid for child in psutil.Process(self.pid).children()]
+
+    def _program(self) -> list[str]:
+        return ["bench.several_nodes", str(self._count), str(self.data_dir), f"port={self.port}", *self._options]
 
 
 def _environment() -> dict[str, str]:
