@@ -29,7 +29,7 @@ STOP_TIMEOUT_S = 75.0
 STDERR_TAIL_BYTES = 4_000
 """How much of a node's log a failure shows, bytes."""
 
-_LISTENING = re.compile(rb"listening on http://([^:\s]+):(\d+)")
+_LISTENING = re.compile(rb"listening on (https?)://([^:\s]+):(\d+)")
 
 
 class NodeFailed(Exception):
@@ -70,6 +70,7 @@ class NodeProcess:
         self.data_dir = data_dir
         self.host = ""
         self.port = port
+        self._scheme = "http"
         self.stderr_path = stderr_path or data_dir.with_name(data_dir.name + ".stderr")
         self._options = options
         self._cpus = set(cpus) if cpus is not None else None
@@ -107,7 +108,7 @@ class NodeProcess:
             if self._cpus is not None:
                 # Before the node has made a thread: what it starts later inherits this.
                 os.sched_setaffinity(self._process.pid, self._cpus)
-            self.host, self.port = self._read_address()
+            self._scheme, self.host, self.port = self._read_address()
         except BaseException:
             self.kill()
             raise
@@ -127,12 +128,12 @@ class NodeProcess:
     @property
     def url(self) -> str:
         """Address for an HTTP client, without a path."""
-        return f"http://{self.host}:{self.port}"
+        return f"{self._scheme}://{self.host}:{self.port}"
 
     @property
     def ws_url(self) -> str:
         """Address for a chat client."""
-        return f"ws://{self.host}:{self.port}/v1/connect"
+        return f"{self._scheme.replace('http', 'ws')}://{self.host}:{self.port}/v1/connect"
 
     @property
     def secret(self) -> str:
@@ -213,7 +214,7 @@ class NodeProcess:
             raise NodeFailed(f"the node is not running\n{self.stderr_tail()}")
         return self._process
 
-    def _read_address(self) -> tuple[str, int]:
+    def _read_address(self) -> tuple[str, str, int]:
         process = self._process
         assert process is not None
         assert process.stdout is not None
@@ -229,7 +230,7 @@ class NodeProcess:
                 if not chunk:
                     raise NodeFailed(f"the node ended with code {process.wait()}\n{self.stderr_tail()}")
                 said += chunk
-        return found[1].decode(), int(found[2])
+        return found[1].decode(), found[2].decode(), int(found[3])
 
     def _forget(self) -> None:
         assert self._process is not None

@@ -155,13 +155,13 @@ class Node:
 
     @property
     def address(self) -> str:
-        """Where the node listens: ``http://HOST:PORT``."""
-        return http_url(*self._sockets[0].getsockname()[:2])
+        """Where the node listens: ``http://HOST:PORT``, or ``https://`` when it ends TLS."""
+        return http_url(*self._sockets[0].getsockname()[:2], tls=bool(self.settings.tls_cert))
 
     @property
     def own_address(self) -> str:
         """Where this node alone listens, if it shares its port with others; else the same."""
-        return http_url(*self._sockets[-1].getsockname()[:2])
+        return http_url(*self._sockets[-1].getsockname()[:2], tls=bool(self.settings.tls_cert))
 
     # --- NodePort -----------------------------------------------------------------------------------------------
 
