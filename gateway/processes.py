@@ -257,7 +257,9 @@ def main(settings: Settings, announce: Callable[[str], None]) -> int:
         OSError: the address cannot be listened on.
     """
     with held_port(settings.host, settings.port) as (address, port):
-        return supervise(settings_of_each(settings, port), lambda: announce(http_url(address, port, tls=bool(settings.tls_cert))))
+        return supervise(
+            settings_of_each(settings, port), lambda: announce(http_url(address, port, tls=bool(settings.tls_cert)))
+        )
 
 
 def supervise(nodes: Sequence[Settings], announce: Callable[[], None]) -> int:
