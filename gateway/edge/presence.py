@@ -20,8 +20,9 @@ from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Presence, PresencePush, PresenceReply, WatchPresence
 from store.interface import Store, StoreError
 
-LAST_SEEN_BATCH_MAX = 500
-"""Users whose last time online is stored with one call; as soon as so many left, lest a crowd pile up in memory."""
+LAST_SEEN_BATCH_MAX = 100
+"""Users whose last time online is stored with one call; as soon as so many left, lest a crowd pile up in memory. A page
+of the store's each, at worst: a longer batch takes more memory and holds up the sends in its commit."""
 
 SAVE_AT_END_S = 2.0
 """Seconds that the end of a node waits for the last times online to be stored: they are worth no more."""
