@@ -14,9 +14,9 @@ import time
 import traceback
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from bench.child import ChildProcess
 from bench.errors import BenchError
 
 _LENGTH_BYTES = 4
@@ -24,7 +24,7 @@ CALL_TIMEOUT_S = 120.0
 """Seconds that any one call may take unless it says otherwise: no benchmark hangs."""
 
 
-class LoadProcess:
+class LoadProcess(ChildProcess):
     """A generator object living in a pinned child process; a context manager that ends it.
 
     ``begin`` starts a call and ``finish`` waits for its answer, so that two generators can run at once.
@@ -46,19 +46,6 @@ class LoadProcess:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """Its process id, for the meter."""
-        return self._process.pid
 
     def call(self, method: str, *args: object, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Call a method there and wait for what it returns. Raises BenchError with what it raised."""

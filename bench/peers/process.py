@@ -9,9 +9,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from bench.child import ChildProcess
 from bench.errors import BenchError, PeerMissing
 
 START_TIMEOUT_S = 20.0
@@ -23,7 +22,7 @@ BACKLOG = 4_096
 _LISTENING = re.compile(rb"listening on ([0-9.]+):(\d+)\n")
 
 
-class PeerProcess:
+class PeerProcess(ChildProcess):
     """A running peer: ``python -m bench.peers.MODULE ARGUMENTS``; a context manager that ends it.
 
     Attributes:
@@ -54,19 +53,6 @@ class PeerProcess:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     def close(self) -> None:
         """End it at once."""
