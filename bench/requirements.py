@@ -47,6 +47,8 @@ REQUIREMENTS = (
     ),
     Requirement("send", "sends_per_s", "1/s", 15_000, 30_000, False, "durable, acknowledged and delivered"),
     Requirement("send", "half_load.delivery_p99_ms", "ms", 50, 10, True, "send due to delivery read, half that load"),
+    Requirement("upgrade", "connections_lost", "", 0, 0, True, "connections that did not survive"),
+    Requirement("upgrade", "longest_send_wait_ms", "ms", 1_000, 250, True, "longest a send waited for its answer"),
     Requirement("stall", "longest_stall_ms", "ms", 25, 5, True, "longest pass of the node's event loop"),
 )
 

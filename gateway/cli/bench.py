@@ -9,7 +9,7 @@ import click
 
 from gateway.cli.errors import FAILURE, UNAVAILABLE, CliError
 
-NAMES: Final = ("density", "roundtrip", "fanout", "send", "stall")
+NAMES: Final = ("density", "roundtrip", "fanout", "send", "stall", "upgrade")
 
 
 @click.group(
@@ -97,6 +97,17 @@ def stall(as_json: bool, save: Path | None, **options: Any) -> None:
     _run("stall", options, as_json, save, "stall")
 
 
+@command.command()
+@_count("connections", 19_000, "connections in all")
+@_count("pairs", 100, "pairs of users among them who send to each other meanwhile")
+@_count("sends-per-s", 500, "sends a second, of all pairs together")
+@_count("repeats", 3, "upgrades in a row, each of the process before; the longest wait of all of them counts")
+@_output_options
+def upgrade(as_json: bool, save: Path | None, **options: Any) -> None:
+    """The longest that a send waits while the node goes on in a new process, and who is lost."""
+    _run("upgrade", options, as_json, save, "upgrade")
+
+
 @command.command("all")
 @_output_options
 @click.pass_context
@@ -110,6 +121,7 @@ def every(context: click.Context, as_json: bool, save: Path | None, data_parent:
         context.invoke(fanout, members=members, **common)
     context.invoke(send, **common)
     context.invoke(stall, **common)
+    context.invoke(upgrade, **common)
 
 
 def _run(name: str, options: dict[str, Any], as_json: bool, save: Path | None, file_name: str) -> None:
