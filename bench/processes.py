@@ -245,9 +245,16 @@ class SharedPort(NodeProcess):
     What is said of the node is the supervisor's; options are NAME=VALUE.
     """
 
-    def __init__(self, count: int, data_dir: Path, *options: str) -> None:
+    def __init__(
+        self,
+        count: int,
+        data_dir: Path,
+        *options: str,
+        cpus: Sequence[int] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Describe ``count`` nodes; nothing is started yet."""
-        super().__init__(data_dir, *options)
+        super().__init__(data_dir, *options, cpus=cpus, environment=environment)
         self._count = count
 
     def node_pids(self) -> list[int]:

@@ -1,5 +1,6 @@
 """Node processes as a supervisor starts them: fresh interpreters, behind one port that is held for all."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from gateway.process_link import DRAIN, END, SupervisorEnd, make_pair
 
 PORT_TRIES_MAX: Final = 16
 """Ports tried, where the system chooses, until one is free at every address of the host."""
+
+OWN_VARIABLES: Final = frozenset({"NOTIFY_SOCKET"})
+"""Environment variables that are for the supervisor alone: it is the one to tell when all nodes are ready."""
 
 SIGNALLED: Final = 128
 """Added to the number of the signal that ended a process, as shells do, to make its exit code."""
@@ -76,6 +80,7 @@ async def launch(settings: Settings) -> NodeProcess:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),  # what is said on standard output, the supervisor says for all
             pass_fds=(theirs.fileno(),),
+            env={name: value for name, value in os.environ.items() if name not in OWN_VARIABLES},
         )
     except BaseException:
         link.close()

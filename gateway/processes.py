@@ -30,6 +30,7 @@ from msgspec.structs import replace
 from gateway.addresses import http_url
 from gateway.config import Settings
 from gateway.process_launch import held_port, launch
+from gateway.upgrade import systemd
 
 FENCED: Final = 75
 """Exit code (EX_TEMPFAIL) of a node that lost its lease: it has to be started anew."""
@@ -268,11 +269,15 @@ def supervise(nodes: Sequence[Settings], announce: Callable[[], None]) -> int:
 
 
 async def _supervise(nodes: Sequence[Settings], announce: Callable[[], None]) -> int:
+    def all_ready() -> None:
+        announce()
+        systemd.notify("READY=1")
+
     supervisor = Supervisor(nodes, launch)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_heed_signals, supervisor, signals)
-            code = await supervisor.run(announce)
+            code = await supervisor.run(all_ready)
             nursery.cancel_scope.cancel()
     return code
 

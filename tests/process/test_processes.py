@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -102,6 +103,18 @@ async def test_a_supervisor_that_is_killed_leaves_no_orphans(nodes: SharedPort) 
         nodes.signal(signal.SIGKILL)
         await sent_away(alice)
     wait_until(lambda: all_gone(pids), timeout_s=WITHIN_S, what="its nodes are gone")
+
+
+def test_a_service_manager_is_told_once_that_all_are_ready(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with SharedPort(COUNT, tmp_path / "data", environment=environment) as nodes:
+            assert nodes.terminate() == 0
+        manager.setblocking(False)
+        assert manager.recv(100) == b"READY=1"
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
 
 
 def test_what_is_wrong_with_the_first_start_is_said_once(tmp_path: Path) -> None:
