@@ -15,7 +15,7 @@ from store.embedded_directory import DATABASE_FILE, DataDirectory, DataDirLocked
 from store.embedded_log import Log, read_back
 from store.embedded_recent import Generations, Recent
 from store.embedded_writer import AppendJob, CallJob, Job, T, Writer
-from store.entries import Append, ConversationRecord, Loaded, Membership, ReceiptRecord, StoredEntry
+from store.entries import Append, ConversationRecord, Involvement, Loaded, Membership, ReceiptRecord, StoredEntry
 from store.interface import Done, NotWritten, OutcomeUnknown, StoreError, Unavailable
 from store.migrations import SchemaTooNew, embedded_migrations, migrate, refuse_newer, schema_number
 
@@ -204,6 +204,10 @@ class EmbeddedStore:
     async def memberships(self, user: str) -> list[Membership]:
         """See ``Store.memberships``. Cancelling is safe."""
         return await self._read(queries.memberships, user)
+
+    async def involvements(self, user: str) -> list[Involvement]:
+        """See ``Store.involvements``. Cancelling is safe."""
+        return await self._read(queries.involvements, user)
 
     async def acquainted(self, user: str, others: Collection[str]) -> set[str]:
         """See ``Store.acquainted``. Cancelling is safe."""

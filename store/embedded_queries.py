@@ -11,7 +11,7 @@ from msgspec.msgpack import Decoder
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind
 from store.embedded_recent import Generations, last_position, last_seq, places
-from store.entries import ConversationRecord, Loaded, MemberRecord, Membership, StoredEntry
+from store.entries import ConversationRecord, Involvement, Loaded, MemberRecord, Membership, StoredEntry
 
 FIND_PAGE_ENTRIES: Final = 256
 """Entries that one step of a search through a conversation's tail reads."""
@@ -37,6 +37,9 @@ _SELECT_LAST_POSITION: Final = "SELECT coalesce(max(position), 0) FROM entries"
 _SELECT_MEMBERSHIPS: Final = """
     SELECT c.key, c.id, c.kind, c.title, m.delivered_seq, m.read_seq, c.member_count, (
         SELECT position FROM entry_index WHERE conversation = m.conversation ORDER BY seq DESC LIMIT 1)
+    FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""
+_SELECT_INVOLVEMENTS: Final = """
+    SELECT c.id, c.kind, m.joined_seq, m.delivered_seq, m.read_seq
     FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""
 _SELECT_PEERS: Final = f"""
     SELECT peer.conversation, peer.user FROM members AS m
@@ -207,6 +210,12 @@ def memberships(connection: sqlite3.Connection, generations: Generations, user: 
             )
         )
     return found
+
+
+def involvements(connection: sqlite3.Connection, _generations: Generations, user: str) -> list[Involvement]:
+    """All conversations of a user, without their logs."""
+    rows = connection.execute(_SELECT_INVOLVEMENTS, (user,))
+    return [Involvement(conversation_id, ConversationKind(kind), *rest) for conversation_id, kind, *rest in rows]
 
 
 def acquainted(

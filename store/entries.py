@@ -57,10 +57,24 @@ class Append(Struct, frozen=True):
 
 
 class ReceiptRecord(Struct, frozen=True, gc=False):
-    """How far one member is. A store never lowers a pointer."""
+    """How far one member is. A store never lowers a pointer.
+
+    ``joined_seq`` is that of the member; 0: not told, a store that needs it looks it up.
+    """
 
     conversation_id: str
     user: str
+    delivered_seq: int
+    read_seq: int
+    joined_seq: int = 0
+
+
+class Involvement(Struct, frozen=True, gc=False):
+    """That a user is in a conversation, and how far: all that is known of it without asking for its log."""
+
+    conversation_id: str
+    kind: ConversationKind
+    joined_seq: int
     delivered_seq: int
     read_seq: int
 

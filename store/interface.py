@@ -10,7 +10,7 @@ from typing import Protocol
 
 import trio
 
-from store.entries import Append, ConversationRecord, Loaded, Membership, ReceiptRecord, StoredEntry
+from store.entries import Append, ConversationRecord, Involvement, Loaded, Membership, ReceiptRecord, StoredEntry
 
 
 class StoreError(Exception):
@@ -92,6 +92,9 @@ class Store(Protocol):
 
     async def memberships(self, user: str) -> list[Membership]:
         """All conversations that the user is a member of now, in no particular order. Raises Unavailable."""
+
+    async def involvements(self, user: str) -> list[Involvement]:
+        """The same conversations without anything of their logs: one read. Raises Unavailable."""
 
     async def acquainted(self, user: str, others: Collection[str]) -> set[str]:
         """Those of ``others`` who are in some conversation with ``user`` now. Raises Unavailable."""

@@ -155,7 +155,8 @@ class LastSeen(Struct, frozen=True, gc=False):
 RowWrite = MemberJoined | MemberLeft | Described | PointersRaised | LastSeen
 
 EntriesDone = Callable[[Sequence[tuple[EntryWrite, StoreError | None]]], None]
-"""Receives what became of entry writes, some at a time, in any order: None means all its rows are durable at quorum."""
+"""Receives what became of entry writes, some at a time, in any order: None means all its rows are durable at quorum.
+The writes are the very objects that were given."""
 
 
 class SlotsRow(Struct, frozen=True):

@@ -88,7 +88,10 @@ class Receipts:
         unsaved = self._unsaved.setdefault(conversation_id, {})
         if origin is None and member.user in unsaved:
             origin = unsaved[member.user][1]  # a push was owed already
-        unsaved[member.user] = (ReceiptRecord(conversation_id, member.user, delivered_seq, read_seq), origin)
+        unsaved[member.user] = (
+            ReceiptRecord(conversation_id, member.user, delivered_seq, read_seq, member.joined_seq),
+            origin,
+        )
         self._wake.set()
 
     @property

@@ -13,6 +13,7 @@ from protocol.frames import ConversationKind
 from store.entries import (
     Append,
     ConversationRecord,
+    Involvement,
     Loaded,
     MemberRecord,
     Membership,
@@ -222,6 +223,16 @@ class MemoryStore:
             len(log.members),
             tuple(log.members) if direct else (),
         )
+
+    async def involvements(self, user: str) -> list[Involvement]:
+        await self._begin("involvements")
+        return [
+            Involvement(
+                log.record.conversation_id, log.record.kind, member.joined_seq, member.delivered_seq, member.read_seq
+            )
+            for log in self.logs.values()
+            if (member := log.members.get(user)) is not None
+        ]
 
     async def acquainted(self, user: str, others: Collection[str]) -> set[str]:
         await self._begin("acquainted")

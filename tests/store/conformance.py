@@ -7,7 +7,7 @@ import trio
 
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind, EntryKind
-from store.entries import Append, ReceiptRecord
+from store.entries import Append, Involvement, ReceiptRecord
 from store.interface import NotWritten, StaleEpoch
 from tests.store.entries import T0_US, append, created, entry, record
 from tests.store.outcomes import Outcomes, append_all
@@ -280,6 +280,23 @@ class Members:
         assert sorted(found["d1"].peers) == ["alice", "bob"]
         assert found["d2"].peers == ("alice",)
         assert found["d1"].head_seq == 1
+
+    async def test_involvements_tell_what_is_known_without_the_logs(self, store):
+        await make(store, "d1", "alice", "bob", kind=ConversationKind.DIRECT)
+        await make(store, "g1", "bob", "carol")
+        await make(store, "g2", "bob", "carol")
+        added = entry(2, kind=EntryKind.MEMBERS_ADDED, users=["alice"])
+        await append_all(store, Append("g1", 1, [added]), Append("g2", 1, [added]))
+        await append_all(store, Append("g2", 1, [entry(3, kind=EntryKind.MEMBERS_REMOVED, users=["alice"])]))
+        await store.save_receipts(
+            [ReceiptRecord("g1", "alice", 2, 0, joined_seq=2), ReceiptRecord("d1", "alice", 1, 1)]
+        )
+        found = sorted(await store.involvements("alice"), key=lambda each: each.conversation_id)
+        assert found == [
+            Involvement("d1", ConversationKind.DIRECT, 1, 1, 1),
+            Involvement("g1", ConversationKind.GROUP, 2, 2, 0),
+        ]
+        assert await store.involvements("nobody") == []
 
     async def test_acquainted_are_those_who_share_a_conversation_now(self, store):
         await make(store, "g1", "alice", "bob", "carol")
