@@ -104,11 +104,7 @@ class ConnectionTable:
     def insert(self, connection: Connection, *, ends_s: float, device_key: int) -> None:
         """Enter an open connection; its descriptor's cells are set anew."""
         fd = connection.fd
-        missing = fd + 1 - len(self.by_fd)
-        if missing > 0:
-            self.by_fd.extend([None] * missing)
-            for cells in (self.heard_s, self.ends_s, self.device_key, self.allowance_s):
-                cells.frombytes(bytes(cells.itemsize * missing))
+        self.grow(fd)
         assert self.by_fd[fd] is None, "descriptor entered twice"
         self.by_fd[fd] = connection
         self.heard_s[fd] = int(self.now)
@@ -116,6 +112,14 @@ class ConnectionTable:
         self.device_key[fd] = device_key
         self.allowance_s[fd] = 0.0
         self.count += 1
+
+    def grow(self, fd: int) -> None:
+        """Make sure that there are cells for a descriptor."""
+        missing = fd + 1 - len(self.by_fd)
+        if missing > 0:
+            self.by_fd.extend([None] * missing)
+            for cells in (self.heard_s, self.ends_s, self.device_key, self.allowance_s):
+                cells.frombytes(bytes(cells.itemsize * missing))
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection whose descriptor is about to be closed."""

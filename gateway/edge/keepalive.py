@@ -4,7 +4,7 @@ Once a second a fifth of the table is looked at, so that each connection's turn 
 table is walked in slices, and a crowd that is to be closed is closed in slices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import trio
 
@@ -81,9 +81,10 @@ class Keepalive:
             self._judge_from_s = now + REVOLUTION_TICKS * TICK_S
         self._due_s = now
 
-    def was_noticed(self, connection: Connection) -> bool:
-        """Whether an open connection was told that its token runs out."""
-        return connection in self._noticed
+    @property
+    def noticed_connections(self) -> Collection[Connection]:
+        """Open connections that were told that their token runs out."""
+        return self._noticed
 
     def restore(self, noticed: list[Connection], now: float) -> None:
         """Go on for another process: whom it told of a token's end, and whose heartbeats wait unread since then."""

@@ -6,7 +6,7 @@ ready connection sent is decoded and handled by plain calls, in arrival order.
 """
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 import trio
@@ -82,6 +82,10 @@ class Parking:
     def forget(self, connection: Connection) -> None:
         """Drop the partial frame, if any, of a connection that is open no more."""
         self._readers.pop(connection, None)
+
+    def partly_read(self) -> Collection[Connection]:
+        """Connections of which a partial frame or message is held."""
+        return self._readers.keys()
 
     def reader_of(self, connection: Connection) -> FrameReader | None:
         """What holds the partial frame or message of a connection, if there is one."""

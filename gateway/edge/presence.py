@@ -7,7 +7,7 @@ the stored time of leaving, which is written within a second.
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 
 import structlog
@@ -77,6 +77,10 @@ class Watchers:
     def telling(self) -> bool:
         """Whether a push is on its way to many."""
         return bool(self._untold)
+
+    def connections(self) -> Collection[Connection]:
+        """Those that watch anybody."""
+        return self._lists.keys()
 
     def list_of(self, connection: Connection) -> tuple[str, ...]:
         """Whom a connection watches."""
@@ -254,6 +258,10 @@ class Presences:
         """Store who left without waiting for the next tick."""
         if self._unsaved:
             self._unsaved_came.set()
+
+    def watching(self) -> Collection[Connection]:
+        """Connections with a watch list."""
+        return self._watchers.connections()
 
     def watched_by(self, connection: Connection) -> tuple[str, ...]:
         """Whom a connection watches."""

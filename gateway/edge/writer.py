@@ -6,7 +6,7 @@ to receive is dropped, it is closed with ``SLOW_CONSUMER``, and its sync brings 
 
 import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from socket import SHUT_WR
 
@@ -175,6 +175,10 @@ class Writer:
                 then()
 
     # --- Upgrade ------------------------------------------------------------------------------------------------
+
+    def queued(self) -> Collection[Connection]:
+        """Connections with a send queue."""
+        return self._queues.keys()
 
     def queue_of(self, connection: Connection) -> SendQueue | None:
         """What waits for a full socket, if anything does."""

@@ -96,6 +96,12 @@ class Upgrades:
                 leave(Succeeded(process.pid, count, (now_s - paused_s) * 1e3, (now_s - stood_still_s) * 1e3))
         except HandOverFailed as error:
             raise UpgradeFailed(f"{self.state}: {error}") from None
+        except Exception:
+            if self._taken:
+                raise
+            # An upgrade must not end the node that it was to preserve: it is our bug, logged whole.
+            log.exception("upgrade failed", state=self.state)
+            raise UpgradeFailed(f"{self.state}: a fault of the node, which has logged it") from None
         finally:
             if not self._taken:
                 self.state = "idle"

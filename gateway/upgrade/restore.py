@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from gateway.edge.connection import JSON, Connection
+from gateway.edge.connection import CLOSING, JSON, Connection
 from gateway.edge.writer import SendQueue
 from gateway.upgrade.messages import Begin, Chunk, Extra
 from protocol import limits
@@ -39,22 +39,30 @@ class Restorer:
 
     def take(self, chunk: Chunk, descriptors: list[int]) -> None:
         """Enter the connections of one chunk. After an error nothing is closed: the process is to end."""
-        table, park, restore = self._node.table, self._node.parking.park, self._node.hub.restore
+        shift_s, extras = self._shift_s, chunk.extras
         heard_s, ends_s = self._whole_seconds(chunk.heard_s), self._whole_seconds(chunk.ends_s)
         keys, allowance_s = array("Q", chunk.device_key), array("d", chunk.allowance_s)
-        extras = chunk.extras
-        for at, fd in enumerate(descriptors):
-            sock = SocketType(chunk.families[at], SOCK_STREAM, 0, fd)
-            connection = Connection(sock, chunk.users[at], JSON if chunk.json[at] else 0)
-            table.insert(connection, ends_s=ends_s[at], device_key=keys[at])
-            table.heard_s[fd] = heard_s[at]
-            table.allowance_s[fd] = allowance_s[at] + self._shift_s
+        table, park, by_user = self._node.table, self._node.parking.park, self._node.hub.by_user
+        table.grow(max(descriptors))
+        by_fd, heard_cells, ends_cells = table.by_fd, table.heard_s, table.ends_s
+        key_cells, allowance_cells = table.device_key, table.allowance_s
+        for at, (fd, user, family, json) in enumerate(
+            zip(descriptors, chunk.users, chunk.families, chunk.json, strict=True)
+        ):
+            connection = Connection(SocketType(family, SOCK_STREAM, 0, fd), user, JSON if json else 0)
+            by_fd[fd] = connection
+            heard_cells[fd] = heard_s[at]
+            ends_cells[fd] = ends_s[at]
+            key_cells[fd] = keys[at]
+            allowance_cells[fd] = allowance_s[at] + shift_s
             park(connection)
-            extra = extras.get(at) if extras else None
-            if extra is None or not extra.closing_s:
-                restore(connection)
-            if extra is not None:
-                self._restore_extra(connection, extra)
+            if at in extras:
+                self._restore_extra(connection, extras[at])
+                if connection.flags & CLOSING:
+                    continue  # out of the hub already
+            if by_user.setdefault(user, connection) is not connection:
+                self._node.hub.restore(connection)
+        table.count += len(descriptors)
         self.count += len(descriptors)
 
     def finish(self) -> None:

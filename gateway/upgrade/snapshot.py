@@ -29,19 +29,28 @@ def movable_connections(node: "Node") -> list[Connection]:
 def chunks_of(node: "Node", connections: list[Connection]) -> Iterator[tuple[Chunk, list[int]]]:
     """What a successor has to know of each connection, and its descriptor."""
     closing = node.writer.closing()
+    special = {
+        *closing,
+        *node.parking.partly_read(),
+        *node.writer.queued(),
+        *node.keepalive.noticed_connections,
+        *node.presences.watching(),
+    }
     for start in range(0, len(connections), CONNECTIONS_PER_CHUNK):
-        yield _chunk(node, connections[start : start + CONNECTIONS_PER_CHUNK], closing)
+        yield _chunk(node, connections[start : start + CONNECTIONS_PER_CHUNK], closing, special)
 
 
-def _chunk(node: "Node", connections: list[Connection], closing: dict[Connection, float]) -> tuple[Chunk, list[int]]:
+def _chunk(
+    node: "Node", connections: list[Connection], closing: dict[Connection, float], special: set[Connection]
+) -> tuple[Chunk, list[int]]:
     table = node.table
     descriptors = [connection.fd for connection in connections]
     heard_s, ends_s, device_key, allowance_s = table.heard_s, table.ends_s, table.device_key, table.allowance_s
-    extras = {}
-    for at, connection in enumerate(connections):
-        extra = _extra(node, connection, closing.get(connection, 0.0))
-        if extra is not None:
-            extras[at] = extra
+    extras = {
+        at: _extra(node, connection, closing.get(connection, 0.0))
+        for at, connection in enumerate(connections)
+        if connection in special
+    }
     chunk = Chunk(
         [connection.user for connection in connections],
         bytes([connection.sock.family for connection in connections]),
@@ -55,20 +64,16 @@ def _chunk(node: "Node", connections: list[Connection], closing: dict[Connection
     return chunk, descriptors
 
 
-def _extra(node: "Node", connection: Connection, closing_s: float) -> Extra | None:
-    """What sets a connection apart from an idle one; None for nothing."""
+def _extra(node: "Node", connection: Connection, closing_s: float) -> Extra:
+    """What sets a connection apart from an idle one."""
     reader = node.parking.reader_of(connection)
     queue = node.writer.queue_of(connection)
-    noticed = node.keepalive.was_noticed(connection)
-    watches = node.presences.watched_by(connection)
-    if not (reader or queue or noticed or watches or closing_s):
-        return None
     return Extra(
         reader.state() if reader is not None else None,
         list(queue.chunks) if queue is not None else [],
         queue.begun if queue is not None else False,
         queue.since if queue is not None else 0.0,
         closing_s,
-        noticed,
-        watches,
+        connection in node.keepalive.noticed_connections,
+        node.presences.watched_by(connection),
     )
