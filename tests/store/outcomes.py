@@ -37,8 +37,13 @@ class Outcomes:
 
 
 async def append_all(store: Store, *batch: Append) -> list[StoreError | None]:
-    """Append one batch and wait for its outcomes."""
+    """Append one batch and wait for its outcomes, in the order of the batch."""
     outcomes = Outcomes()
     store.append(batch, outcomes)
-    await outcomes.wait(len(batch))
-    return outcomes.errors
+    told = list(await outcomes.wait(len(batch)))
+    errors = []
+    for append in batch:
+        outcome = next(each for each in told if each[0] is append)
+        told.remove(outcome)
+        errors.append(outcome[1])
+    return errors
