@@ -54,6 +54,7 @@ class SlotOwnership:
         table: the slot table as last read or written.
         claims, handovers: slots claimed from the dead, and handed to others, ever.
         on_change: called after the table changed.
+        wrote_version: the last version of the table that this node wrote.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class SlotOwnership:
         self.claims = 0
         self.handovers = 0
         self.on_change: list[Callable[[], None]] = []
+        self.wrote_version = 0
         self._coordination = coordination
         self._lease = lease
         self._watch = watch
@@ -233,6 +235,7 @@ class SlotOwnership:
                 self._epochs[number] = 0
         if not await self._coordination.change_slots(version, slots):
             return False
+        self.wrote_version = version + 1
         self._adopt(SlotTable(version + 1, slots))
         return True
 

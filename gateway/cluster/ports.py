@@ -3,8 +3,9 @@
 Redis is a hint, never the truth. Each interface therefore says what holds while Redis is *away* (not reached, or its
 generation not known yet): nothing waits for it, and whoever asked is told that nothing is known.
 
-Everything of one node goes over one connection to Redis, in order (its inbox alone is read over another). That is what deliveries rely on: a reply proves
-that every change of the directory that Redis made before it has been reported by ``Directory.on_invalidated``.
+Everything of one node goes over one connection to Redis, in order; its inbox alone is read over another. That is what
+deliveries rely on: a reply proves that every change of the directory that Redis made before it has been reported by
+``Directory.on_invalidated``.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence

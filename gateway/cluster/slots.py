@@ -5,6 +5,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from zlib import crc32
 
+from gateway.owner.members import id_of
+from protocol.frames import Command, CreateConversation
 from store.coordination import SLOTS
 
 _MASK = SLOTS - 1
@@ -14,6 +16,13 @@ assert SLOTS & _MASK == 0, "SLOTS has to be a power of two"
 def slot_of(conversation_id: str) -> int:
     """The slot of a conversation, 0 to SLOTS - 1; the same on every node, for ever."""
     return crc32(conversation_id.encode()) & _MASK
+
+
+def slot_of_command(user: str, command: Command) -> int:
+    """The slot of the conversation that a user's command is about. Raises Refused if it can be about none."""
+    if isinstance(command, CreateConversation):
+        return slot_of(id_of(user, command))
+    return slot_of(command.conversation_id)  # type: ignore[union-attr]
 
 
 def rightful_owners(nodes: Collection[str]) -> tuple[str, ...]:

@@ -1,0 +1,204 @@
+"""A node's part of the cluster: lease, slots, links, and the two ends of the broker, put together.
+
+A command goes ``Router`` -> owner, here or elsewhere; what the owner says goes ``HandingOn`` -> hub, here or elsewhere.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.broker import Delivery, EdgePort
+from gateway.cluster.handing_on import HandingOn
+from gateway.cluster.lease import Fenced, Lease
+from gateway.cluster.links import Links
+from gateway.cluster.ownership import SlotOwnership
+from gateway.cluster.parcels import (
+    Answered,
+    Delivered,
+    Forwarded,
+    GivenBack,
+    Item,
+    LinkBroken,
+    Signalled,
+    TableChanged,
+)
+from gateway.cluster.ports import Directory, Transport
+from gateway.cluster.routing import Router
+from gateway.cluster.slots import slot_of
+from gateway.cluster.watch import Watch
+from gateway.config import Settings
+from gateway.owner.owner import Owner
+from protocol.codec import decode_server_frame
+from store.coordination import Coordination
+from store.interface import Store, Unavailable
+
+LEAVE_CHECK_S: Final = 0.05
+"""Seconds between two looks at whether all slots are handed over while draining."""
+
+RELEASE_MAX_S: Final = 5.0
+"""Seconds that giving the lease up may take at the end; if it takes longer the others find out by watching."""
+
+log = structlog.get_logger(__name__)
+
+
+class Slots:
+    """Implements ``gateway.cluster.ownership.SlotHolder`` with an owner."""
+
+    def __init__(self, owner: Callable[[], Owner]) -> None:
+        self._owner = owner
+
+    async def release(self, slots: Collection[int]) -> None:
+        """See SlotHolder.release."""
+        chosen = frozenset(slots)
+        await self._owner().release(lambda conversation_id: slot_of(conversation_id) in chosen)
+
+    def drop_all(self) -> None:
+        """See SlotHolder.drop_all."""
+        self._owner().drop_all()
+
+
+class Cluster:
+    """What a node has besides when it is one of several.
+
+    Attributes:
+        owner: the owner for the slots of this node.
+        router: what the edge submits commands to.
+        on_gap: called when parcels got lost, so that sessions have to resync.
+        on_fenced: called once this incarnation was found dead.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        coordination: Coordination,
+        transport: Transport,
+        directory: Directory,
+        edge: EdgePort,
+        lease: Lease,
+        watch: Watch,
+        *,
+        clock_us: Callable[[], int],
+    ) -> None:
+        self.lease = lease
+        self.watch = watch
+        self.directory = directory
+        self.transport = transport
+        self.on_gap: Callable[[], None] = lambda: None
+        self.on_fenced: Callable[[], None] = lambda: None
+        self._edge = edge
+        self.ownership = SlotOwnership(coordination, lease, watch, Slots(lambda: self.owner))
+        self.links = Links(lease.incarnation, transport, watch)
+        self.handing_on = HandingOn(lease.incarnation, edge, self.links, directory, watch)
+        self.owner = Owner(settings, store, self.handing_on, self.ownership, clock_us)
+        self.router = Router(
+            lease.incarnation, self.ownership, self.links, self.owner, edge, settings.pending_sends_max
+        )
+        self.handing_on.owner = self.owner
+        self.handing_on.give_back = self.router.take_back
+        self.links.received = self._received
+        self.links.on_gap.append(lambda _sender: self.on_gap())
+        self.ownership.on_change.append(self._tell_others)
+        watch.on_change += [self.router.reroute, lambda: self.handing_on.forget(watch.live.keys())]
+        self._told_version = 0
+
+    @property
+    def incarnation(self) -> str:
+        """The name of this life of the node."""
+        return self.lease.incarnation
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled, or until this incarnation is found dead; started when clients may come.
+
+        The owner, which lives longer, and the transport and directory, which have to be there before, are not run here.
+
+        Raises:
+            NameTaken: a node of this name is there already.
+
+        A cancellation leaves the lease to be watched: call ``leave`` and ``release`` before.
+        """
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._keep_lease, nursery.cancel_scope)
+            await nursery.start(self.watch.run)
+            await nursery.start(self.ownership.run)
+            nursery.start_soon(self.links.run)
+            nursery.start_soon(self.router.run)
+            await self.links.introduce()
+            task_status.started()
+
+    async def _keep_lease(
+        self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        try:
+            await self.lease.run(task_status=task_status)
+        except Fenced:
+            self.ownership.fence()
+            self.on_fenced()
+            scope.cancel()
+
+    async def leave(self) -> None:
+        """Hand all slots over while everything else goes on; returns when that is done, or nobody can take them.
+
+        Give it a deadline. Cancelling leaves some handed over.
+        """
+        self.lease.drain()
+        self.ownership.wake()
+        while self.ownership.owned and self._has_heirs():  # noqa: ASYNC110 - looked at while draining only
+            await trio.sleep(LEAVE_CHECK_S)
+
+    def _has_heirs(self) -> bool:
+        return any(
+            row.owns and not row.draining and row.incarnation != self.incarnation for row in self.watch.live.values()
+        )
+
+    async def release(self) -> None:
+        """Give the lease up, so that others need not wait for it. For a node that acknowledges nothing any more."""
+        with trio.move_on_after(RELEASE_MAX_S, shield=True):
+            try:
+                await self.lease.release()
+            except Unavailable as error:
+                log.warning("lease not given up: the others wait for its end", error=str(error))
+
+    def _tell_others(self) -> None:
+        """What this node has written into the slot table, the others want to know before they look again."""
+        table = self.ownership.table
+        if table.version > self._told_version:
+            self._told_version = table.version
+            if self.ownership.wrote_version == table.version:
+                self.links.send_all(TableChanged(table.version))
+        self.router.reroute()
+
+    def _received(self, sender: str, item: Item) -> None:
+        match item:
+            case Forwarded():
+                self.handing_on.forwarded(sender, item)
+            case Answered():
+                self.router.answered(item)
+            case GivenBack():
+                self.router.gave_back(item)
+            case Delivered():
+                self._edge.deliver(
+                    Delivery(
+                        item.conversation_id,
+                        item.recipients,
+                        item.entries,
+                        [self.router.origin_of(session) if session else None for session in item.sessions],
+                    )
+                )
+            case Signalled():
+                push = decode_server_frame(item.push)
+                self._edge.signal(
+                    item.recipients,
+                    push,  # type: ignore[arg-type]
+                    item.conversation_id,
+                    self.router.origin_of(item.skip) if item.skip else None,
+                )
+            case LinkBroken():
+                self.router.repeat(sender)
+            case TableChanged():
+                if item.version > self.ownership.table.version:
+                    self.ownership.wake()
+            case _:
+                raise AssertionError(f"{type(item).__name__} is for Links")

@@ -1,0 +1,348 @@
+"""The owner's side of the broker in a cluster: replies and deliveries go to the nodes where they are wanted.
+
+What was acknowledged must not be missed by a connected member, even if this node dies the moment after. So an
+acknowledgement is held back until the deliveries in front of it are *handed on*:
+
+1. A delivery is split by the nodes where its recipients are connected, as the session directory's cache has it; users
+   that are not cached are looked up first. It leaves with the parcels of this pass of the loop.
+2. A barrier command follows them on the same connection to Redis. Its reply proves two things: the parcels were taken,
+   and every change of the directory that Redis made before was reported here.
+3. Users reported as changed since the split are looked up again, and nodes that were left out get the delivery, too,
+   followed by another barrier. A user who registered even later reads the store after that, and finds the entry.
+
+Per conversation these things keep their order: one queue, a *strand*, holds what is not done. A node that is alone does
+none of this; and while Redis is away nothing is held back, because everybody resyncs when it is there again.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
+from weakref import WeakValueDictionary
+
+import structlog
+from msgspec import DecodeError
+
+from gateway.broker import Delivery, EdgePort, Origin, OwnerPort
+from gateway.cluster.links import Links, LiveIncarnations
+from gateway.cluster.parcels import Answered, Delivered, Forwarded, GivenBack, Signalled
+from gateway.cluster.ports import Directory
+from gateway.cluster.slots import slot_of_command
+from protocol.codec import decode_command_fast, encode_msgpack
+from protocol.frames import Command, Push, Reply
+
+HELD_MAX: Final = 65_536
+"""Deliveries and replies held back at once, above which deliveries are handed on unconfirmed: as many as sends may
+wait. Only a Redis that takes commands and answers none lets so many gather, and its loss is noticed by then."""
+
+log = structlog.get_logger(__name__)
+
+
+class RemoteOrigin:
+    """A session of another node whose command is handled here. One object per session while anybody refers to it."""
+
+    __slots__ = ("__weakref__", "incarnation", "session", "user")
+
+    def __init__(self, incarnation: str, session: int, user: str) -> None:
+        self.incarnation = incarnation
+        self.session = session
+        self.user = user
+
+
+class _Handing:
+    """A delivery on its way to other nodes.
+
+    Attributes:
+        places: where its recipients are, once that is known.
+        sent: the nodes that got it, and for which users.
+        moved: recipients who moved while it was under way, until that is seen to.
+        split: whether it was sent for the first time.
+        done: whether it is handed on, or need not be.
+    """
+
+    __slots__ = ("delivery", "done", "moved", "places", "sent", "split")
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self.places: Mapping[str, tuple[str, ...]] | None = None
+        self.sent: dict[str, set[str]] = {}
+        self.moved: Collection[str] = ()
+        self.split = False
+        self.done = False
+
+
+_Held = tuple[Origin, Reply]
+
+
+class HandingOn:
+    """Implements ``gateway.broker.EdgePort`` for the owner of a node in a cluster.
+
+    Attributes:
+        give_back: takes commands of this node's own connections that its owner gave back (the router).
+        owner: the owner that gets what other nodes forward.
+        delivered_elsewhere, looked_again: deliveries sent to other nodes, and those sent again to somebody who came
+            meanwhile, ever.
+    """
+
+    def __init__(
+        self, incarnation: str, local: EdgePort, links: Links, directory: Directory, watch: LiveIncarnations
+    ) -> None:
+        self.give_back: Callable[[Origin, Command], None] = lambda _origin, _command: None
+        self.owner: OwnerPort
+        self.delivered_elsewhere = 0
+        self.looked_again = 0
+        self._incarnation = incarnation
+        self._local = local
+        self._links = links
+        self._directory = directory
+        self._watch = watch
+        self._strands: dict[str, deque[_Handing | _Held]] = {}
+        self._held = 0
+        self._leaving: list[_Handing] = []  # split in this pass, not yet followed by a barrier
+        self._changing: set[str] = set()  # users reported since the first split of this pass
+        self._changed: dict[int, set[str]] = {}  # for each barrier under way, users reported since those splits
+        self._flushes = 0  # reports that everybody may have moved
+        self._barriers = 0
+        self._origins: WeakValueDictionary[tuple[str, int], RemoteOrigin] = WeakValueDictionary()
+        self._rounds: dict[tuple[str, int], int] = {}
+        self._refused: dict[tuple[str, int], int] = {}
+        directory.on_invalidated = self._invalidated
+        links.after_flush = self._set_barrier
+
+    @property
+    def held(self) -> int:
+        """Deliveries and replies that are held back now."""
+        return self._held
+
+    # --- What other nodes ask ---------------------------------------------------------------------------------------
+
+    def forwarded(self, sender: str, item: Forwarded) -> None:
+        """Handle a command of another node's session."""
+        key = (sender, item.slot)
+        if item.round and item.round <= self._refused.get(key, 0):
+            self._give_back_to(sender, item.command)
+            return
+        self._rounds[key] = max(item.round, self._rounds.get(key, 0))
+        try:
+            command = decode_command_fast(item.command)
+        except DecodeError as error:
+            log.error("forwarded command not understood", sender=sender, error=str(error))
+            return
+        origin = self._origins.get((sender, item.session))
+        if origin is None or origin.user != item.user:
+            origin = self._origins[sender, item.session] = RemoteOrigin(sender, item.session, item.user)
+        self.owner.submit(origin, command)
+
+    def _give_back_to(self, sender: str, encoded: bytes) -> None:
+        try:
+            self._links.send(sender, GivenBack(decode_command_fast(encoded).id))
+        except DecodeError as error:
+            log.error("forwarded command not understood", sender=sender, error=str(error))
+
+    def forget(self, incarnations: Collection[str]) -> None:
+        """Keep nothing of nodes but these."""
+        self._rounds = {key: value for key, value in self._rounds.items() if key[0] in incarnations}
+        self._refused = {key: value for key, value in self._refused.items() if key[0] in incarnations}
+
+    # --- gateway.broker.EdgePort ------------------------------------------------------------------------------------
+
+    def not_owner(self, origin: Origin, command: Command) -> None:
+        """See EdgePort.not_owner."""
+        if type(origin) is not RemoteOrigin:
+            self.give_back(origin, command)
+            return
+        key = (origin.incarnation, slot_of_command(origin.user, command))
+        self._refused[key] = self._rounds.get(key, 0)
+        self._links.send(origin.incarnation, GivenBack(command.id))
+
+    def is_gone(self, origin: Origin) -> bool:
+        """See EdgePort.is_gone."""
+        if type(origin) is RemoteOrigin:
+            return origin.incarnation not in self._watch.live
+        return self._local.is_gone(origin)
+
+    def when_room(self, origin: Origin, then: Callable[[], None]) -> None:
+        """See EdgePort.when_room. What goes to another node has room there: its edge bounds what a client may ask."""
+        if type(origin) is RemoteOrigin:
+            then()
+        else:
+            self._local.when_room(origin, then)
+
+    def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
+        """See EdgePort.reply."""
+        strand = self._strands.get(conversation_id) if conversation_id else None
+        if strand is None:
+            self._reply(origin, reply, conversation_id)
+        else:
+            self._held += 1
+            strand.append((origin, reply))
+
+    def _reply(self, origin: Origin, reply: Reply, conversation_id: str) -> None:
+        if type(origin) is RemoteOrigin:
+            self._links.send(origin.incarnation, Answered(encode_msgpack(reply), conversation_id))
+        else:
+            self._local.reply(origin, reply, conversation_id)
+
+    def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
+        """See EdgePort.signal."""
+        self._local.signal(recipients, push, conversation_id, skip)
+        if not self._links.alone:
+
+            def found(places: Mapping[str, tuple[str, ...]] | None) -> None:
+                encoded = encode_msgpack(push)
+                for incarnation, users in self._by_node(places or {}).items():
+                    session = _session(skip, incarnation)
+                    self._links.send(incarnation, Signalled(conversation_id, users, encoded, session))
+
+            self._directory.lookup(recipients, found)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """See EdgePort.deliver."""
+        self._local.deliver(delivery)
+        if self._links.alone:
+            return
+        handing = _Handing(delivery)
+        self._strands.setdefault(delivery.conversation_id, deque()).append(handing)
+        self._held += 1
+        self._look_up(handing, delivery.recipients)
+
+    # --- Handing on -------------------------------------------------------------------------------------------------
+
+    def _look_up(self, handing: _Handing, users: Collection[str]) -> None:
+        """Find where users are and send them a delivery; the first time behind what its conversation sent before."""
+
+        def found(places: Mapping[str, tuple[str, ...]] | None) -> None:
+            if places is None:
+                # Redis is away: nobody knows, and the resync of its return covers it.
+                handing.split = True
+                self._done([handing])
+            elif handing.split:
+                handing.moved = ()
+                self._send(handing, places)
+                self._leave(handing)
+            else:
+                handing.places = places
+            self._split_in_order(handing.delivery.conversation_id)
+
+        self._directory.lookup(users, found)
+
+    def _split_in_order(self, conversation_id: str) -> None:
+        """Send the deliveries of a conversation whose turn it is, each to all nodes where recipients are."""
+        strand = self._strands.get(conversation_id, ())
+        for handing in [each for each in strand if type(each) is _Handing and not each.split]:
+            if handing.places is None:
+                return
+            self._catch_up(strand, handing)
+            handing.split = True
+            self._send(handing, handing.places)
+            self._leave(handing)
+            if self._held > HELD_MAX:
+                self._done([handing])
+
+    def _catch_up(self, strand: Iterable[_Handing | _Held], next_one: _Handing) -> None:
+        """Before a node gets its first delivery for somebody who has just moved, send it those that left before."""
+        earlier = [each for each in strand if type(each) is _Handing and each.split and not each.done]
+        moved = self._changing.union(*self._changed.values(), *(each.moved for each in earlier))
+        moved.intersection_update(next_one.places or ())
+        if not moved:
+            return
+        places = {user: incarnations for user, incarnations in (next_one.places or {}).items() if user in moved}
+        for handing in earlier:
+            recipients = frozenset(handing.delivery.recipients)
+            self._send(handing, {user: places[user] for user in places if user in recipients})
+
+    def _send(self, handing: _Handing, places: Mapping[str, tuple[str, ...]]) -> None:
+        """Send a delivery to those who did not get it yet."""
+        delivery = handing.delivery
+        for incarnation, users in self._by_node(places).items():
+            known = handing.sent.setdefault(incarnation, set())
+            news = [user for user in users if user not in known]
+            if news:
+                known.update(news)
+                self.delivered_elsewhere += 1
+                sessions = [_session(origin, incarnation) for origin in delivery.origins]
+                entries = list(delivery.entries)
+                self._links.send(incarnation, Delivered(delivery.conversation_id, news, entries, sessions))
+
+    def _leave(self, handing: _Handing) -> None:
+        """Have a barrier follow what was sent in this pass."""
+        if not self._leaving:
+            self._changing = set()
+        self._leaving.append(handing)
+        self._links.flush_soon()
+
+    def _by_node(self, places: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+        """Users by the other living nodes where they are."""
+        by_node: dict[str, list[str]] = {}
+        for user, incarnations in places.items():
+            for incarnation in incarnations:
+                if incarnation != self._incarnation and not self._directory.is_void(incarnation):
+                    by_node.setdefault(incarnation, []).append(user)
+        return by_node
+
+    def _set_barrier(self) -> None:
+        """The parcels of this pass are sent: have it proved that they were taken."""
+        if not self._leaving:
+            return
+        leaving, self._leaving = self._leaving, []
+        self._barriers += 1
+        number, flushes = self._barriers, self._flushes
+        self._changed[number], self._changing = self._changing, set()
+
+        def proved(known: bool) -> None:
+            changed = self._changed.pop(number)
+            if not known:
+                self._done(leaving)
+            else:
+                self._confirm(leaving, None if self._flushes != flushes else changed)
+
+        self._directory.barrier(proved)
+
+    def _invalidated(self, users: Collection[str] | None) -> None:
+        if users is None:
+            self._flushes += 1
+            return
+        self._changing.update(users)
+        for changed in self._changed.values():
+            changed.update(users)
+
+    def _confirm(self, handings: Iterable[_Handing], changed: set[str] | None) -> None:
+        """A barrier is through: what nobody moved under is handed on, the rest is looked at again."""
+        done = []
+        for handing in handings:
+            recipients = handing.delivery.recipients
+            moved = recipients if changed is None else changed.intersection(recipients) if changed else ()
+            if moved:
+                self.looked_again += 1
+                handing.moved = moved
+                self._look_up(handing, moved)
+            else:
+                done.append(handing)
+        self._done(done)
+
+    def _done(self, handings: Iterable[_Handing]) -> None:
+        for handing in handings:
+            handing.done = True
+            conversation_id = handing.delivery.conversation_id
+            strand = self._strands.get(conversation_id)
+            if strand is not None:
+                self._release(conversation_id, strand)
+
+    def _release(self, conversation_id: str, strand: deque[_Handing | _Held]) -> None:
+        """Let go what has nothing unfinished in front of it."""
+        while strand:
+            first = strand[0]
+            if type(first) is _Handing:
+                if not first.done:
+                    return
+                strand.popleft()
+            else:
+                strand.popleft()
+                origin, reply = first  # type: ignore[misc]
+                self._reply(origin, reply, conversation_id)
+            self._held -= 1
+        del self._strands[conversation_id]
+
+
+def _session(origin: Origin | None, incarnation: str) -> int:
+    """The origin's session number if it belongs to that node, else 0."""
+    return origin.session if type(origin) is RemoteOrigin and origin.incarnation == incarnation else 0

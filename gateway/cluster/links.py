@@ -1,0 +1,179 @@
+"""Numbered links to the other nodes: what one pass of the loop has for a node leaves as one parcel.
+
+Parcels travel at most once. That something is missing shows in the numbers; what follows from it is for those who
+listen: sessions resync, commands are sent again. So nothing here keeps or repeats a parcel.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+import trio
+
+from gateway.cluster.parcels import Hello, Item, LinkBroken, Parcel, Welcome, decode_parcel, encode_parcel
+from gateway.cluster.ports import Transport
+
+EMPTY_PARCEL_S: Final = 2.0
+"""Seconds after which a link that carries nothing carries an empty parcel, so that the loss of a last one shows."""
+
+HELLO_S: Final = 1.0
+"""Seconds until a hello that was not answered is said again."""
+
+NEWCOMER_S: Final = 30.0
+"""Seconds that a node which said hello counts although no look has seen its lease: three leases."""
+
+FORGET_S: Final = 300.0
+"""Seconds of silence after which a sender's number is forgotten: it has ended long ago."""
+
+log = structlog.get_logger(__name__)
+
+
+class LiveIncarnations(Protocol):
+    """Who is alive (``Watch``)."""
+
+    @property
+    def live(self) -> Mapping[str, object]: ...
+
+
+class Links:
+    """Sends items to other incarnations, and hands over those that come.
+
+    Attributes:
+        received: called with the sender and each item, in order.
+        on_gap: called with a sender some of whose parcels got lost on the way, before the next item is handed over.
+        before_flush, after_flush: called when a pass's parcels are about to leave, and when they have been sent.
+        parcels, gaps: parcels sent and gaps noticed, ever.
+    """
+
+    def __init__(self, incarnation: str, transport: Transport, watch: LiveIncarnations) -> None:
+        self.received: Callable[[str, Item], None] = lambda _sender, _item: None
+        self.on_gap: list[Callable[[str], None]] = []
+        self.before_flush: list[Callable[[], None]] = []
+        self.after_flush: Callable[[], None] = lambda: None
+        self.parcels = 0
+        self.gaps = 0
+        self._incarnation = incarnation
+        self._transport = transport
+        self._watch = watch
+        self._outgoing: dict[str, list[Item]] = {}
+        self._sent: dict[str, int] = {}
+        self._sent_s: dict[str, float] = {}
+        self._expected: dict[str, int] = {}
+        self._heard_s: dict[str, float] = {}
+        self._newcomers: dict[str, float] = {}  # since when nodes are known that the last look did not see yet
+        self._welcomes: set[str] = set()
+        self._welcomed = trio.Event()
+        self._wake = trio.Event()
+        transport.received = self._receive
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is surely nobody else: no other node lives, and none that was not yet seen has said hello."""
+        return len(self._watch.live) <= 1 and not self._newcomers
+
+    def send(self, incarnation: str, item: Item) -> None:
+        """Put an item into the next parcel for a node."""
+        waiting = self._outgoing.get(incarnation)
+        if waiting is None:
+            self._outgoing[incarnation] = [item]
+            self._wake.set()
+        else:
+            waiting.append(item)
+
+    def send_all(self, item: Item) -> None:
+        """Put an item into the next parcel for every other living node."""
+        for incarnation in self._watch.live:
+            if incarnation != self._incarnation:
+                self.send(incarnation, item)
+
+    async def introduce(self) -> None:
+        """Say hello to everybody who lives, and return when all of them have answered or are dead.
+
+        Until then another node may think that it is alone, and tell nobody of its deliveries. Cancelling is safe.
+        """
+        while missing := set(self._watch.live) - self._welcomes - {self._incarnation}:
+            for incarnation in missing:
+                self.send(incarnation, Hello())
+            with trio.move_on_after(HELLO_S):
+                self._welcomed = trio.Event()
+                await self._welcomed.wait()
+
+    def flush_soon(self) -> None:
+        """Run a flush at the end of this pass even if nothing is sent."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send what passes of the loop gather until cancelled; what is not sent then is lost."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_alive)
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                self.flush()
+
+    def flush(self) -> None:
+        """Send everything now."""
+        for prepare in self.before_flush:
+            prepare()
+        outgoing, self._outgoing = self._outgoing, {}
+        now_s = trio.current_time()
+        for incarnation, items in outgoing.items():
+            number = self._sent[incarnation] = self._sent.get(incarnation, 0) + 1
+            self._sent_s[incarnation] = now_s
+            self.parcels += 1
+            self._transport.send(incarnation, encode_parcel(Parcel(self._incarnation, number, items)), _ignore)
+        self.after_flush()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await trio.sleep(EMPTY_PARCEL_S / 2)
+            quiet_s = trio.current_time() - EMPTY_PARCEL_S / 2
+            for incarnation in self._watch.live:
+                if incarnation != self._incarnation and self._sent_s.get(incarnation, -1.0) <= quiet_s:
+                    self._outgoing.setdefault(incarnation, [])
+                    self._wake.set()
+            for ended in [each for each in self._sent if each not in self._watch.live]:
+                del self._sent[ended], self._sent_s[ended]
+            for seen in [
+                each
+                for each, since_s in self._newcomers.items()
+                if each in self._watch.live or since_s < trio.current_time() - NEWCOMER_S
+            ]:
+                del self._newcomers[seen]
+            forgotten_s = trio.current_time() - FORGET_S
+            for ended in [each for each, heard_s in self._heard_s.items() if heard_s < forgotten_s]:
+                del self._expected[ended], self._heard_s[ended]
+
+    def _receive(self, encoded: bytes) -> None:
+        try:
+            parcel = decode_parcel(encoded)
+        except msgspec.DecodeError as error:
+            log.error("parcel not understood", error=str(error), bytes=len(encoded))
+            return  # its number is missing from now on, and that has consequences
+        sender = parcel.sender
+        self._heard_s[sender] = trio.current_time()
+        expected = self._expected.get(sender, 1)
+        if parcel.number < expected:
+            return  # it came by two ways
+        self._expected[sender] = parcel.number + 1
+        if parcel.number > expected:
+            self.gaps += 1
+            log.warning("parcels lost", sender=sender, lost=parcel.number - expected)
+            for notify in self.on_gap:
+                notify(sender)
+            self.send(sender, LinkBroken())
+        for item in parcel.items:
+            if type(item) is Hello:
+                if sender not in self._watch.live:
+                    self._newcomers[sender] = trio.current_time()
+                self.send(sender, Welcome())
+            elif type(item) is Welcome:
+                self._welcomes.add(sender)
+                self._welcomed.set()
+            else:
+                self.received(sender, item)
+
+
+def _ignore(_taken: bool) -> None:
+    """Whether a parcel was taken need not be known: what is not shows as a gap."""

@@ -1,0 +1,95 @@
+"""What nodes send each other: parcels of items, as msgpack.
+
+A parcel is everything that one pass of the sender's loop has for one receiver. Its number counts up by one from the
+first parcel of that sender for that receiver, so that the receiver notices what got lost on the way.
+"""
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+NODE_PROTOCOL: Final = 1
+"""Version of what nodes send each other. Two nodes whose versions differ do not exchange parcels: see ``Watch``."""
+
+
+class Forwarded(Struct, tag=1, array_like=True, gc=False):
+    """A command for an owner.
+
+    Attributes:
+        session: number that the sender gave to whoever the command is from; stable while it waits for a reply.
+        user: its user.
+        slot: the slot of its conversation.
+        round: how often the sender has begun anew to send what this slot's owner is to get.
+        command: the encoded command; its id is the sender's, and comes back in the reply.
+    """
+
+    session: int
+    user: str
+    slot: int
+    round: int
+    command: bytes
+
+
+class Answered(Struct, tag=2, array_like=True, gc=False):
+    """An owner's encoded reply; not to be written before the deliveries of ``conversation_id`` that came before it."""
+
+    reply: bytes
+    conversation_id: str
+
+
+class GivenBack(Struct, tag=3, array_like=True, gc=False):
+    """A command that was not carried out, because the slot has another owner."""
+
+    request: int
+
+
+class Delivered(Struct, tag=4, array_like=True, gc=False):
+    """Entries for the receiver's users; ``sessions`` says who sent each and is not to get it back, 0: nobody there."""
+
+    conversation_id: str
+    recipients: list[str]
+    entries: list[bytes]
+    sessions: list[int]
+
+
+class Signalled(Struct, tag=5, array_like=True, gc=False):
+    """An encoded push that may be shed, for the receiver's users but the session ``skip``."""
+
+    conversation_id: str
+    recipients: list[str]
+    push: bytes
+    skip: int
+
+
+class LinkBroken(Struct, tag=6, array_like=True, gc=False):
+    """The sender of this missed parcels of the receiver: commands that are not answered are to be sent again."""
+
+
+class TableChanged(Struct, tag=7, array_like=True, gc=False):
+    """The slot table has at least this version."""
+
+    version: int
+
+
+class Hello(Struct, tag=8, array_like=True, gc=False):
+    """The sender has just begun to live, and lets no client in before everybody who lives knows that."""
+
+
+class Welcome(Struct, tag=9, array_like=True, gc=False):
+    """The answer to Hello: from now on this node counts with the receiver."""
+
+
+Item = Forwarded | Answered | GivenBack | Delivered | Signalled | LinkBroken | TableChanged | Hello | Welcome
+
+
+class Parcel(Struct, array_like=True, gc=False):
+    """Items in the order in which they happened. ``number`` counts from 1 per sender and receiver."""
+
+    sender: str
+    number: int
+    items: list[Item]
+
+
+encode_parcel: Final = msgspec.msgpack.Encoder().encode
+decode_parcel: Final = msgspec.msgpack.Decoder(Parcel).decode

@@ -1,0 +1,306 @@
+"""The edge's way to owners: a command goes to whichever node owns its conversation's slot, and is sent again when that
+changes before it was answered.
+
+Commands of one session for one conversation reach an owner in the order in which they came, whatever moves meanwhile:
+
+- what is sent to a slot's owner stays in the slot's queue until it is answered; a new owner gets the queue from its
+  beginning, each command marked as a repeat;
+- a slot whose owner is not known just now gathers commands in that queue;
+- each beginning has a number (``round``); an owner that gave one command back gives back all of that round.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+import structlog
+import trio
+from msgspec.structs import replace
+
+from gateway.broker import EdgePort, Origin, OwnerPort
+from gateway.cluster.links import Links
+from gateway.cluster.parcels import Answered, Forwarded, GivenBack
+from gateway.cluster.slots import slot_of_command
+from gateway.refusals import Refused, outcome_unknown, overloaded, unavailable
+from protocol.codec import decode_server_frame, encode_msgpack
+from protocol.frames import (
+    AddMembers,
+    Command,
+    GetConversation,
+    History,
+    RemoveMembers,
+    Rename,
+    Send,
+    Typing,
+)
+
+ANSWER_MAX_S: Final = 10.0
+"""Seconds after which a command that no owner answered is told so: as long as one's own store may take."""
+
+SWEEP_S: Final = 0.5
+"""Seconds between two looks for commands that are overdue, and for owners that are to be asked once more."""
+
+READS: Final = (History, GetConversation)
+WRITES_WITH_ATTEMPT: Final = (Send, AddMembers, RemoveMembers, Rename)
+
+log = structlog.get_logger(__name__)
+
+
+class Owners(Protocol):
+    """Who owns what (``SlotOwnership``)."""
+
+    on_change: list[Callable[[], None]]
+
+    def owner_of(self, slot: int) -> str:
+        """The incarnation that accepts commands for a slot; empty: nobody just now."""
+
+    def wake(self) -> None:
+        """Look at the slot table soon."""
+
+
+class _Waiting:
+    """A command that waits for its reply.
+
+    Attributes:
+        sent: whether it was ever sent to anybody: its outcome is unknown then.
+    """
+
+    __slots__ = ("arrived_s", "command", "origin", "request", "sent", "session")
+
+    def __init__(self, origin: Origin, command: Command, request: int, session: int, arrived_s: float) -> None:
+        self.origin = origin
+        self.command = command
+        self.request = request
+        self.session = session
+        self.arrived_s = arrived_s
+        self.sent = False
+
+
+class _Route:
+    """What waits for one slot. ``owner``: to whom it was sent, all of it up to the last but for what is unsent."""
+
+    __slots__ = ("owner", "returned", "round", "waiting")
+
+    def __init__(self) -> None:
+        self.owner = ""
+        self.round = 0
+        self.waiting: dict[int, _Waiting] = {}
+        self.returned: deque[tuple[Origin, Command]] = deque()
+
+
+class Router:
+    """Implements ``gateway.broker.OwnerPort`` for the edge of a node in a cluster.
+
+    Attributes:
+        local: this node's own owner.
+        forwarded, repeated, given_back, unanswered: commands sent to other nodes, sent again, given back by an owner,
+            and never answered in time, ever.
+    """
+
+    def __init__(
+        self, incarnation: str, owners: Owners, links: Links, local: OwnerPort, edge: EdgePort, waiting_max: int
+    ) -> None:
+        self.local = local
+        self.forwarded = 0
+        self.repeated = 0
+        self.given_back = 0
+        self.unanswered = 0
+        self._incarnation = incarnation
+        self._owners = owners
+        self._links = links
+        self._edge = edge
+        self._waiting_max = waiting_max
+        self._routes: dict[int, _Route] = {}
+        self._by_request: dict[int, tuple[int, _Waiting]] = {}
+        self._sessions: dict[Origin, tuple[int, int]] = {}  # origin: its number, and how many of its commands wait
+        self._origins: dict[int, Origin] = {}
+        self._requests = 0
+        self._session_count = 0
+        self._rounds = 0
+        owners.on_change.append(self.reroute)
+        links.on_gap.append(self.repeat)
+
+    @property
+    def waiting(self) -> int:
+        """Commands that wait for another node, or for an owner to be known."""
+        return len(self._by_request)
+
+    def submit(self, origin: Origin, command: Command) -> None:
+        """See OwnerPort.submit."""
+        try:
+            slot = slot_of_command(origin.user, command)
+            owner = self._owners.owner_of(slot)
+            route = self._routes.get(slot)
+            if owner == self._incarnation and route is None:
+                self.local.submit(origin, command)
+            elif type(command) is Typing:
+                self._forward_typing(origin, command, slot, owner)
+            else:
+                self._enqueue(origin, command, slot, route, owner)
+        except Refused as refusal:
+            self._edge.reply(origin, refusal.reply(command.id))
+
+    def take_back(self, origin: Origin, command: Command) -> None:
+        """A command that the local owner gave back: to be handed to the next one, before all that came later."""
+        try:
+            slot = slot_of_command(origin.user, command)
+        except Refused as refusal:
+            self._edge.reply(origin, refusal.reply(command.id))
+            return
+        self.given_back += 1
+        route = self._routes.setdefault(slot, _Route())
+        route.returned.append((origin, command))
+        route.owner = ""
+        self._owners.wake()
+
+    def origin_of(self, session: int) -> Origin | None:
+        """The origin with this number, if any command of it still waits."""
+        return self._origins.get(session)
+
+    # --- What other nodes say ---------------------------------------------------------------------------------------
+
+    def answered(self, item: Answered) -> None:
+        """An owner's reply."""
+        reply = decode_server_frame(item.reply)
+        waiting = self._end(reply.id)  # type: ignore[union-attr]
+        if waiting is not None and waiting.command.id:
+            self._edge.reply(waiting.origin, replace(reply, id=waiting.command.id), item.conversation_id)  # type: ignore[arg-type]
+
+    def gave_back(self, item: GivenBack) -> None:
+        """An owner says that it is not the owner: the whole queue is to be sent to whoever is."""
+        found = self._by_request.get(item.request)
+        if found is None:
+            return
+        self.given_back += 1
+        route = self._routes[found[0]]
+        route.owner = ""
+        self._owners.wake()
+
+    def repeat(self, incarnation: str) -> None:
+        """Parcels to or from a node got lost: send it again what it has not answered."""
+        for slot, route in list(self._routes.items()):
+            if route.owner == incarnation:
+                self._send_all(slot, route, incarnation)
+
+    def reroute(self) -> None:
+        """The slot table, or who lives, has changed: send what waits to whom it is for now."""
+        for slot, route in list(self._routes.items()):
+            owner = self._owners.owner_of(slot)
+            if owner and owner != route.owner:
+                self._move(slot, route, owner)
+
+    # --- Life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look after what waits until cancelled; it stays unanswered then."""
+        while True:
+            await trio.sleep(SWEEP_S)
+            self._end_overdue(trio.current_time() - ANSWER_MAX_S)
+            self.reroute()
+
+    def _end_overdue(self, overdue_s: float) -> None:
+        late = [waiting for _, waiting in self._by_request.values() if waiting.arrived_s <= overdue_s]
+        for waiting in late:
+            self._end(waiting.request)
+            self.unanswered += 1
+            if waiting.command.id:
+                self._edge.reply(waiting.origin, _late(waiting).reply(waiting.command.id))
+
+    # --- Queues -----------------------------------------------------------------------------------------------------
+
+    def _forward_typing(self, origin: Origin, command: Typing, slot: int, owner: str) -> None:
+        """Typing waits for nothing: with no owner known, it is not worth a place in a queue."""
+        if owner and owner != self._incarnation:
+            number = self._sessions.get(origin, (0, 0))[0]
+            self._links.send(owner, Forwarded(number, origin.user, slot, 0, encode_msgpack(command)))
+
+    def _enqueue(self, origin: Origin, command: Command, slot: int, route: _Route | None, owner: str) -> None:
+        if len(self._by_request) >= self._waiting_max:
+            raise overloaded(len(self._by_request))
+        if route is None:
+            route = self._routes[slot] = _Route()
+        self._add(origin, command, slot, route)
+        if not owner:
+            route.owner = ""  # whoever it will be gets the queue from its beginning
+            self._owners.wake()
+        elif owner != route.owner:
+            self._move(slot, route, owner)
+        else:
+            self._send(slot, route, [next(reversed(route.waiting.values()))])
+
+    def _add(self, origin: Origin, command: Command, slot: int, route: _Route) -> None:
+        self._requests += 1
+        number, count = self._sessions.get(origin, (0, 0))
+        if not number:
+            self._session_count += 1
+            number = self._session_count
+            self._origins[number] = origin
+        self._sessions[origin] = (number, count + 1)
+        waiting = _Waiting(origin, command, self._requests, number, trio.current_time())
+        route.waiting[waiting.request] = waiting
+        self._by_request[waiting.request] = (slot, waiting)
+
+    def _move(self, slot: int, route: _Route, owner: str) -> None:
+        """Give a slot's whole queue to its owner, the local one or another."""
+        returned, route.returned = route.returned, deque()
+        if owner == self._incarnation:
+            queue = [*route.waiting.values()]
+            for waiting in queue:
+                self._end(waiting.request)
+            self._routes.pop(slot, None)
+            for origin, command in (*returned, *((each.origin, _again(each)) for each in queue)):
+                self.submit(origin, command)
+            return
+        later, route.waiting = route.waiting, {}
+        for origin, command in returned:  # older than all that waits here
+            self._add(origin, command, slot, route)
+        route.waiting.update(later)
+        self._send_all(slot, route, owner)
+
+    def _send_all(self, slot: int, route: _Route, owner: str) -> None:
+        self._rounds += 1
+        route.round = self._rounds
+        route.owner = owner
+        self._send(slot, route, route.waiting.values())
+        if not route.waiting:
+            self._routes.pop(slot, None)
+
+    def _send(self, slot: int, route: _Route, commands: Iterable[_Waiting]) -> None:
+        for waiting in commands:
+            self.repeated += waiting.sent
+            self.forwarded += not waiting.sent
+            command = replace(_again(waiting), id=waiting.request)
+            waiting.sent = True
+            item = Forwarded(waiting.session, waiting.origin.user, slot, route.round, encode_msgpack(command))
+            self._links.send(route.owner, item)
+
+    def _end(self, request: int) -> _Waiting | None:
+        """Take a command out of its queue."""
+        found = self._by_request.pop(request, None)
+        if found is None:
+            return None
+        slot, waiting = found
+        route = self._routes[slot]
+        del route.waiting[request]
+        if not route.waiting and not route.returned:
+            del self._routes[slot]
+        number, count = self._sessions[waiting.origin]
+        if count > 1:
+            self._sessions[waiting.origin] = (number, count - 1)
+        else:
+            del self._sessions[waiting.origin], self._origins[number]
+        return waiting
+
+
+def _again(waiting: _Waiting) -> Command:
+    """The command as it is to be sent (once more): a repeat says so, and its owner looks it up."""
+    command = waiting.command
+    if waiting.sent and isinstance(command, WRITES_WITH_ATTEMPT):
+        return replace(command, attempt=command.attempt + 1)
+    return command
+
+
+def _late(waiting: _Waiting) -> Refused:
+    if waiting.sent and not isinstance(waiting.command, READS):
+        return outcome_unknown()
+    return unavailable(f"no node answered for the conversation within {ANSWER_MAX_S:g} s")

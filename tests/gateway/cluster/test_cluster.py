@@ -1,0 +1,290 @@
+"""Several nodes without their sockets, in one process on a virtual clock: commands find owners, deliveries readers."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from trio.testing import MockClock
+
+from gateway.cluster.cluster import Cluster
+from gateway.cluster.lease import Lease
+from gateway.cluster.slots import slot_of
+from gateway.cluster.watch import Watch
+from gateway.config import Settings
+from gateway.owner.members import direct_id
+from protocol.codec import decode_entry
+from protocol.errors import ErrorCode
+from protocol.frames import ConversationKind, CreateConversation, ErrorReply, GetConversation, Send, SendAck
+from tests.fakes.coordination import MemoryCoordination
+from tests.fakes.edge import FakeOrigin, RecordingEdge
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.network import Network, NodeConnection
+
+
+class Part:
+    """A node: its part of the cluster, and an edge that records."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.edge = RecordingEdge()
+        self.lease = Lease(
+            world.coordination, node=name, address=f"{name}:1", owns=True, protocol=1, lease_s=10.0, renew_s=2.0,
+            clock=trio.current_time,
+        )  # fmt: skip
+        watch = Watch(world.coordination, self.lease, lease_s=10.0, clock=trio.current_time)
+        self.connection = NodeConnection(world.network, self.lease.incarnation)
+        self.cluster = Cluster(
+            Settings(), world.store, world.coordination, self.connection, self.connection, self.edge, self.lease, watch,
+            clock_us=world.clock_us,
+        )  # fmt: skip
+        self.scope = trio.CancelScope()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.connection.run)
+                await nursery.start(self.cluster.owner.run)
+                await nursery.start(self.cluster.run)
+                task_status.started()
+
+    def submit(self, origin: FakeOrigin, command: object) -> None:
+        self.cluster.router.submit(origin, command)  # type: ignore[arg-type]
+
+    def acks(self, origin: FakeOrigin) -> list[int]:
+        return [reply.id for reply in self.edge.replies_to(origin) if isinstance(reply, SendAck)]
+
+    def bodies(self, user: str) -> list[str]:
+        return [
+            decode_entry(encoded).body
+            for delivery in self.edge.deliveries
+            if user in delivery.recipients
+            for encoded in delivery.entries
+            if decode_entry(encoded).client_msg_id.startswith("m")
+        ]
+
+
+class World:
+    def __init__(self) -> None:
+        self.coordination = MemoryCoordination()
+        self.network = Network()
+        self.store = MemoryStore()
+        self.parts: dict[str, Part] = {}
+        self.nursery: trio.Nursery
+
+    @staticmethod
+    def clock_us() -> int:
+        return 1_700_000_000_000_000 + int(trio.current_time() * 1_000_000)
+
+    async def start(self, name: str) -> Part:
+        part = self.parts[name] = Part(self, name)
+        await self.nursery.start(part.run)
+        return part
+
+    def owner_of(self, conversation_id: str) -> Part:
+        owner = self.coordination.table.slots[slot_of(conversation_id)].owner
+        return next(part for part in self.parts.values() if part.lease.incarnation == owner)
+
+    def conversation_owned_by(self, part: Part, user: str) -> tuple[str, str]:
+        """The direct conversation of ``user`` with somebody whose slot is that node's; and who that is."""
+        for number in range(10_000):
+            peer = f"peer{number}"
+            if self.owner_of(direct_id(user, peer)) is part:
+                return direct_id(user, peer), peer
+        raise AssertionError("no such conversation")
+
+    def kill(self, part: Part) -> None:
+        part.scope.cancel()
+        self.network.inboxes.pop(part.lease.incarnation)
+
+
+@asynccontextmanager
+async def world(*names: str) -> AsyncIterator[World]:
+    each = World()
+    async with trio.open_nursery() as nursery:
+        each.nursery = nursery
+        await nursery.start(each.store.run)
+        for name in names:
+            await each.start(name)
+        await trio.sleep(10)
+        yield each
+        nursery.cancel_scope.cancel()
+
+
+async def create(each: World, part: Part, origin: FakeOrigin, peer: str) -> str:
+    part.submit(origin, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
+    await trio.sleep(1)
+    assert part.edge.replies_to(origin), "created"
+    return direct_id(origin.user, peer)
+
+
+async def test_a_command_reaches_the_owner_elsewhere_and_the_ack_comes_back(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        each.network.place("alice", a.lease.incarnation)
+        each.network.place(peer, a.lease.incarnation, b.lease.incarnation)
+        await create(each, a, alice, peer)
+        for number in range(20):
+            a.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
+        await trio.sleep(1)
+        expected = [f"m{number}" for number in range(20)]
+        assert a.acks(alice) == list(range(100, 120))
+        assert a.bodies(peer) == expected
+        assert b.bodies(peer) == expected
+        assert a.cluster.router.waiting == 0
+        assert b.cluster.handing_on.held == 0
+
+
+async def test_a_reply_keeps_the_id_that_the_client_chose(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        await create(each, a, alice, peer)
+        a.submit(alice, GetConversation(77, conversation_id))
+        await trio.sleep(1)
+        assert a.edge.replies_to(alice)[-1].id == 77  # type: ignore[union-attr]
+
+
+async def test_an_acknowledgement_waits_until_the_deliveries_were_taken(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(a, "alice")
+        each.network.place(peer, b.lease.incarnation)
+        await create(each, a, alice, peer)
+        each.network.delay_s = 2.0
+        a.submit(alice, Send(5, conversation_id, "m1", "m1"))
+        await trio.sleep(3.9)
+        assert len(each.store.logs[conversation_id].entries) == 2, "durable long ago"
+        assert a.acks(alice) == []
+        await trio.sleep(0.2)
+        assert b.bodies(peer) == ["m1"]
+        assert a.acks(alice) == [5]
+
+
+async def test_who_registers_while_a_delivery_is_under_way_gets_it(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(a, "alice")
+        await create(each, a, alice, peer)
+        a.submit(alice, Send(4, conversation_id, "m0", "m0"))
+        await trio.sleep(1)
+        each.network.delay_s = 1.0
+        a.submit(alice, Send(5, conversation_id, "m1", "m1"))
+        await trio.sleep(0.5)
+        each.network.place(peer, b.lease.incarnation)  # while the barrier behind m1 is on its way
+        await trio.sleep(0.1)
+        a.submit(alice, Send(6, conversation_id, "m2", "m2"))
+        await trio.sleep(20)
+        assert a.acks(alice) == [4, 5, 6]
+        assert b.bodies(peer) == ["m1", "m2"]
+        assert a.cluster.handing_on.looked_again >= 1
+
+
+async def test_the_owner_dies_and_what_it_did_not_answer_is_answered_by_the_next(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        await create(each, a, alice, peer)
+        each.kill(b)
+        await trio.sleep(8)
+        a.submit(alice, Send(9, conversation_id, "m1", "m1"))
+        await trio.sleep(9)
+        assert a.acks(alice) == [9]
+        assert each.owner_of(conversation_id) is a
+
+
+async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        each.network.place(peer, a.lease.incarnation)
+        await create(each, a, alice, peer)
+        each.nursery.start_soon(b.cluster.leave)
+        for number in range(400):
+            a.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
+            await trio.sleep(0.005)
+        await trio.sleep(5)
+        assert each.owner_of(conversation_id) is a
+        assert a.acks(alice) == list(range(100, 500))
+        assert list(dict.fromkeys(a.bodies(peer))) == [f"m{number}" for number in range(400)]
+        assert b.cluster.ownership.owned == 0
+
+
+async def test_lost_parcels_are_noticed_and_commands_sent_again(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        await create(each, a, alice, peer)
+        lost = 0
+        gaps = 0
+
+        def note() -> None:
+            nonlocal gaps
+            gaps += 1
+
+        a.cluster.on_gap = b.cluster.on_gap = note
+
+        def drop(_receiver: str, _parcel: bytes) -> bool:
+            nonlocal lost
+            lost += 1
+            return lost % 3 == 0
+
+        each.network.drop = drop
+        for number in range(40):
+            a.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
+            await trio.sleep(0.05)
+        await trio.sleep(8)
+        assert sorted(a.acks(alice)) == list(range(100, 140))
+        assert gaps
+        assert len(each.store.logs[conversation_id].entries) == 41, "each message once"
+
+
+async def test_without_redis_acknowledgements_go_out_at_once(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, _ = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(a, "alice")
+        await create(each, a, alice, peer)
+        each.network.away = True
+        a.submit(alice, Send(9, conversation_id, "m1", "m1"))
+        await trio.sleep(1)
+        assert a.acks(alice) == [9]
+
+
+async def test_what_no_owner_answers_is_told_so(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        await create(each, a, alice, peer)
+        each.network.away = True
+        a.submit(alice, Send(9, conversation_id, "m1", "m1"))
+        await trio.sleep(11)
+        (error,) = [reply for reply in a.edge.replies_to(alice) if isinstance(reply, ErrorReply)]
+        assert (error.id, error.code) == (9, ErrorCode.OUTCOME_UNKNOWN)
+
+
+async def test_a_node_that_is_alone_asks_nobody(autojump_clock: MockClock) -> None:
+    async with world("a") as each:
+        (a,) = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id = await create(each, a, alice, "bob")
+        a.submit(alice, Send(9, conversation_id, "m1", "m1"))
+        await trio.sleep(1)
+        assert a.acks(alice) == [9]
+        assert each.network.barriers == 0
+        assert a.cluster.links.parcels == 0
+
+
+async def test_who_is_not_alone_any_more_knows_before_the_newcomer_serves(autojump_clock: MockClock) -> None:
+    async with world("a") as each:
+        (a,) = each.parts.values()
+        assert a.cluster.links.alone
+        await each.start("b")
+        assert not a.cluster.links.alone
