@@ -17,6 +17,8 @@ from gateway.api.app import Api
 from gateway.api.ports import Check
 from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
 from gateway.auth import Identity, Verifier
+from gateway.broker import OwnerPort
+from gateway.cluster.cluster import Cluster
 from gateway.config import Settings
 from gateway.drain import Drain
 from gateway.edge.admission import Admission
@@ -53,6 +55,12 @@ DESCRIPTORS_RESERVED = 64 + HTTP_CONNECTIONS_MAX
 CALL_TIMEOUT_S = 30.0
 """Seconds that a caller inside this process waits for a reply."""
 
+HANDOVER_SHARE = 0.5
+"""Share of the grace period that handing slots over may take: the rest is for the clients."""
+
+FENCED_GRACE_S = 2.0
+"""Seconds that a node which was found dead takes to close its connections: nothing they say counts any more."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -77,9 +85,18 @@ class Node:
 
     Attributes:
         started: whether it has accepted connections.
+        cluster: its part of the cluster; None when it is alone with its store.
+        fenced: whether other nodes found this one dead and took its slots over: it has to end, and may begin anew.
     """
 
-    def __init__(self, settings: Settings, store: Store, verifier: Verifier, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        verifier: Verifier,
+        sockets: Sequence[socket.socket],
+        join: Callable[["Node"], Cluster] | None = None,
+    ) -> None:
         self.settings = settings
         self.name = settings.node_name or socket.gethostname()
         self._store = store
@@ -95,7 +112,14 @@ class Node:
         )
         self.hub = Hub(self.table, self.writer, devices_per_user_max=settings.devices_per_user_max)
         self.admission = Admission(settings, self.table)
-        self.owner = Owner(settings, store, self.hub, SingleOwner(), clock_us)
+        self.fenced = False
+        self.cluster = join(self) if join is not None else None
+        if self.cluster is None:
+            self.owner = Owner(settings, store, self.hub, SingleOwner(), clock_us)
+            owners: OwnerPort = self.owner
+        else:
+            self.owner, owners = self.cluster.owner, self.cluster.router
+            self.cluster.on_fenced = self._fence
         self.catchup = Catchup(settings, store, self.owner, self.hub)
         self.presences = Presences(settings, store, self.hub)
         self.keepalive = Keepalive(settings, self.table, self.writer)
@@ -107,7 +131,7 @@ class Node:
             self.writer,
             self.hub,
             self.admission,
-            owner=self.owner,
+            owner=owners,
             catchup=self.catchup,
             presences=self.presences,
             refreshes=self.refreshes,
@@ -117,6 +141,7 @@ class Node:
         self._draining = trio.Event()
         self.before_serving: Callable[[], None] = lambda: None
         self._drain_ends_s = 0.0
+        self._life = trio.CancelScope()
         self.started = False
         self.metrics = Metrics(self)
         self.hub.fanout.on_written = self.metrics.observe_delivery
@@ -205,6 +230,10 @@ class Node:
         The store is started first and ended last: what the owner accepted before its end is stored, and its senders
         are answered as long as they are connected.
         """
+        with self._life:
+            await self._run(task_status)
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as foundations:
             await foundations.start(self._store.run)
             await foundations.start(self._verifier.run)
@@ -216,11 +245,31 @@ class Node:
                     parts.start_soon(loop)
                 async with trio.open_nursery() as serving:
                     await serving.start(self.http.run)
+                    if self.cluster is not None:
+                        await serving.start(self.cluster.run)
                     await self._accept(parts, task_status)
+                    await self._hand_over()
                     await self._close_connections()
                     serving.cancel_scope.cancel()
                 parts.cancel_scope.cancel()
+            if self.cluster is not None and not self.fenced:
+                await self.cluster.release()
             foundations.cancel_scope.cancel()
+
+    async def _hand_over(self) -> None:
+        """Give the slots of this node to others, if there are any, while its connections go on."""
+        if self.cluster is not None and not self.fenced:
+            left_s = max(0.0, self._drain_ends_s - trio.current_time())
+            with trio.move_on_after(left_s * HANDOVER_SHARE) as patience:
+                await self.cluster.leave()
+            if patience.cancelled_caught:
+                log.warning("not all slots handed over in time", slots=self.cluster.ownership.owned)
+
+    def _fence(self) -> None:
+        """Other nodes have taken over: let everybody go at once, and end."""
+        self.fenced = True
+        self.drain()
+        self._drain_ends_s = trio.current_time() + FENCED_GRACE_S
 
     async def _accept(self, parts: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
         """Accept connections until ``drain``."""
@@ -234,7 +283,7 @@ class Node:
             self.started = True
             task_status.started()
             await self._draining.wait()
-            await trio.sleep(self.settings.drain_lead_s)
+            await trio.sleep(0 if self.fenced else self.settings.drain_lead_s)
             self.listener.accepting = False
             accepting.cancel_scope.cancel()
         for sock in self._sockets:
@@ -252,6 +301,8 @@ class Node:
             lead_s, grace_s = settings.drain_lead_s, settings.drain_grace_s
             log.info("draining", connections=self.table.count, lead_s=lead_s, grace_s=grace_s)
             self._draining.set()
+            if not self.started and self.cluster is not None:
+                self._life.cancel()  # what it waits for may never come, and nobody is connected
 
     @property
     def draining(self) -> bool:
