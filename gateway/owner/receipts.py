@@ -50,6 +50,7 @@ class Receipts:
         self._find = find
         self._unsaved: dict[str, dict[str, Unsaved]] = {}
         self._wake = trio.Event()
+        self._one_save = trio.Lock()
 
     def mark(self, conversation: Conversation, origin: Origin, command: MarkReceipt) -> None:
         """Raise the pointers of the origin's user; lower ones than known change nothing.
@@ -131,18 +132,19 @@ class Receipts:
 
         A cancellation leaves some saved and not pushed; they are saved again.
         """
-        moved = [each for users in self._unsaved.values() for each in users.values()]
-        for start in range(0, len(moved), SAVE_RECORDS_MAX):
-            chunk = moved[start : start + SAVE_RECORDS_MAX]
-            try:
-                await self._store.save_receipts([record for record, _ in chunk])
-            except StoreError:
-                self._counters.receipts_failed += len(chunk)
-                return
-            self._counters.receipts_saved += len(chunk)
-            for record, origin in chunk:
-                self._saved(record)
-                self._push(record, origin)
+        async with self._one_save:
+            moved = [each for users in self._unsaved.values() for each in users.values()]
+            for start in range(0, len(moved), SAVE_RECORDS_MAX):
+                chunk = moved[start : start + SAVE_RECORDS_MAX]
+                try:
+                    await self._store.save_receipts([record for record, _ in chunk])
+                except StoreError:
+                    self._counters.receipts_failed += len(chunk)
+                    return
+                self._counters.receipts_saved += len(chunk)
+                for record, origin in chunk:
+                    self._saved(record)
+                    self._push(record, origin)
 
     def _saved(self, record: ReceiptRecord) -> None:
         users = self._unsaved[record.conversation_id]
