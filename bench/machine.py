@@ -89,11 +89,12 @@ def descriptor_limit() -> int:
 class Meter:
     """Measures one window: construct it where the window begins, call ``stop`` where it ends."""
 
-    def __init__(self, server_pid: int, *load_pids: int, cores: Cores) -> None:
-        """Begin the window. ``load_pids`` are all processes that make the load."""
-        self._pids = (server_pid, *load_pids)
+    def __init__(self, server_pid: int | Sequence[int], *load_pids: int, cores: Cores) -> None:
+        """Begin the window. ``server_pid``: one or several; ``load_pids``: all processes that make the load."""
+        self._servers = (server_pid,) if isinstance(server_pid, int) else tuple(server_pid)
+        self._pids = (*self._servers, *load_pids)
         self._cores = cores
-        self._kernel_ticks = _kernel_ticks(server_pid)
+        self._kernel_ticks = sum(map(_kernel_ticks, self._servers))
         self._ticks = _core_ticks(cores)
         self._cpu_ns = [process_cpu_ns(pid) for pid in self._pids]
         self._began_ns = time.perf_counter_ns()
@@ -101,17 +102,18 @@ class Meter:
     def stop(self) -> Busy:
         """End the window."""
         wall_ns = max(1, time.perf_counter_ns() - self._began_ns)
-        server_ns, *load_ns = (process_cpu_ns(pid) - began for pid, began in zip(self._pids, self._cpu_ns, strict=True))
+        used_ns = [process_cpu_ns(pid) - began for pid, began in zip(self._pids, self._cpu_ns, strict=True)]
+        server_ns, load_ns = sum(used_ns[: len(self._servers)]), sum(used_ns[len(self._servers) :])
         busy, stolen = (now - began for now, began in zip(_core_ticks(self._cores), self._ticks, strict=True))
-        ours_ns = server_ns + sum(load_ns)
-        others_s = max(0.0, busy / _TICKS_PER_S - ours_ns / 1e9)
+        kernel_ticks = sum(map(_kernel_ticks, self._servers)) - self._kernel_ticks
+        others_s = max(0.0, busy / _TICKS_PER_S - (server_ns + load_ns) / 1e9)
         return Busy(
             wall_s=wall_ns / 1e9,
             server=server_ns / wall_ns,
-            load=sum(load_ns) / wall_ns,
+            load=load_ns / wall_ns,
             others=others_s * 1e9 / wall_ns,
             stolen=stolen / _TICKS_PER_S * 1e9 / wall_ns,
-            server_kernel=(_kernel_ticks(self._pids[0]) - self._kernel_ticks) / _TICKS_PER_S * 1e9 / wall_ns,
+            server_kernel=kernel_ticks / _TICKS_PER_S * 1e9 / wall_ns,
         )
 
 

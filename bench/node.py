@@ -60,7 +60,12 @@ def _file_system(place: Path) -> str:
 
 def read_metrics(node: NodeProcess) -> dict[str, float]:
     """All samples of the node's /metrics, by name with labels as printed."""
-    with urllib.request.urlopen(f"{node.url}/metrics", timeout=METRICS_TIMEOUT_S) as answer:
+    return metrics_at(node.url)
+
+
+def metrics_at(url: str) -> dict[str, float]:
+    """All samples of the /metrics of the node that answers there, by name with labels as printed."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=METRICS_TIMEOUT_S) as answer:
         text = answer.read().decode()
     samples = {}
     for line in text.splitlines():

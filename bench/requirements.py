@@ -39,6 +39,8 @@ REQUIREMENTS = (
     ),
     Requirement("density", "connect_ratio", "x", 1.0, 0.5, True, "connect_cpu_us to websockets' bare upgrade"),
     Requirement("density", "second_wave_growth_bytes", "bytes", 64, 0, True, "growth a connection, second crowd"),
+    Requirement("crowd", "held", "", 200_000, 200_000, False, "connections alive at once, several processes"),
+    Requirement("crowd", "user_bytes_per_connection", "bytes", 512, 256, True, "resident memory of each"),
     Requirement("roundtrip", "ratio", "x", 2.0, 1.2, True, "cpu_us of command and reply to picows' echo"),
     Requirement("fanout", "ratio", "x", 1.6, 2.2, False, "deliveries a CPU second to websockets' broadcast"),
     Requirement("fanout", "limit_ratio", "x", 0.7, 0.9, False, "deliveries a CPU second to bare os.write"),

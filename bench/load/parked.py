@@ -17,12 +17,12 @@ PROOF_TIMEOUT_S = 60.0
 class Parked:
     """Connections that do nothing. Each call returns when it is done."""
 
-    def __init__(self, door: Door, cores: Cores) -> None:
-        """Nothing is opened yet."""
+    def __init__(self, door: Door, cores: Cores, first_address: int = 0) -> None:
+        """Nothing is opened yet; ``first_address``: which of the 127.x addresses the first ones come from."""
         self._door, self._cores = door, cores
         self._requests: list[bytes] = []
         self._connections: list[socket.socket] = []
-        self._first_address = 0
+        self._first_address = first_address
 
     def prepare(self, count: int, wave: str) -> list[str]:
         """Make the users, tokens and handshakes of the next ``open``; returns the users."""

@@ -50,11 +50,16 @@ def _count(name: str, default: int, help_text: str) -> Callable[[Callable[..., N
 
 @command.command()
 @_count("connections", 10_000, "connections at once; at most about 19,000 where a process may have 20,000 descriptors")
+@_count("processes", 1, "nodes behind one port; with several, the crowd is held by them together, and no peers run")
 @_count("repeats", 3, "measurements of the node and of websockets, in turn; medians count")
 @click.option("--later-wave", is_flag=True, help="a third crowd, when the second is forgotten: half a minute more")
 @_output_options
-def density(as_json: bool, save: Path | None, **options: Any) -> None:
+def density(as_json: bool, save: Path | None, processes: int = 1, **options: Any) -> None:
     """Memory and processor time of a parked connection: authenticated, idle, able to receive."""
+    if processes > 1:
+        crowd = {key: options[key] for key in ("connections", "data_parent")} | {"processes": processes}
+        _run("crowd", crowd, as_json, save, f"crowd-{options['connections']}")
+        return
     _run("density", options, as_json, save, f"density-{options['connections']}")
 
 

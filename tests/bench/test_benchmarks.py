@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "roundtrip": {"parked": 200, "busy": 20, "seconds": 0.2, "repeats": 1},
     "fanout": {"members": 50, "deliveries_per_window": 2_000, "repeats": 1},
     "send": {"pairs": 20, "window": 4, "seconds": 0.5, "repeats": 1},
+    "crowd": {"connections": 600, "processes": 2},
     "stall": {"connections": 300, "members": 50, "seconds": 1.0},
 }
 
@@ -71,6 +72,20 @@ def check_shape(result: dict[str, Any]) -> None:
         assert busy["wall_s"] > 0
         assert 0 < busy["server"] < 2
         assert 0 < busy["load"] < 2
+
+
+def test_a_crowd_is_held_by_several_nodes_together() -> None:
+    done = run_bench("density", "--processes", "2", "--connections", "501", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["held"], result["processes"]) == (501, 2)
+    assert 0 < result["fewest_on_one_node"] < result["most_on_one_node"]
+
+
+def test_a_crowd_that_does_not_fit_is_told_how_many_processes_it_takes() -> None:
+    done = run_bench("density", "--processes", "2", "--connections", str(10**9))
+    assert done.returncode == 1
+    assert "1000000000 connections are 500000000 for each of 2 processes, which may hold" in done.stderr
 
 
 def test_a_bench_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
