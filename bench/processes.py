@@ -164,6 +164,18 @@ class NodeProcess:
         self._forget()
         return process.returncode
 
+    def wait_for_exit(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait until it ends by itself and return its exit code; a successor that it leaves behind ends with ``kill``.
+
+        Raises NodeFailed if it does not.
+        """
+        if self._process is None:
+            raise RuntimeError("the node is not running")
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise NodeFailed(f"the node did not end within {timeout_s:g} s\n{self.stderr_tail()}") from None
+
     def kill(self) -> None:
         """End it at once (SIGKILL), as a crash would; no error when it is gone already."""
         if self._process is not None:
