@@ -75,6 +75,7 @@ class SlotOwnership:
         self._holder = holder
         self._epochs = [0] * SLOTS  # of the slots that are this node's; 0: not its own
         self._accepted = [0] * SLOTS  # the same without those that are being handed over
+        self._adopted_s = watch.now_s()
         self._not_leaving: dict[int, float] = {}
         self._wake = trio.Event()
         watch.on_change.append(self.wake)
@@ -120,7 +121,7 @@ class SlotOwnership:
         started = False
         while True:
             try:
-                await self._step()
+                await self.look()
             except Unavailable as error:
                 log.warning("slot table not read or changed", error=str(error))
             else:
@@ -137,8 +138,8 @@ class SlotOwnership:
         self._accepted = [0] * SLOTS
         self._holder.drop_all()
 
-    async def _step(self) -> None:
-        """One look at the table, and what follows from it. Raises Unavailable."""
+    async def look(self) -> None:
+        """Read the table, and do what follows from it. Raises Unavailable."""
         self._adopt(await self._coordination.slot_table())
         if self._lease.fenced or not self._watch.live:
             return
@@ -160,14 +161,21 @@ class SlotOwnership:
         return [candidates.get(node, "") for node in rightful_owners(candidates)]
 
     def _claimable(self, rightful: list[str]) -> dict[int, Slot]:
-        """Slots of the dead that should be this node's."""
+        """Slots of the dead that should be this node's.
+
+        Dead is whose row says so. Who has no row at all is dead only if the look at the leases began after the table
+        was read that names it: an owner may have begun to live between an older look and that table.
+        """
         own = self._lease.incarnation
         if not self._lease.valid():
             return {}
+        dead = {"", *self._watch.dead}
+        if self._watch.looked_s > self._adopted_s:
+            dead.update({slot.owner for slot in self.table.slots}.difference(self._watch.live))
         return {
             number: Slot(own, slot.epoch + 1)
             for number, slot in enumerate(self.table.slots)
-            if rightful[number] == own and self._watch.is_dead(slot.owner)
+            if rightful[number] == own and slot.owner in dead
         }
 
     # --- Handing over -----------------------------------------------------------------------------------------------
@@ -251,5 +259,8 @@ class SlotOwnership:
             self._epochs[number] = mine
             self._accepted[number] = 0 if slot.next_owner else mine
         if changed:
+            self._adopted_s = self._watch.now_s()
+            if any(self._watch.is_dead(slot.owner) for slot in table.slots):
+                self._watch.wake()
             for notify in self.on_change:
                 notify()

@@ -61,6 +61,10 @@ class Watch:
         self._began_s = clock()
         self._wake = trio.Event()
 
+    def now_s(self) -> float:
+        """The clock that ``looked_s`` is of."""
+        return self._clock()
+
     def wake(self) -> None:
         """Look again soon: something is said to have changed."""
         self._wake.set()

@@ -11,7 +11,7 @@ from gateway.cluster.lease import Lease
 from gateway.cluster.ownership import HANDOVER_MAX_S, SlotOwnership
 from gateway.cluster.slots import rightful_owners, slot_of
 from gateway.cluster.watch import NameTaken, Watch
-from store.coordination import SLOTS
+from store.coordination import SLOTS, LeaseRecord, Slot
 from tests.fakes.coordination import MemoryCoordination
 
 
@@ -180,6 +180,19 @@ async def test_a_node_without_the_owner_role_gets_no_slots(autojump_clock: MockC
         await trio.sleep(10)
         assert (first.owned, edge.owned) == (SLOTS, 0)
         assert edge.ownership.owner_of(7) == first.lease.incarnation
+
+
+async def test_an_owner_that_the_last_look_did_not_see_yet_is_not_taken_for_dead(autojump_clock: MockClock) -> None:
+    """It took its lease after that look, and was handed slots before this node read the table."""
+    async with cluster("a") as (coordination, (first,), _):
+        late = LeaseRecord("z:late", "z", 1, True, "z:1", True, False, 1)
+        await first.watch.look()
+        await coordination.take_lease(late)
+        table = tuple(Slot("z:late", slot.epoch + 1) for slot in coordination.table.slots)
+        await coordination.change_slots(coordination.table.version, table)
+        await first.ownership.look()
+        assert {slot.owner for slot in coordination.table.slots} == {"z:late"}
+        assert first.owned == 0
 
 
 async def test_two_nodes_of_one_name(autojump_clock: MockClock) -> None:
