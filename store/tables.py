@@ -49,7 +49,7 @@ class ConversationRow(Struct, frozen=True):
 
 
 class EntryWrite(Struct, frozen=True, gc=False):
-    """Entries of one conversation for one partition of ``entries``; each with its own time as timestamp."""
+    """Entries of one conversation for one partition of ``log_entries``; each with its own time as timestamp."""
 
     conversation_id: str
     bucket: int
@@ -58,7 +58,7 @@ class EntryWrite(Struct, frozen=True, gc=False):
 
 
 class EntryRow(Struct, frozen=True, gc=False):
-    """A row of ``entries``. Whether it counts is for ``store.segments`` to say."""
+    """A row of ``log_entries``. Whether it counts is for ``store.segments`` to say."""
 
     seq: int
     epoch: int

@@ -1,0 +1,239 @@
+"""A session with Cassandra: how to get in, what to ask for, and what the driver's errors mean.
+
+Nothing is retried behind the store's back and no consistency is lowered: the store decides what to repeat. Only reads
+are sent to a second replica when the first is slow. All functions here block: call them in a thread.
+"""
+
+import ssl
+from typing import Any, Final
+
+from cassandra import (
+    AuthenticationFailed,
+    ConsistencyLevel,
+    InvalidRequest,
+    OperationTimedOut,
+    ProtocolVersion,
+    Unauthorized,
+)
+from cassandra import Unavailable as NoReplicas
+from cassandra.auth import PlainTextAuthProvider
+from cassandra.cluster import (
+    EXEC_PROFILE_DEFAULT,
+    Cluster,
+    ExecutionProfile,
+    NoHostAvailable,
+    ResponseFuture,
+    Session,
+)
+from cassandra.metadata import NetworkTopologyStrategy
+from cassandra.policies import (
+    ConstantSpeculativeExecutionPolicy,
+    DCAwareRoundRobinPolicy,
+    ExponentialReconnectionPolicy,
+    FallthroughRetryPolicy,
+    TokenAwarePolicy,
+)
+from cassandra.query import tuple_factory
+from msgspec import Struct
+
+from store.interface import NotWritten, OutcomeUnknown, StoreError, Unavailable
+
+REQUEST_TIMEOUT_S: Final = 5.0
+"""Seconds after which a request's outcome is unknown: Cassandra gives up after 2 s of writing, 5 s of reading."""
+
+CONNECT_TIMEOUT_S: Final = 5.0
+"""Seconds that a connection may take to be made."""
+
+SPECULATIVE_DELAY_S: Final = 0.2
+"""Seconds after which a read is sent to another replica too: far more than a healthy one takes (p99 some 20 ms)."""
+
+RECONNECT_MAX_S: Final = 10.0
+"""Seconds between two attempts to reach a node of Cassandra that is away, at most."""
+
+READS: Final = "reads"
+"""The execution profile of reads."""
+
+SERIAL_READS: Final = "serial reads"
+"""The execution profile of serial reads."""
+
+LOCAL: Final = "LOCAL_QUORUM"
+
+
+class Access(Struct, frozen=True):
+    """How to reach a cluster's tables.
+
+    Attributes:
+        hosts: addresses of some nodes.
+        port: of the native protocol, on all of them.
+        keyspace: that holds the tables.
+        datacenter: whose replicas are asked; empty: that of the first host that answers.
+        consistency: LOCAL_QUORUM, QUORUM, EACH_QUORUM or ALL.
+        user: of password authentication; empty: none.
+        password: of that user.
+        tls_ca: PEM file with the authority that signed the nodes' certificates; empty: no TLS.
+    """
+
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    port: int = 9042
+    keyspace: str = "tidegate"
+    datacenter: str = ""
+    consistency: str = LOCAL
+    user: str = ""
+    password: str = ""
+    tls_ca: str = ""
+
+
+class CannotUse(StoreError):
+    """Cassandra is there and cannot be used as configured; waiting will not help. The message says what to change."""
+
+
+def open_cluster(access: Access) -> Cluster:
+    """The driver's cluster, not connected yet. Raises CannotUse: the CA file cannot be read."""
+    reads, serial = _consistencies(access.consistency)
+    writes = ConsistencyLevel.name_to_value[access.consistency]
+    return Cluster(
+        contact_points=list(access.hosts),
+        port=access.port,
+        protocol_version=ProtocolVersion.V5,
+        auth_provider=PlainTextAuthProvider(access.user, access.password) if access.user else None,
+        ssl_context=_tls(access.tls_ca) if access.tls_ca else None,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        control_connection_timeout=CONNECT_TIMEOUT_S,
+        reconnection_policy=ExponentialReconnectionPolicy(0.5, RECONNECT_MAX_S),
+        execution_profiles={
+            EXEC_PROFILE_DEFAULT: _profile(access, writes, serial, None),
+            READS: _profile(access, reads, serial, ConstantSpeculativeExecutionPolicy(SPECULATIVE_DELAY_S, 1)),
+            SERIAL_READS: _profile(access, serial, serial, None),
+        },
+    )
+
+
+def _consistencies(name: str) -> tuple[int, int]:
+    """Of reads (each datacenter's quorum is for writes only), and of lightweight transactions."""
+    local = name == LOCAL
+    reads = "QUORUM" if name == "EACH_QUORUM" else name
+    return ConsistencyLevel.name_to_value[reads], ConsistencyLevel.LOCAL_SERIAL if local else ConsistencyLevel.SERIAL
+
+
+def _profile(access: Access, consistency: int, serial: int, speculative: Any) -> ExecutionProfile:
+    return ExecutionProfile(
+        load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy(access.datacenter)),
+        retry_policy=FallthroughRetryPolicy(),
+        consistency_level=consistency,
+        serial_consistency_level=serial,
+        request_timeout=REQUEST_TIMEOUT_S,
+        row_factory=tuple_factory,
+        speculative_execution_policy=speculative,
+    )
+
+
+def _tls(ca_path: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_path)
+    except (OSError, ssl.SSLError) as error:
+        raise CannotUse(f"cassandra_tls_ca {ca_path} cannot be used: {error}; give a PEM file with the CA") from None
+    context.check_hostname = False  # the driver connects to addresses; who signed them is checked
+    return context
+
+
+def connect(cluster: Cluster, access: Access) -> Session:
+    """Connect and enter the keyspace.
+
+    Raises:
+        Unavailable: no node answers; it may later.
+        CannotUse: credentials, datacenter or keyspace are wrong, or there are too few replicas.
+    """
+    try:
+        session = cluster.connect()
+        _check_datacenter(cluster, access)
+        _check_keyspace(cluster, access)
+        session.set_keyspace(access.keyspace)
+    except NoHostAvailable as error:
+        _check_datacenter(cluster, access)  # of another one than any host's, the driver asks nobody
+        raise _no_host(error, access) from None
+    except (AuthenticationFailed, Unauthorized) as error:
+        raise _wrong_credentials(access, error) from None
+    except InvalidRequest as error:
+        raise CannotUse(f"Cassandra refuses keyspace {access.keyspace!r}: {error}") from None
+    except OperationTimedOut as error:
+        raise Unavailable(f"Cassandra does not answer in time ({error})") from None
+    return session
+
+
+def _check_datacenter(cluster: Cluster, access: Access) -> None:
+    found = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
+    if found and access.datacenter and access.datacenter not in found:
+        raise CannotUse(
+            f"Cassandra has no datacenter {access.datacenter!r}; it has {', '.join(found)}: set cassandra_datacenter"
+        )
+
+
+def _check_keyspace(cluster: Cluster, access: Access) -> None:
+    keyspace = cluster.metadata.keyspaces.get(access.keyspace)
+    if keyspace is None:
+        raise CannotUse(
+            f"Cassandra has no keyspace {access.keyspace!r}: make it with CREATE KEYSPACE, or set cassandra_keyspace "
+            "to one that exists; then run tidegate migrate"
+        )
+    strategy = keyspace.replication_strategy
+    datacenter = access.datacenter
+    if (
+        isinstance(strategy, NetworkTopologyStrategy)
+        and datacenter
+        and datacenter not in strategy.dc_replication_factors
+    ):
+        raise CannotUse(
+            f"keyspace {access.keyspace!r} has no replicas in datacenter {datacenter!r}: "
+            "give it some with ALTER KEYSPACE, or set cassandra_datacenter"
+        )
+    if isinstance(strategy, NetworkTopologyStrategy):
+        _check_replicas(cluster, access, strategy.dc_replication_factors)
+
+
+def _check_replicas(cluster: Cluster, access: Access, factors: dict[str, int]) -> None:
+    """Refuse a consistency that the nodes there are, even if all are alive, cannot give."""
+    for datacenter, factor in factors.items():
+        nodes = sum(host.datacenter == datacenter for host in cluster.metadata.all_hosts())
+        needed = factor if access.consistency == "ALL" else factor // 2 + 1
+        if nodes < needed and access.datacenter in ("", datacenter):
+            raise CannotUse(
+                f"keyspace {access.keyspace!r} has replication factor {factor} in datacenter {datacenter!r}, which has "
+                f"{nodes} nodes; {access.consistency} needs {needed}: add nodes, or lower the factor by ALTER KEYSPACE"
+            )
+
+
+def _no_host(error: NoHostAvailable, access: Access) -> StoreError:
+    errors = list(error.errors.values()) if isinstance(error.errors, dict) else []
+    for each in errors:
+        if isinstance(each, AuthenticationFailed):
+            return _wrong_credentials(access, each)
+    reasons = "; ".join(sorted({str(each) for each in errors})) or str(error)
+    return Unavailable(f"no Cassandra node answers at {', '.join(access.hosts)}, port {access.port} ({reasons})")
+
+
+def _wrong_credentials(access: Access, error: Exception) -> StoreError:
+    user = f"user {access.user!r}" if access.user else "a session without a user"
+    return CannotUse(f"Cassandra refuses {user} ({error}): set cassandra_user and cassandra_password")
+
+
+def read_error(error: BaseException) -> StoreError:
+    """What an error of a read means."""
+    return Unavailable(f"Cassandra cannot answer ({_text(error)})")
+
+
+def write_error(error: BaseException, future: ResponseFuture, partitions: int) -> StoreError:
+    """What an error of a write means: NotWritten only where nothing can have been written, now or later.
+
+    A coordinator that knows too few replicas alive writes nothing; though of several partitions, it may have sent the
+    first ones before it came to the one without replicas.
+    """
+    text = _text(error)
+    if (isinstance(error, NoReplicas) and partitions == 1) or (
+        isinstance(error, NoHostAvailable) and not future.attempted_hosts
+    ):
+        return NotWritten(f"Cassandra took nothing ({text})")
+    return OutcomeUnknown(f"Cassandra did not confirm it ({text})")
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
