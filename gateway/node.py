@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from select import epoll
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -18,7 +19,6 @@ from gateway.api.ports import Check
 from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
 from gateway.auth import Identity, Verifier
 from gateway.broker import OwnerPort
-from gateway.cluster.cluster import Cluster
 from gateway.config import Settings
 from gateway.drain import Drain
 from gateway.edge.admission import Admission
@@ -40,6 +40,7 @@ from gateway.orders import heed_signals, heed_supervisor
 from gateway.owner.owner import Owner
 from gateway.owner.ports import SingleOwner
 from gateway.process_link import NodeEnd
+from gateway.processes import FENCED
 from gateway.upgrade import systemd
 from gateway.upgrade.ports import EmbeddedEstate
 from gateway.upgrade.predecessor import Upgrades
@@ -60,6 +61,9 @@ HANDOVER_SHARE = 0.5
 
 FENCED_GRACE_S = 2.0
 """Seconds that a node which was found dead takes to close its connections: nothing they say counts any more."""
+
+if TYPE_CHECKING:
+    from gateway.cluster.backend import Backend  # which brings the drivers, that a single node does without
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +99,7 @@ class Node:
         store: Store,
         verifier: Verifier,
         sockets: Sequence[socket.socket],
-        join: Callable[["Node"], Cluster] | None = None,
+        backend: "Backend | None" = None,
     ) -> None:
         self.settings = settings
         self.name = settings.node_name or socket.gethostname()
@@ -113,7 +117,8 @@ class Node:
         self.hub = Hub(self.table, self.writer, devices_per_user_max=settings.devices_per_user_max)
         self.admission = Admission(settings, self.table)
         self.fenced = False
-        self.cluster = join(self) if join is not None else None
+        self._backend = backend
+        self.cluster = backend.join(self) if backend is not None else None
         if self.cluster is None:
             self.owner = Owner(settings, store, self.hub, SingleOwner(), clock_us)
             owners: OwnerPort = self.owner
@@ -122,6 +127,9 @@ class Node:
             self.cluster.on_fenced = self._fence
         self.catchup = Catchup(settings, store, self.owner, self.hub)
         self.presences = Presences(settings, store, self.hub)
+        if self.cluster is not None:
+            self.cluster.follow(self.hub)
+            self.catchup.before_reading = self.cluster.directory.registered
         self.keepalive = Keepalive(settings, self.table, self.writer)
         self.keepalive.on_tick += [self.presences.tick, self._watch_store]
         self.parking = Parking(self.table, self._epoll, self.writer, self.admission, self._handle)
@@ -235,6 +243,8 @@ class Node:
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as foundations:
+            if self._backend is not None:
+                await foundations.start(self._backend.run)
             await foundations.start(self._store.run)
             await foundations.start(self._verifier.run)
             async with trio.open_nursery() as parts:
@@ -310,13 +320,20 @@ class Node:
         return self._draining.is_set()
 
     @property
+    def store(self) -> Store:
+        """Where its conversations are."""
+        return self._store
+
+    @property
     def sockets(self) -> Sequence[socket.socket]:
         """What it listens on."""
         return self._sockets
 
     def _answered(self) -> bool:
         """Whether everything that was accepted is answered, and the answers are written."""
-        return not self.owner.backlog.waiting and not self.hub.fanout.jobs_waiting
+        cluster = self.cluster
+        elsewhere = cluster is not None and (cluster.router.waiting or cluster.handing_on.held)
+        return not self.owner.backlog.waiting and not self.hub.fanout.jobs_waiting and not elsewhere
 
     async def _close_connections(self) -> None:
         """Let everybody go in what is left of the grace."""
@@ -345,14 +362,35 @@ def main(settings: Settings, announce: Callable[[Node], None], link: NodeEnd | N
         if link is not None:
             sockets += listen(settings.host, settings.process_port)
         verifier = Verifier.from_settings(settings)
-        store = EmbeddedStore.open(settings.data_dir)
-        node = Node(settings, store, verifier, sockets)
-        store.observe_commits(node.metrics.observe_commit)
-        upgrades = Upgrades(node, EmbeddedEstate(store) if link is None else None)
-        trio.run(serve, node, announce, upgrades, link)
+        node = (
+            _embedded(settings, verifier, sockets)
+            if settings.store == "embedded"
+            else _clustered(settings, verifier, sockets)
+        )
+        estate = EmbeddedEstate(node.store) if isinstance(node.store, EmbeddedStore) and link is None else None
+        trio.run(serve, node, announce, Upgrades(node, estate), link)
+        if node.fenced:
+            raise SystemExit(FENCED)
     finally:
         for sock in sockets:
             sock.close()
+
+
+def _embedded(settings: Settings, verifier: Verifier, sockets: Sequence[socket.socket]) -> Node:
+    """A node that is alone with its store."""
+    store = EmbeddedStore.open(settings.data_dir)
+    node = Node(settings, store, verifier, sockets)
+    store.observe_commits(node.metrics.observe_commit)
+    return node
+
+
+def _clustered(settings: Settings, verifier: Verifier, sockets: Sequence[socket.socket]) -> Node:
+    """A node of a cluster."""
+    from gateway.cluster.backend import Backend
+
+    host, port = sockets[-1].getsockname()[:2]
+    backend = Backend(settings, settings.node_name or socket.gethostname(), f"{host}:{port}")
+    return Node(settings, backend.store, verifier, sockets, backend)
 
 
 async def serve(node: Node, announce: Callable[[Node], None], upgrades: Upgrades, link: NodeEnd | None = None) -> None:

@@ -29,6 +29,7 @@ from gateway.cluster.routing import Router
 from gateway.cluster.slots import slot_of
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
+from gateway.edge.hub import Hub
 from gateway.owner.owner import Owner
 from protocol.codec import decode_server_frame
 from store.coordination import Coordination
@@ -108,6 +109,20 @@ class Cluster:
     def incarnation(self) -> str:
         """The name of this life of the node."""
         return self.lease.incarnation
+
+    def follow(self, hub: Hub) -> None:
+        """Keep the session directory up to date with who is connected here."""
+        arrived, departed = hub.on_arrival, hub.on_departure
+
+        def arrive(user: str) -> None:
+            self.directory.arrive(user)
+            arrived(user)
+
+        def leave(user: str) -> None:
+            self.directory.leave(user)
+            departed(user)
+
+        hub.on_arrival, hub.on_departure = arrive, leave
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled, or until this incarnation is found dead; started when clients may come.

@@ -96,6 +96,8 @@ class Catchup:
         resumed: those of them that left no gap.
         lists: conversation lists answered.
         overloaded: commands refused because too many waited.
+        before_reading: awaited with the user before the store is read for one: from then on whatever becomes durable
+            has to reach this node. Immediate on a single node.
     """
 
     def __init__(self, settings: Settings, store: Store, owner: OwnerMemory, edge: EdgePort) -> None:
@@ -103,6 +105,7 @@ class Catchup:
         self.resumed = 0
         self.lists = 0
         self.overloaded = 0
+        self.before_reading: Callable[[str], Awaitable[None]] = _at_once
         self._store = store
         self._owner = owner
         self._edge = edge
@@ -145,6 +148,7 @@ class Catchup:
         refusal: Refused | None = None
         with trio.move_on_after(CATCHUP_TIMEOUT_S) as timeout:
             try:
+                await self.before_reading(origin.user)
                 await job()
             except Refused as error:
                 refusal = error
@@ -292,6 +296,10 @@ class Catchup:
             ],
             membership.member_count,
         )
+
+
+async def _at_once(_user: str) -> None:
+    """Nothing to wait for: this node sees all that happens."""
 
 
 def _recency(membership: Membership) -> tuple[int, str]:

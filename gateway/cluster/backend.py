@@ -1,0 +1,229 @@
+"""What a node of a cluster stands on: Cassandra and Redis, opened before the node and closed after it."""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from gateway.broker import EdgePort
+from gateway.cluster.cluster import Cluster
+from gateway.cluster.directory import SessionDirectory
+from gateway.cluster.generation import Generation
+from gateway.cluster.lease import Lease, machine_seconds
+from gateway.cluster.parcels import NODE_PROTOCOL
+from gateway.cluster.ports import Directory, Found, Taken, Transport
+from gateway.cluster.redis_client import RedisClient
+from gateway.cluster.redis_transport import RedisInbox, RedisTransport
+from gateway.cluster.resyncs import Resyncs
+from gateway.cluster.watch import Watch
+from gateway.config import Settings
+from gateway.edge.connection import GONE, JSON, Connection, ConnectionTable
+from gateway.edge.hub import Hub
+from gateway.edge.outgoing import encode_for
+from gateway.edge.writer import Writer
+from protocol.frames import Resync
+from store.cassandra import CassandraStore
+from store.cassandra_coordination import CassandraCoordination
+from store.cassandra_driver import CassandraTables
+from store.cassandra_session import Access
+
+DEFAULT_HOST: Final = "127.0.0.1"
+
+log = structlog.get_logger(__name__)
+
+
+class NodeParts(Protocol):
+    """What of a node its cluster has to know."""
+
+    @property
+    def hub(self) -> Hub: ...
+    @property
+    def writer(self) -> Writer: ...
+    @property
+    def table(self) -> ConnectionTable: ...
+
+
+class Backend:
+    """Cassandra, Redis, and what is made of them for one node.
+
+    Attributes:
+        store: the cluster's store.
+        tables: the statements, for counting them.
+        redis: the connection; None without ``redis_url``.
+    """
+
+    def __init__(self, settings: Settings, node: str, address: str) -> None:
+        """Describe everything; nothing is connected yet. Raises UrlError if ``redis_url`` cannot be understood."""
+        self._settings = settings
+        self.tables = CassandraTables(access_of(settings), settings.cassandra_requests_max)
+        self.coordination = CassandraCoordination(self.tables)
+        self.store = CassandraStore(self.tables, self._may_speak)
+        self._joined: Cluster | None = None
+        self._resyncs: Resyncs | None = None
+        self._lease = Lease(
+            self.coordination,
+            node=node,
+            address=settings.advertise or address,
+            owns=settings.roles in ("both", "owner"),
+            protocol=NODE_PROTOCOL,
+            lease_s=settings.lease_s,
+            renew_s=settings.lease_renew_s,
+        )
+        self._watch = Watch(self.coordination, self._lease, lease_s=settings.lease_s)
+        self._directory: SessionDirectory | None = None
+        name = f"tidegate-{self._lease.incarnation}".replace(" ", "_")
+        self.redis = RedisClient(settings.redis_url, name=name) if settings.redis_url else None
+        self._generations = Generation(self.redis) if self.redis is not None else None
+        self._inbox = (
+            RedisInbox(settings.redis_url, self._lease.incarnation, name=f"{name}-inbox")
+            if settings.redis_url
+            else None
+        )
+
+    def _cluster(self) -> Cluster:
+        assert self._joined is not None, "a store is asked for nothing before its node has joined"
+        return self._joined
+
+    def _may_speak(self, conversation_id: str, epoch: int) -> bool:
+        return self._cluster().ownership.may_speak(conversation_id, epoch)
+
+    def join(self, node: NodeParts) -> Cluster:
+        """The node's part of the cluster."""
+        if self.redis is None or self._generations is None:
+            away = Away()
+            transport: Transport = away
+            directory: Directory = away
+        else:
+            incarnation = self._lease.incarnation
+            transport = RedisTransport(self.redis, self._generations, incarnation)
+            directory = self._directory = SessionDirectory(
+                self.redis, self._generations, incarnation, HubUsers(node.hub), self._watch, machine_seconds
+            )
+        edge: EdgePort = node.hub
+        self._joined = Cluster(
+            self._settings, self.store, self.coordination, transport, directory, edge, self._lease, self._watch,
+            clock_us=lambda: time.time_ns() // 1000,
+        )  # fmt: skip
+        self._resyncs = Resyncs(AllConnections(node), lambda: transport.away and not self._cluster().links.alone)
+        self._joined.on_gap = self._resyncs.everybody
+        if self._generations is not None:
+            self._generations.on_new.append(self._begun)
+        return self._joined
+
+    def _begun(self, new: bool) -> None:
+        log.info("redis can be used", new_generation=new)
+        if self._resyncs is not None:
+            self._resyncs.everybody()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect to Cassandra, for which it waits, and to Redis, for which it does not; serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.tables.run)
+            if self.redis is not None and self._inbox is not None and self._generations is not None:
+                await nursery.start(self.redis.run)
+                nursery.start_soon(self._generations.run)
+                inbox, transport = self._inbox, self._cluster().transport
+                nursery.start_soon(inbox.run, transport.received)
+                if self._directory is not None:
+                    nursery.start_soon(self._directory.run)
+            else:
+                log.warning("no redis_url: nodes of this cluster cannot reach each other; run one node only")
+            if self._resyncs is not None:
+                nursery.start_soon(self._resyncs.run)
+            task_status.started()
+
+
+def access_of(settings: Settings) -> Access:
+    """How to reach Cassandra."""
+    return Access(
+        hosts=tuple(settings.cassandra_hosts) or (DEFAULT_HOST,),
+        port=settings.cassandra_port,
+        keyspace=settings.cassandra_keyspace,
+        datacenter=settings.cassandra_datacenter,
+        consistency=settings.cassandra_consistency,
+        user=settings.cassandra_user,
+        password=settings.cassandra_password,
+        tls_ca=settings.cassandra_tls_ca,
+    )
+
+
+class HubUsers:
+    """Implements ``gateway.cluster.ports.LocalUsers`` with a hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._by_user = hub.by_user
+
+    def is_here(self, user: str) -> bool:
+        """See LocalUsers.is_here."""
+        return user in self._by_user
+
+    def all_here(self) -> Iterable[str]:
+        """See LocalUsers.all_here."""
+        return self._by_user.keys()
+
+
+class AllConnections:
+    """Implements ``gateway.cluster.resyncs.Everybody`` with a node's connections."""
+
+    def __init__(self, node: NodeParts) -> None:
+        self._node = node
+
+    def connections(self) -> Collection[Connection]:
+        """See Everybody.connections."""
+        return [each for each in self._node.table.by_fd if each is not None and not each.flags & GONE]
+
+    def push_surely(self, connections: Collection[Connection], push: Resync) -> None:
+        """See Everybody.push_surely. A full send queue takes it, or its connection is closed and comes back."""
+        plain, json = encode_for(push, json=False), encode_for(push, json=True)
+        for connection in connections:
+            if not connection.flags & GONE:
+                self._node.writer.write(connection, json if connection.flags & JSON else plain)
+
+
+class Away:
+    """Transport and Directory of a node without Redis: nothing is known and nothing is taken."""
+
+    def __init__(self) -> None:
+        self.received: Callable[[bytes], None] = lambda _parcel: None
+        self.on_invalidated: Callable[[Collection[str] | None], None] = lambda _users: None
+
+    @property
+    def away(self) -> bool:
+        """Always."""
+        return True
+
+    def send(self, incarnation: str, parcel: bytes, taken: Taken) -> None:
+        """See Transport.send."""
+        taken(False)
+
+    def forget(self, incarnation: str) -> None:
+        """See Transport.forget."""
+
+    def arrive(self, user: str) -> None:
+        """See Directory.arrive."""
+
+    def leave(self, user: str) -> None:
+        """See Directory.leave."""
+
+    async def registered(self, user: str) -> None:
+        """See Directory.registered."""
+        await trio.lowlevel.checkpoint()
+
+    def cached(self, user: str) -> tuple[str, ...] | None:
+        """See Directory.cached."""
+        return None
+
+    def lookup(self, users: Collection[str], then: Found) -> None:
+        """See Directory.lookup."""
+        nothing: Mapping[str, tuple[str, ...]] | None = None
+        then(nothing)
+
+    def is_void(self, incarnation: str) -> bool:
+        """See Directory.is_void."""
+        return True
+
+    def barrier(self, done: Taken) -> None:
+        """See Directory.barrier."""
+        done(False)
