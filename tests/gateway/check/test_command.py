@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from gateway.check.history import encode
 from gateway.check.report import INVARIANTS
 from gateway.cli.check import command
-from tests.check.histories import Builder, created, message
-from tests.check.simulator import Simulation
+from tests.gateway.check.histories import Builder, created, message
+from tests.gateway.check.simulator import Simulation
 
 
 @pytest.fixture

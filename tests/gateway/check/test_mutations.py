@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.check.checker import check
 from gateway.check.history import APPENDING, Record
-from tests.check.simulator import Simulation
+from tests.gateway.check.simulator import Simulation
 
 CHOICES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=14)
 

@@ -6,7 +6,7 @@ One conversation "c". Everything follows from a list of small numbers, so that h
 from collections.abc import Sequence
 
 from gateway.check.history import Record, SeenEntry
-from tests.check.histories import Builder
+from tests.gateway.check.histories import Builder
 
 USERS = ("alice", "bob", "carol")
 

@@ -74,7 +74,7 @@ def test_a_payload_tells_bodies_and_metadata_apart() -> None:
 
 
 def test_the_example_in_the_documentation_is_a_good_history() -> None:
-    page = Path(__file__).parents[2] / "docs" / "history.md"
+    page = Path(__file__).parents[3] / "docs" / "history.md"
     example = page.read_text(encoding="utf-8").split("```")[1]
     report = check(parse(line.encode() for line in example.strip().splitlines()))
     assert report.ok, report.as_text()

@@ -7,7 +7,7 @@ import pytest
 from gateway.check.checker import check
 from gateway.check.history import SeenEntry
 from gateway.check.report import INVARIANTS
-from tests.check.histories import Builder, created, message
+from tests.gateway.check.histories import Builder, created, message
 
 A, B, C = "alice", "bob", "carol"
 FIRST = created(A, B)
