@@ -10,6 +10,7 @@ from typing import Any, Final
 from cassandra import (
     AuthenticationFailed,
     ConsistencyLevel,
+    DriverException,
     InvalidRequest,
     OperationTimedOut,
     ProtocolVersion,
@@ -25,7 +26,7 @@ from cassandra.cluster import (
     ResponseFuture,
     Session,
 )
-from cassandra.metadata import NetworkTopologyStrategy
+from cassandra.metadata import NetworkTopologyStrategy, protect_name
 from cassandra.policies import (
     ConstantSpeculativeExecutionPolicy,
     DCAwareRoundRobinPolicy,
@@ -33,6 +34,7 @@ from cassandra.policies import (
     FallthroughRetryPolicy,
     TokenAwarePolicy,
 )
+from cassandra.protocol import SyntaxException
 from cassandra.query import tuple_factory
 from msgspec import Struct
 
@@ -160,6 +162,36 @@ def connect(cluster: Cluster, access: Access) -> Session:
     return session
 
 
+def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
+    """Make the keyspace with so many copies in the datacenter, if there is none; False: there is.
+
+    Raises as ``connect`` does, and CannotUse if there are several datacenters and none is named.
+    """
+    try:
+        session = cluster.connect()
+    except NoHostAvailable as error:
+        _check_datacenter(cluster, access)
+        raise _no_host(error, access) from None
+    if access.keyspace in cluster.metadata.keyspaces:
+        return False
+    _check_datacenter(cluster, access)
+    datacenters = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
+    if not access.datacenter and len(datacenters) != 1:
+        raise CannotUse(f"Cassandra has the datacenters {', '.join(datacenters)}: set cassandra_datacenter to one")
+    datacenter = (access.datacenter or datacenters[0]).replace("'", "''")
+    name = protect_name(access.keyspace)
+    try:
+        session.execute(
+            f"CREATE KEYSPACE IF NOT EXISTS {name} "
+            f"WITH replication = {{'class': 'NetworkTopologyStrategy', '{datacenter}': {copies}}}"
+        )
+    except (InvalidRequest, SyntaxException, Unauthorized) as error:
+        raise CannotUse(f"Cassandra refuses to make keyspace {access.keyspace!r}: {error}") from None
+    except DriverException as error:
+        raise Unavailable(f"the keyspace may be made or not ({error}): run it again") from None
+    return True
+
+
 def _check_datacenter(cluster: Cluster, access: Access) -> None:
     found = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
     if found and access.datacenter and access.datacenter not in found:
@@ -172,8 +204,8 @@ def _check_keyspace(cluster: Cluster, access: Access) -> None:
     keyspace = cluster.metadata.keyspaces.get(access.keyspace)
     if keyspace is None:
         raise CannotUse(
-            f"Cassandra has no keyspace {access.keyspace!r}: make it with CREATE KEYSPACE, or set cassandra_keyspace "
-            "to one that exists; then run tidegate migrate"
+            f"Cassandra has no keyspace {access.keyspace!r}: make it by tidegate migrate --create-keyspace N "
+            "(N copies of everything), or set cassandra_keyspace to one that exists"
         )
     strategy = keyspace.replication_strategy
     datacenter = access.datacenter

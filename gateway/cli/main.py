@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "token": "make a development token for a user",
     "chat": "chat in the terminal, or from a script",
     "decode": "show captured frames in readable form",
+    "migrate": "make or bring up to date the tables of a cluster in Cassandra",
     "backup": "copy the embedded store to a file, while the node runs",
     "restore": "put a backup into a new data directory",
     "bench": "measure a node and its peers on this machine",
@@ -26,8 +27,10 @@ COMMANDS: Final = {
 }
 """Every subcommand, with its line in ``tidegate --help``; gateway/cli/NAME.py has each as ``command``."""
 
-EXTRA_PACKAGES: Final = frozenset({"matplotlib", "picows", "psutil", "uvloop", "websockets"})
-"""Packages of the extra ``bench``: a node runs without them."""
+EXTRA_PACKAGES: Final = dict.fromkeys(
+    ("matplotlib", "picows", "psutil", "uvloop", "websockets"), "bench"
+) | dict.fromkeys(("cassandra", "redis"), "cluster")
+"""Packages that a single node runs without, and the extra that each belongs to."""
 
 
 class LazyGroup(click.Group):
@@ -49,7 +52,7 @@ class LazyGroup(click.Group):
                 raise
             raise CliError(
                 f"tidegate {cmd_name} needs the package {package}, which is not installed; run: make install-dev "
-                "(or pip install 'tidegate[bench]')",
+                f"(or pip install 'tidegate[{EXTRA_PACKAGES[package]}]')",
                 UNAVAILABLE,
             ) from None
         assert isinstance(command, click.Command)
