@@ -319,3 +319,21 @@ def test_reading_a_large_message_in_small_pieces_is_linear() -> None:
     target = FrameReader(len(payload), 1)
     messages = [message for place in range(len(data)) for message in target.feed(data[place : place + 1])]
     assert messages == [Message(Opcode.BINARY, payload)]
+
+
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
+def test_another_reader_goes_on_wherever_the_first_one_stopped(opcode: Opcode) -> None:
+    text = "grüße €".encode()
+    data = (
+        encode_masked_frame(opcode, text[:4], MASK, fin=False)
+        + encode_masked_frame(Opcode.PING, b"between", MASK)
+        + encode_masked_frame(Opcode.CONTINUATION, text[4:], b"\x09\x08\x07\x06")
+    )
+    for place in range(len(data) + 1):
+        first, second = reader(), reader()
+        messages = first.feed(data[:place])
+        second.resume(first.state())
+        assert second.pending == first.pending
+        messages += second.feed(data[place:])
+        assert messages == [Message(Opcode.PING, b"between"), Message(opcode, text)], place
+        assert not second.pending
