@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
 import structlog
 import trio
 
 from gateway.broker import EdgePort
+from gateway.cassandra_access import cassandra_access
 from gateway.cluster.cluster import Cluster
 from gateway.cluster.directory import SessionDirectory
 from gateway.cluster.generation import Generation
@@ -27,9 +28,6 @@ from protocol.frames import Resync
 from store.cassandra import CassandraStore
 from store.cassandra_coordination import CassandraCoordination
 from store.cassandra_driver import CassandraTables
-from store.cassandra_session import Access
-
-DEFAULT_HOST: Final = "127.0.0.1"
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +55,7 @@ class Backend:
     def __init__(self, settings: Settings, node: str, address: str) -> None:
         """Describe everything; nothing is connected yet. Raises UrlError if ``redis_url`` cannot be understood."""
         self._settings = settings
-        self.tables = CassandraTables(access_of(settings), settings.cassandra_requests_max)
+        self.tables = CassandraTables(cassandra_access(settings), settings.cassandra_requests_max)
         self.coordination = CassandraCoordination(self.tables)
         self.store = CassandraStore(self.tables, self._may_speak)
         self._joined: Cluster | None = None
@@ -133,20 +131,6 @@ class Backend:
             if self._resyncs is not None:
                 nursery.start_soon(self._resyncs.run)
             task_status.started()
-
-
-def access_of(settings: Settings) -> Access:
-    """How to reach Cassandra."""
-    return Access(
-        hosts=tuple(settings.cassandra_hosts) or (DEFAULT_HOST,),
-        port=settings.cassandra_port,
-        keyspace=settings.cassandra_keyspace,
-        datacenter=settings.cassandra_datacenter,
-        consistency=settings.cassandra_consistency,
-        user=settings.cassandra_user,
-        password=settings.cassandra_password,
-        tls_ca=settings.cassandra_tls_ca,
-    )
 
 
 class HubUsers:
