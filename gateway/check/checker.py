@@ -70,7 +70,8 @@ def _judged(facts: Facts, who: members.Members) -> dict[str, int]:
         "realtime": entries,
         "split-brain": sum(record.epoch is not None for record in facts.records),
         "bucket-gap": len(facts.reads),
-        "leak": ops.count("quiet") + ops.count("resources"),
+        "leak": ops.count("quiet") + sum(1 for _ in quiet.compared(facts)),
         "leak-to-outsider": sum(who.known(record.conversation) for record in received)
-        + sum(who.known(read.conversation) for read in facts.reads),
+        + sum(who.known(read.conversation) for read in facts.reads)
+        + sum(who.known(attempt.conversation) for attempt in acknowledged),
     }

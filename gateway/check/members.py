@@ -51,18 +51,13 @@ class Members:
 
 
 def outsiders(facts: Facts, members: Members) -> Iterator[Breach]:
-    """I13: entries pushed to, or read by, somebody who was not a member."""
-    for when, record in enumerate(facts.records):
-        if record.entry is None or not members.known(record.conversation):
-            continue
-        seq, user = record.entry.seq, record.user
-        # A repeat of an old entry reaches those who are members now.
-        again = any(
-            seq < stay.joined and stay.since < when and (stay.until is None or when < stay.until)
-            for stay in members.stays(record.conversation, user)
-        )
-        if not again and not members.at(record.conversation, user, seq):
-            yield Breach("leak-to-outsider", record.conversation, f"{user} received seq {seq} and was no member then")
+    """I13: entries pushed to, read by, or acknowledged to somebody who was not a member."""
+    yield from _receivers(facts, members)
+    for attempt in facts.attempts:
+        conversation, user, seq = attempt.conversation, attempt.invoke.user, attempt.acknowledged
+        if seq is not None and members.known(conversation) and not members.at(conversation, user, seq):
+            what = f"{user} was answered that it sent seq {seq}, and was no member then"
+            yield Breach("leak-to-outsider", conversation, what)
     for read in facts.reads:
         if not read.user or not read.entries or not members.known(read.conversation):
             continue
@@ -70,6 +65,35 @@ def outsiders(facts: Facts, members: Members) -> Iterator[Breach]:
         if not any(stay.since < read.ended and (stay.until is None or stay.until > read.invoked) for stay in stays):
             what = f"{read.user} read seq {read.entries[0].seq} and more, and was no member then"
             yield Breach("leak-to-outsider", read.conversation, what)
+
+
+def _receivers(facts: Facts, members: Members) -> Iterator[Breach]:
+    """Pushes and deliveries.
+
+    What was sent to a member before its removal may still be on its way when the removal is acknowledged, but not any
+    more when all has been quiet since.
+    """
+    quiet = -1
+    for when, record in enumerate(facts.records):
+        if record.op == "quiet":
+            quiet = when
+        if record.entry is None or not members.known(record.conversation):
+            continue
+        seq, user = record.entry.seq, record.user
+        stays = [stay for stay in members.stays(record.conversation, user) if stay.since < when]
+        # A repeat of an old entry reaches those who are members now.
+        again = any(seq < stay.joined and (stay.until is None or when < stay.until) for stay in stays)
+        if not again and not members.at(record.conversation, user, seq):
+            yield Breach("leak-to-outsider", record.conversation, f"{user} received seq {seq} and was no member then")
+        elif record.op == "push" and _long_gone(stays, seq, quiet):
+            what = f"{user} received seq {seq} long after the removal at seq {stays[-1].left} was acknowledged"
+            yield Breach("leak-to-outsider", record.conversation, what)
+
+
+def _long_gone(stays: Sequence[Stay], seq: int, quiet: int) -> bool:
+    """Whether the last stay ended before all was quiet. The removal itself may be told again."""
+    last = stays[-1] if stays else None
+    return last is not None and last.until is not None and last.until < quiet and seq != last.left
 
 
 def _change(facts: Facts, logged: Logged) -> tuple[str, tuple[str, ...]]:

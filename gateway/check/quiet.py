@@ -1,6 +1,7 @@
 """I12: after a quiet time everybody has everything, and what a node took for it is given back."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from gateway.check.facts import Attempt, Facts
 from gateway.check.members import Members
@@ -8,14 +9,22 @@ from gateway.check.report import Breach
 
 
 def undelivered(facts: Facts, members: Members) -> Iterator[Breach]:
-    """I12: acknowledged before a quiet record, sent while a member was connected, and never arrived there."""
+    """I12: acknowledged before a quiet record, and never arrived where a member was connected.
+
+    Wanted on a connection is what was sent while it was open, and what lies behind the cursor that it resumed from.
+    """
     opened: dict[str, tuple[int, str]] = {}
+    cursors: dict[tuple[str, str], int] = {}
     fresh: dict[str, list[Attempt]] = {}
+    ended = {resume.ended: resume for resume in facts.resumes if resume.head_seq is not None}
     for when, record in enumerate(facts.records):
         if record.op == "connect":
             opened[record.connection] = (when, record.user)
         elif record.op == "disconnect":
             opened.pop(record.connection, None)
+        elif when in ended:
+            resume = ended[when]
+            cursors[resume.connection, resume.conversation] = resume.cursor
         elif when in facts.completed:
             attempt = facts.completed[when]
             if attempt.acknowledged is not None:
@@ -23,13 +32,20 @@ def undelivered(facts: Facts, members: Members) -> Iterator[Breach]:
         elif record.op == "quiet":
             for connection, (since, user) in opened.items():
                 for conversation in members.conversations(user):
-                    wanted = fresh.get(conversation, [])
-                    yield from _missing(facts, members, connection, user, conversation, since, when, wanted)
+                    reader = _Reader(connection, user, conversation, since, cursors.get((connection, conversation)))
+                    yield from _missing(facts, members, reader, when, fresh.get(conversation, []))
             fresh = {}
 
 
 def unreturned(facts: Facts) -> Iterator[Breach]:
     """I12: a resource of a node that is above what it was before."""
+    for process, name, was, found in compared(facts):
+        if found > was:
+            yield Breach("leak", "", f"{process} has {found:g} {name}; allowed are {was:g}")
+
+
+def compared(facts: Facts) -> Iterator[tuple[str, str, float, float]]:
+    """Node, resource, its number before and after, wherever the history tells both."""
     before: dict[str, dict[str, float]] = {}
     for record in facts.records:
         if record.op != "resources" or record.resources is None:
@@ -37,28 +53,32 @@ def unreturned(facts: Facts) -> Iterator[Breach]:
         if record.phase == "before":
             before[record.process] = record.resources
             continue
-        for name, value in record.resources.items():
-            was = before.get(record.process, {}).get(name)
-            if was is not None and value > was:
-                yield Breach("leak", "", f"{record.process} has {value:g} {name}; allowed are {was:g}")
+        allowed = before.get(record.process, {})
+        for name, found in record.resources.items():
+            if name in allowed:
+                yield record.process, name, allowed[name], found
 
 
-def _missing(
-    facts: Facts,
-    members: Members,
-    connection: str,
-    user: str,
-    conversation: str,
-    since: int,
-    quiet: int,
-    wanted: list[Attempt],
-) -> Iterator[Breach]:
-    seen = facts.seen_on(connection, conversation)
+class _Reader(NamedTuple):
+    """One connection and one conversation of its user; ``cursor`` is None when it was not resumed there."""
+
+    connection: str
+    user: str
+    conversation: str
+    since: int
+    cursor: int | None
+
+
+def _missing(facts: Facts, members: Members, reader: _Reader, quiet: int, wanted: list[Attempt]) -> Iterator[Breach]:
+    seen = facts.seen_on(reader.connection, reader.conversation)
     for attempt in wanted:
         seq = attempt.acknowledged
         assert seq is not None
-        first = facts.by_key[attempt.key][0].invoked
-        if first < since or seen.get(seq, quiet) < quiet or not members.at(conversation, user, seq):
+        behind_cursor = reader.cursor is not None and seq > reader.cursor
+        if facts.by_key[attempt.key][0].invoked < reader.since and not behind_cursor:
             continue
-        if not facts.sent_by(attempt.key, connection=connection):
-            yield Breach("leak", conversation, f"connection {connection} of {user} never got seq {seq}")
+        if seen.get(seq, quiet) < quiet or not members.at(reader.conversation, reader.user, seq):
+            continue
+        if not facts.sent_by(attempt.key, connection=reader.connection):
+            what = f"connection {reader.connection} of {reader.user} never got seq {seq}"
+            yield Breach("leak", reader.conversation, what)

@@ -5,6 +5,7 @@ the read was stale; if nobody ever sees it, the numbers themselves have a gap.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from gateway.check.facts import Facts, Logged, Read, Rising
 from gateway.check.report import Breach
@@ -55,23 +56,31 @@ def stale_reads(facts: Facts) -> Iterator[Breach]:
 
 
 def bucket_orders(facts: Facts) -> Iterator[Breach]:
-    """I11: buckets go up with seq."""
+    """I11: a seq is in one bucket, and buckets go up with seq, whichever reads together told it."""
+    placed: dict[str, dict[int, int]] = {}
     for read in facts.reads:
-        last = None
-        for entry in sorted(read.entries, key=lambda entry: entry.seq):
-            if entry.bucket is None:
-                continue
-            if last is not None and entry.bucket < last:
-                what = f"seq {entry.seq} is in bucket {entry.bucket}, behind one in bucket {last}"
+        buckets = placed.setdefault(read.conversation, {})
+        for entry in read.entries:
+            if entry.bucket is not None and buckets.setdefault(entry.seq, entry.bucket) != entry.bucket:
+                what = f"seq {entry.seq} is in bucket {buckets[entry.seq]} and in bucket {entry.bucket}"
                 yield Breach("bucket-gap", read.conversation, what)
-            last = entry.bucket
+    for conversation, buckets in placed.items():
+        for before, seq in pairwise(sorted(buckets)):
+            if buckets[seq] < buckets[before]:
+                what = f"seq {seq} is in bucket {buckets[seq]}, behind seq {before} in bucket {buckets[before]}"
+                yield Breach("bucket-gap", conversation, what)
+
+
+def _claimed(read: Read) -> tuple[int, int]:
+    """First and last seq of what a read has to hold: a final one everything, whatever it says of its range."""
+    return (1, read.head_seq) if read.final else (read.first_seq, read.last_seq)
 
 
 def _missing(read: Read) -> Iterator[int]:
     told = 0
-    place = read.first_seq
-    present = sorted({entry.seq for entry in read.entries if read.first_seq <= entry.seq <= read.last_seq})
-    for upper in (*present, read.last_seq + 1):
+    place, last = _claimed(read)
+    present = sorted({entry.seq for entry in read.entries if place <= entry.seq <= last})
+    for upper in (*present, last + 1):
         for seq in range(max(place, 1), upper):
             if told == HOLES_TOLD_MAX:
                 return
@@ -82,7 +91,8 @@ def _missing(read: Read) -> Iterator[int]:
 
 def _hole(facts: Facts, read: Read, seq: int) -> Iterator[Breach]:
     logged = facts.log.get(read.conversation, {}).get(seq)
-    what = f"a read by {read.process} holds {read.first_seq} to {read.last_seq}, but not {seq}"
+    first, last = _claimed(read)
+    what = f"a read by {read.process} should hold {first} to {last}, and lacks {seq}"
     if logged is None:
         yield Breach("bucket-gap", read.conversation, f"{what}, which nobody ever saw")
     elif logged.last > read.ended:
@@ -107,7 +117,7 @@ def acknowledged_before(logged: Logged, when: int) -> bool:
 
 
 def _disorder(read: Read) -> Iterator[Breach]:
-    for one, other in zip(read.entries, read.entries[1:], strict=False):
+    for one, other in pairwise(read.entries):
         if other.seq <= one.seq:
             yield Breach(
                 "stale-read", read.conversation, f"a read by {read.process} has seq {other.seq} behind {one.seq}"

@@ -7,7 +7,7 @@ from gateway.check.facts import Facts
 NAMES = (
     "kill", "kill-with-sends-in-flight", "fault", "reconnect", "resume", "resume-with-news", "repeated-send",
     "duplicate-answered", "unknown-outcome", "refused-send", "concurrent-sends", "repeated-push", "takeover",
-    "member-removed",
+    "new-bucket", "member-removed",
 )  # fmt: skip
 """Everything that is counted; ``tidegate check --sometimes NAME`` demands it."""
 
@@ -22,6 +22,8 @@ def sometimes(facts: Facts) -> dict[str, int]:
         if resume.head_seq is not None:
             counts["resume"] += 1
             counts["resume-with-news"] += resume.head_seq > resume.cursor
+    buckets = {(read.conversation, entry.bucket) for read in facts.reads for entry in read.entries if entry.bucket}
+    counts["new-bucket"] = len(buckets)
     return {name: counts[name] for name in NAMES}
 
 

@@ -52,6 +52,13 @@ class Builder:
         head = last if head is None else head
         self.record("ok", "read", user, call=call, entries=entries, first_seq=1, last_seq=last, head_seq=head)
 
+    def page(self, user: str, *entries: SeenEntry, head: int | None = None) -> None:
+        """A read of just these entries, which end at the head unless another one is named."""
+        call = self.invoke("read", user, user=user, conversation="c")
+        first, last = entries[0].seq, entries[-1].seq
+        span = {"first_seq": first, "last_seq": last, "head_seq": last if head is None else head}
+        self.record("ok", "read", user, call=call, entries=entries, **span)
+
     def parsed(self) -> list[Record]:
         """As a checker gets them: through the file format."""
         return parse(encode(record) for record in self.records)

@@ -251,6 +251,40 @@ def test_buckets_that_go_back_are_a_bucket_gap() -> None:
     _expect(history, "bucket-gap")
 
 
+def test_buckets_that_go_back_from_page_to_page_are_a_bucket_gap() -> None:
+    history = _chat()
+    history.send(A, "m", 2)
+    history.send(A, "n", 3)
+    history.page(B, message(2, A, "m", bucket=1))
+    history.page(B, message(3, A, "n", bucket=0))
+    _expect(history, "bucket-gap")
+
+
+def test_an_entry_in_two_buckets_is_a_bucket_gap() -> None:
+    history = _chat()
+    history.send(A, "m", 2)
+    history.page(A, message(2, A, "m", bucket=0))
+    history.page(B, message(2, A, "m", bucket=1))
+    _expect(history, "bucket-gap")
+
+
+def test_a_final_read_that_ends_with_a_bucket_is_a_bucket_gap() -> None:
+    history = _chat()
+    history.send(A, "m", 2)
+    history.read(B, FIRST, message(2, A, "m", bucket=0), head=3, final=True)
+    _expect(history, "bucket-gap")
+
+
+def test_an_entry_that_came_neither_with_the_resume_nor_after_it_is_a_leak() -> None:
+    history = _chat()
+    call = history.invoke("send", A, user=A, conversation="c", client_msg_id="m", payload="p-m", connection="alice-1")
+    _resume(history, 1, 1)
+    history.record("info", "disconnect", B, connection="bob-1")
+    history.record("ok", "send", A, call=call, seq=2)
+    history.record("info", "quiet", "harness")
+    _expect(history, "leak")
+
+
 def test_an_entry_that_never_reached_a_connected_member_is_a_leak() -> None:
     history = _chat()
     history.send(A, "m", 2)
@@ -271,6 +305,31 @@ def test_a_read_after_the_removal_was_acknowledged_is_a_leak_to_an_outsider() ->
     history.change("remove", A, "out", 2, B)
     history.read(B, FIRST, SeenEntry(2, A, "out", kind="removed", users=(B,)))
     _expect(history, "leak-to-outsider")
+
+
+def test_an_old_entry_pushed_to_a_former_member_when_all_was_quiet_is_a_leak_to_an_outsider() -> None:
+    history = _removed_and_quiet()
+    history.push(B, message(2, A, "m"))
+    _expect(history, "leak-to-outsider")
+
+
+def test_a_send_of_a_former_member_that_is_acknowledged_is_a_leak_to_an_outsider() -> None:
+    history = _chat()
+    history.change("remove", A, "out", 2, B)
+    history.send(B, "m", 3)
+    _expect(history, "leak-to-outsider")
+
+
+def _removed_and_quiet() -> Builder:
+    """Bob got seq 2 and his removal at seq 3; then all was quiet."""
+    history = _chat()
+    history.push(B, FIRST)
+    history.send(A, "m", 2)
+    history.push(B, message(2, A, "m"))
+    history.change("remove", A, "out", 3, B)
+    history.push(B, SeenEntry(3, A, "out", kind="removed", users=(B,)))
+    history.record("info", "quiet", "harness")
+    return history
 
 
 # --- good ones --------------------------------------------------------------------------------------------------------
@@ -393,3 +452,56 @@ def test_an_entry_that_fell_between_a_sync_and_the_pushes_is_a_poll_skip() -> No
     history.push(B, message(4, A, "o"), "bob-2")
     _synced(history, call, 2, 2, message(2, A, "m"))
     assert "poll-skip" in check(history.parsed()).names()
+
+
+def test_buckets_that_follow_each_other_from_page_to_page_have_no_gap() -> None:
+    history = _chat()
+    history.send(A, "m", 2)
+    history.send(A, "n", 3)
+    history.page(B, message(3, A, "n", bucket=1))
+    history.page(B, FIRST, message(2, A, "m", bucket=0), head=3)
+    history.read(B, FIRST, message(2, A, "m", bucket=0), message(3, A, "n", bucket=1), final=True)
+    report = check(history.parsed())
+    assert report.ok, report.as_text()
+    assert report.sometimes["new-bucket"] == 1
+
+
+def test_resources_that_are_back_and_entries_that_arrived_are_no_leak() -> None:
+    history = _chat()
+    history.record("info", "resources", "node-1", phase="before", resources={"tasks": 12, "descriptors": 30})
+    call = history.invoke("send", A, user=A, conversation="c", client_msg_id="m", payload="p-m", connection="alice-1")
+    history.record("info", "disconnect", B, connection="bob-1")
+    _resume(history, 1, 1)
+    history.record("ok", "send", A, call=call, seq=2)
+    history.push(B, message(2, A, "m"), "bob-2")
+    history.record("info", "quiet", "harness")
+    history.record("info", "resources", "node-1", phase="after", resources={"tasks": 12, "descriptors": 29})
+    _expect(history)
+
+
+def test_resources_without_a_number_from_before_are_not_judged() -> None:
+    history = _chat()
+    history.record("info", "resources", "node-1", phase="after", resources={"tasks": 13})
+    report = check(history.parsed())
+    assert report.ok, report.as_text()
+    assert report.judged["leak"] == 0
+
+
+def test_what_was_on_its_way_to_a_member_may_arrive_behind_the_removal() -> None:
+    history = _chat()
+    history.push(B, FIRST)
+    history.send(A, "m", 2)
+    history.change("remove", A, "out", 3, B)
+    history.push(B, message(2, A, "m"))
+    history.push(B, SeenEntry(3, A, "out", kind="removed", users=(B,)))
+    _expect(history)
+
+
+def test_a_removal_told_again_and_an_old_entry_after_the_return_leak_nothing() -> None:
+    history = _removed_and_quiet()
+    history.push(B, SeenEntry(3, A, "out", kind="removed", users=(B,)))
+    history.change("add", A, "in", 4, B)
+    history.push(B, SeenEntry(4, A, "in", kind="added", users=(B,)))
+    history.push(B, message(2, A, "m"))
+    history.record("info", "quiet", "harness")
+    _expect(history)
