@@ -38,7 +38,7 @@ class RedisClient:
     """
 
     def __init__(self, url: str, *, name: str) -> None:
-        """Args: ``url``: see redis_url; ``name``: of this client in CLIENT LIST, without spaces. Raises UrlError."""
+        """Args: ``url``: see redis_url; ``name``: of this client in CLIENT LIST. Raises UrlError."""
         self.listeners: list[RedisListener] = []
         self.away_reason = "not connected yet"
         self.invalidations = 0

@@ -92,10 +92,11 @@ class RedisConnection:
 
         Args:
             address: where Redis is.
-            name: how the connection is to be called in CLIENT LIST; without spaces.
+            name: how the connection is to be called in CLIENT LIST; what Redis does not allow there is replaced.
             pushed: takes what Redis pushes, as lists.
         """
         host, port = find(address)
+        name = "".join(letter if "!" <= letter <= "~" else "_" for letter in name)
         make: Any = _TlsConnection if address.tls else _PlainConnection
         self._connection: Any = make(
             pushed=pushed, host=host, port=port, db=address.db, client_name=name, **_login(address), **_options(address)

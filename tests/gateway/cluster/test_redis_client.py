@@ -252,6 +252,16 @@ async def test_password_and_tls(tmp_path: Path) -> None:
         assert "certificate verify failed" in await refused(server.url)
 
 
+async def test_any_name_will_do_in_the_client_list(redis_server: RedisServer) -> None:
+    client = RedisClient(redis_server.url, name="tidegate knöten\n1")
+    story = Story(client)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(client.run)
+        await story.until_seen("back")
+        assert await story.ask("CLIENT", "GETNAME") == b"tidegate_kn_ten_1"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_replica_and_a_full_redis_are_not_used(tmp_path: Path) -> None:
     with (
         RedisServer(tmp_path / "full", "--maxmemory", "100kb") as full,
