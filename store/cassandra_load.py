@@ -194,8 +194,7 @@ async def change_segments(tables: Tables, conversation_id: str, nonce: str, new_
         try:
             if await tables.change_segments(conversation_id, nonce, new_nonce, taken):
                 return True
-            if unknown is None:
-                return False
+            # An earlier attempt, perhaps of an earlier call, may have been the one that was applied.
             row = await tables.conversation(conversation_id, serial=True)
         except NotWritten as error:
             if unknown is None:
