@@ -41,7 +41,14 @@ def load_results(directory: Path) -> dict[str, Result]:
 def draw_all(results: Mapping[str, Result], directory: Path) -> list[Path]:
     """Draw what there are results for; returns the files."""
     directory.mkdir(parents=True, exist_ok=True)
-    drawers = {"density": density, "roundtrip": roundtrip, "fanout": fanout, "send": send, "stall": stall}
+    drawers = {
+        "density": density,
+        "roundtrip": roundtrip,
+        "fanout": fanout,
+        "send": send,
+        "stall": stall,
+        "upgrade": upgrade,
+    }
     paths = []
     for name, result in results.items():
         path = directory / f"{name}.png"
@@ -118,6 +125,22 @@ def stall(result: Result, path: Path) -> None:
         f"milliseconds, {result['connections']:,} connections,"
         f" {result['deliveries_per_s']:,.0f} deliveries/s, {result['connects_per_s']:,.0f} connects/s"
     )
+    _write(figure, path)
+
+
+def upgrade(result: Result, path: Path) -> None:
+    """How long a live upgrade keeps anybody waiting."""
+    figure, axes = plt.subplots(figsize=(7, 2.2))
+    _bars(
+        axes,
+        {
+            "longest wait of a send": result["longest_send_wait_ms"],
+            "nothing read": result["paused_ms"],
+            "loop standing still": result["stood_still_ms"],
+        },
+        accent=lambda name: name.startswith("longest"),
+    )
+    axes.set_title(f"milliseconds, {result['connections']:,} connections, {result['sends_per_s']:,} sends/s")
     _write(figure, path)
 
 
