@@ -11,7 +11,8 @@ acknowledgement is held back until the deliveries in front of it are *handed on*
    followed by another barrier. A user who registered even later reads the store after that, and finds the entry.
 
 Per conversation these things keep their order: one queue, a *strand*, holds what is not done. A node that is alone does
-none of this; and while Redis is away nothing is held back, because everybody resyncs when it is there again.
+none of this; and while Redis is away nothing is held back, and all living nodes that are reached get everything:
+everybody resyncs now and then until it is there again.
 """
 
 from collections import deque
@@ -212,8 +213,9 @@ class HandingOn:
 
         def found(places: Mapping[str, tuple[str, ...]] | None) -> None:
             if places is None:
-                # Redis is away: nobody knows, and the resync of its return covers it.
+                # Redis is away: nobody knows, everybody gets it, and the resync of its return covers what is lost.
                 handing.split = True
+                self._send_to(handing, {each: users for each in self._watch.live if each != self._incarnation})
                 self._done([handing])
             elif handing.split:
                 handing.moved = ()
@@ -252,8 +254,11 @@ class HandingOn:
 
     def _send(self, handing: _Handing, places: Mapping[str, tuple[str, ...]]) -> None:
         """Send a delivery to those who did not get it yet."""
+        self._send_to(handing, self._by_node(places))
+
+    def _send_to(self, handing: _Handing, by_node: Mapping[str, Collection[str]]) -> None:
         delivery = handing.delivery
-        for incarnation, users in self._by_node(places).items():
+        for incarnation, users in by_node.items():
             known = handing.sent.setdefault(incarnation, set())
             news = [user for user in users if user not in known]
             if news:

@@ -1,0 +1,428 @@
+"""Parcels straight between nodes, over real sockets of the loopback: who is admitted, what is carried, what is lost.
+
+The clock jumps only when no socket has had anything to read for a while, so that timeouts take no time and the network
+still does its work.
+"""
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import jwt
+import pytest
+import trio
+from trio.testing import MockClock
+
+from gateway.cluster import peer_handshake, peers
+from gateway.cluster.cluster import Cluster
+from gateway.cluster.lease import Lease
+from gateway.cluster.peer_handshake import Incoming, PeerRefused, admit, dial, key_of
+from gateway.cluster.peers import Peers, listen_for_peers, split_address
+from gateway.cluster.slots import slot_of
+from gateway.cluster.two_ways import TwoWays
+from gateway.cluster.watch import Watch
+from gateway.config import Settings
+from gateway.owner.members import direct_id
+from protocol.codec import decode_entry
+from protocol.frames import ConversationKind, CreateConversation, Send, SendAck
+from store.coordination import LeaseRecord
+from tests.fakes.coordination import MemoryCoordination
+from tests.fakes.edge import FakeOrigin, RecordingEdge
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.network import Network, NodeConnection
+
+SECRET = "a secret that all nodes of this cluster have"
+KEY = key_of(SECRET)
+
+
+@pytest.fixture
+def jumping_clock() -> MockClock:
+    return MockClock(autojump_threshold=0.002)
+
+
+def lease(incarnation: str, address: str) -> LeaseRecord:
+    return LeaseRecord(incarnation, incarnation, 1, True, address, True, False, 1)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it, up to a minute of the virtual clock; only a network with nothing to do lets that pass."""
+    with trio.fail_after(60):
+        while not condition():  # noqa: ASYNC110 - what it looks at tells nobody
+            await trio.sleep(0.01)
+
+
+class Ends:
+    """Nodes that do nothing but carry parcels."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, LeaseRecord] = {}
+        self.nursery: trio.Nursery
+        self.arrived: dict[str, list[bytes]] = {}
+
+    async def start(self, name: str, key: bytes = KEY, address: str = "") -> Peers:
+        listening = listen_for_peers("127.0.0.1", 0)
+        self.live[name] = lease(name, address or f"127.0.0.1:{listening.getsockname()[1]}")
+        node = Peers(name, key, listening, lambda: self.live)
+        node.received = self.arrived.setdefault(name, []).append
+        await self.nursery.start(node.run)
+        return node
+
+
+@asynccontextmanager
+async def ends() -> AsyncIterator[Ends]:
+    each = Ends()
+    async with trio.open_nursery() as nursery:
+        each.nursery = nursery
+        yield each
+        nursery.cancel_scope.cancel()
+
+
+class Answers(list[bool]):
+    """Takes answers, and waits for a number of them."""
+
+    async def wait_for(self, count: int) -> None:
+        await until(lambda: len(self) >= count)
+
+
+# --- Carrying -------------------------------------------------------------------------------------------------------
+
+
+async def test_parcels_arrive_in_order_and_are_confirmed(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        a = await each.start("a")
+        await each.start("b")
+        parcels = [bytes([number]) * (number * 97) for number in range(200)]
+        taken = Answers()
+        for parcel in parcels:
+            a.send("b", parcel, taken.append, without_redis=True)
+        await taken.wait_for(len(parcels))
+        assert each.arrived["b"] == parcels
+        assert taken == [True] * len(parcels)
+        assert (a.sent, a.not_taken) == (200, 0)
+
+
+async def test_a_connection_ends_when_nothing_is_sent_and_begins_again_when_something_is(
+    jumping_clock: MockClock,
+) -> None:
+    async with ends() as each:
+        a = await each.start("a")
+        b = await each.start("b")
+        taken = Answers()
+        a.send("b", b"1", taken.append, without_redis=True)
+        await taken.wait_for(1)
+        assert b.cut_off("a")
+        assert a.connections == 1
+        await trio.sleep(peers.SILENCE_S + 1)
+        assert a.connections == 0
+        assert not b.cut_off("a")
+        a.send("b", b"2", taken.append, without_redis=True)
+        await taken.wait_for(2)
+        assert each.arrived["b"] == [b"1", b"2"]
+        assert taken == [True, True]
+
+
+async def test_only_who_cannot_reach_redis_is_answered_directly(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        a = await each.start("a")
+        b = await each.start("b")
+        taken = Answers()
+        a.send("b", b"1", taken.append, without_redis=True)
+        await taken.wait_for(1)
+        assert b.cut_off("a")
+        a.send("b", b"2", taken.append, without_redis=False)
+        await taken.wait_for(2)
+        assert not b.cut_off("a")
+
+
+async def test_a_node_that_is_not_there_takes_nothing_and_is_tried_again_later(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        a = await each.start("a")
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # and does not listen
+            each.live["b"] = lease("b", f"127.0.0.1:{nobody.getsockname()[1]}")
+            taken = Answers()
+            a.send("b", b"1", taken.append, without_redis=True)
+            await taken.wait_for(1)
+            a.send("b", b"2", taken.append, without_redis=True)
+            assert taken == [False, False], "not even tried so soon"
+        await each.start("b")
+        await trio.sleep(peers.RETRY_S)
+        a.send("b", b"3", taken.append, without_redis=True)
+        await taken.wait_for(3)
+        assert taken == [False, False, True]
+        assert each.arrived["b"] == [b"3"]
+
+
+async def test_whoever_has_no_lease_gets_nothing(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        a = await each.start("a")
+        taken = Answers()
+        a.send("stranger", b"1", taken.append, without_redis=True)
+        assert taken == [False]
+
+
+async def test_what_waits_for_a_node_is_bounded(jumping_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "QUEUE_BYTES_MAX", 1_000)
+    async with ends() as each:
+        a = await each.start("a")
+        await each.start("b")
+        taken = Answers()
+        a.send("b", bytes(900), taken.append, without_redis=True)
+        a.send("b", bytes(101), taken.append, without_redis=True)
+        assert taken == [False]
+        await taken.wait_for(2)
+        assert taken == [False, True]
+        a.send("b", bytes(1_000), taken.append, without_redis=True)
+        await taken.wait_for(3)
+        assert taken[2] is True
+
+
+async def test_who_confirms_nothing_is_given_up(jumping_clock: MockClock) -> None:
+    async def say_nothing(stream: trio.SocketStream) -> None:
+        await admit(stream, Incoming(stream), KEY, "b")
+        await trio.sleep_forever()
+
+    async with ends() as each:
+        a = await each.start("a")
+        (listener,) = await each.nursery.start(partial(trio.serve_tcp, say_nothing, 0, host="127.0.0.1"))
+        each.live["b"] = lease("b", f"127.0.0.1:{listener.socket.getsockname()[1]}")
+        taken = Answers()
+        a.send("b", b"1", taken.append, without_redis=True)
+        await taken.wait_for(1)
+        assert taken == [False]
+        assert a.connections == 0
+
+
+async def test_what_waits_for_a_dead_node_is_given_up(jumping_clock: MockClock) -> None:
+    async def never_answer(_stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async with ends() as each:
+        a = await each.start("a")
+        (listener,) = await each.nursery.start(partial(trio.serve_tcp, never_answer, 0, host="127.0.0.1"))
+        each.live["b"] = lease("b", f"127.0.0.1:{listener.socket.getsockname()[1]}")
+        taken = Answers()
+        a.send("b", b"1", taken.append, without_redis=True)
+        a.forget("b")
+        await taken.wait_for(1)
+        assert taken == [False]
+
+
+# --- Who is admitted ------------------------------------------------------------------------------------------------
+
+
+async def test_another_secret_is_refused_by_both_sides(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        a = await each.start("a", key_of("another secret, of another cluster entirely"))
+        b = await each.start("b")
+        taken = Answers()
+        a.send("b", b"1", taken.append, without_redis=True)
+        b.send("a", b"2", taken.append, without_redis=True)
+        await taken.wait_for(2)
+        assert taken == [False, False]
+        assert each.arrived == {"a": [], "b": []}
+
+
+async def test_an_earlier_life_at_the_same_address_is_not_taken_for_the_later(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        a = await each.start("a")
+        b = await each.start("b:2")
+        each.live["b:1"] = lease("b:1", each.live["b:2"].address)
+        taken = Answers()
+        a.send("b:1", b"1", taken.append, without_redis=True)
+        await taken.wait_for(1)
+        assert taken == [False]
+        assert b.refused == 1
+        assert each.arrived["b:2"] == []
+
+
+async def _refused(each: Ends, node: Peers, name: str, sends: Callable[[trio.SocketStream], object]) -> None:
+    """Whoever does that to a node is let go without a word, and nothing has arrived."""
+    stream = await trio.open_tcp_stream(*split_address(each.live[name].address))
+    async with stream:
+        await sends(stream)  # type: ignore[misc]
+        with trio.fail_after(60):
+            try:
+                while await stream.receive_some():
+                    pass
+            except trio.BrokenResourceError:
+                pass  # closed with something unread: a reset
+    assert node.refused == 1
+    assert each.arrived[name] == []
+
+
+async def test_a_clients_token_admits_nobody(jumping_clock: MockClock) -> None:
+    token = jwt.encode({"sub": "a", "aud": "tidegate"}, SECRET, algorithm="HS256").encode()
+    async with ends() as each:
+        b = await each.start("b")
+        await _refused(
+            each,
+            b,
+            "b",
+            lambda stream: stream.send_all(b"GET /v1/peer HTTP/1.1\r\nAuthorization: Bearer " + token + b"\r\n\r\n"),
+        )
+
+
+async def test_who_says_nothing_is_let_go(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        b = await each.start("b")
+        await _refused(each, b, "b", lambda stream: stream.send_all(peer_handshake.PREAMBLE))
+
+
+async def test_a_listeners_proof_sent_back_to_it_admits_nobody(jumping_clock: MockClock) -> None:
+    async def reflect(stream: trio.SocketStream) -> None:
+        incoming = Incoming(stream)
+        names = b"\x00\x01a\x00\x01b"
+        await stream.send_all(peer_handshake.PREAMBLE + bytes(32) + names)
+        await incoming.exactly(32)
+        await stream.send_all(await incoming.exactly(32))
+
+    async with ends() as each:
+        b = await each.start("b")
+        await _refused(each, b, "b", reflect)
+
+
+async def test_a_parcel_beyond_the_limit_ends_the_connection(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        await each.start("b")
+        stream = await trio.open_tcp_stream(*split_address(each.live["b"].address))
+        async with stream:
+            incoming = Incoming(stream)
+            await dial(stream, incoming, KEY, "a", "b")
+            await stream.send_all((peers.PARCEL_BYTES_MAX + 1).to_bytes(4, "big") + b"\x01")
+            with pytest.raises(PeerRefused, match="closed"):
+                await incoming.exactly(1)
+        assert each.arrived["b"] == []
+
+
+def test_a_short_secret_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"has 31 characters; allowed: at least 32.*openssl rand"):
+        key_of("x" * 31)
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:0", "host:65536", "host:http"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(PeerRefused, match="not HOST:PORT"):
+        split_address(address)
+
+
+def test_addresses_of_both_families_are_understood() -> None:
+    assert split_address("10.0.0.1:7") == ("10.0.0.1", 7)
+    assert split_address("[::1]:7") == ("::1", 7)
+
+
+# --- A cluster without Redis ----------------------------------------------------------------------------------------
+
+
+class Node:
+    """A node's part of the cluster, with an edge that records, a Redis that can go away, and real sockets."""
+
+    def __init__(self, each: "World", name: str) -> None:
+        self.edge = RecordingEdge()
+        listening = listen_for_peers("127.0.0.1", 0)
+        self.lease = Lease(
+            each.coordination, node=name, address=f"127.0.0.1:{listening.getsockname()[1]}", owns=True, protocol=1,
+            lease_s=10.0, renew_s=2.0, clock=trio.current_time,
+        )  # fmt: skip
+        watch = Watch(each.coordination, self.lease, lease_s=10.0, clock=trio.current_time)
+        self.redis = NodeConnection(each.network, self.lease.incarnation)
+        self.peers = Peers(self.lease.incarnation, KEY, listening, lambda: watch.live)
+        self.transport = TwoWays(self.redis, self.peers)
+        self.cluster = Cluster(
+            Settings(), each.store, each.coordination, self.transport, self.redis, self.edge, self.lease, watch,
+            clock_us=lambda: 1_700_000_000_000_000 + int(trio.current_time() * 1_000_000),
+        )  # fmt: skip
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.redis.run)
+            await nursery.start(self.peers.run)
+            await nursery.start(self.cluster.owner.run)
+            await nursery.start(self.cluster.run)
+            task_status.started()
+
+    async def acknowledged(self, origin: FakeOrigin, count: int) -> None:
+        await until(lambda: sum(isinstance(reply, SendAck) for reply in self.edge.replies_to(origin)) >= count)
+
+    def bodies(self, user: str) -> list[str]:
+        return [
+            decode_entry(encoded).body
+            for delivery in self.edge.deliveries
+            if user in delivery.recipients
+            for encoded in delivery.entries
+            if decode_entry(encoded).client_msg_id.startswith("m")
+        ]
+
+
+class World:
+    def __init__(self) -> None:
+        self.coordination = MemoryCoordination()
+        self.network = Network()
+        self.store = MemoryStore()
+        self.nodes: list[Node] = []
+        self.nursery: trio.Nursery
+
+    async def start(self, name: str) -> Node:
+        node = Node(self, name)
+        self.nodes.append(node)
+        await self.nursery.start(node.run)
+        return node
+
+    async def conversation(self, origin: FakeOrigin, at: Node, owner: Node) -> tuple[str, str]:
+        """A direct conversation that another node owns, and whom it is with."""
+        for number in range(10_000):
+            peer = f"peer{number}"
+            conversation_id = direct_id(origin.user, peer)
+            if self.coordination.table.slots[slot_of(conversation_id)].owner == owner.lease.incarnation:
+                create = CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create")
+                at.cluster.router.submit(origin, create)  # type: ignore[arg-type]
+                await until(lambda: bool(at.edge.replies_to(origin)))
+                return conversation_id, peer
+        raise AssertionError("no such conversation")
+
+
+@asynccontextmanager
+async def world(*names: str, away: bool = False) -> AsyncIterator[World]:
+    each = World()
+    each.network.away = away
+    async with trio.open_nursery() as nursery:
+        each.nursery = nursery
+        await nursery.start(each.store.run)
+        for name in names:
+            await each.start(name)
+        await trio.sleep(10)  # of the virtual clock: slots are claimed and handed over by then
+        yield each
+        nursery.cancel_scope.cancel()
+
+
+async def test_redis_goes_and_comes_back_and_every_send_is_acknowledged(jumping_clock: MockClock) -> None:
+    async with world("a", "b", "c") as each:
+        a, b, c = each.nodes
+        alice = FakeOrigin("alice")
+        conversation_id, peer = await each.conversation(alice, a, b)
+        each.network.place(peer, c.lease.incarnation)
+        submit = partial(a.cluster.router.submit, alice)
+        for number in range(30):
+            each.network.away = 10 <= number < 20
+            submit(Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
+            await a.acknowledged(alice, number + 1)
+        await trio.sleep(10)
+        assert c.bodies(peer) == [f"m{number}" for number in range(30)]
+        direct = [node.transport.direct for node in each.nodes]
+        assert all(direct)
+        await trio.sleep(10)
+        assert [node.transport.direct for node in each.nodes] == direct, "back to Redis"
+        assert [node.peers.connections for node in each.nodes] == [0, 0, 0]
+
+
+async def test_a_cluster_begins_and_serves_without_redis(jumping_clock: MockClock) -> None:
+    async with world("a", "b", away=True) as each:
+        a, b = each.nodes
+        alice = FakeOrigin("alice")
+        conversation_id, peer = await each.conversation(alice, a, b)
+        for number in range(5):
+            a.cluster.router.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
+        await a.acknowledged(alice, 5)
+        await trio.sleep(1)
+        assert a.bodies(peer) == b.bodies(peer) == [f"m{number}" for number in range(5)]
