@@ -86,9 +86,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cluster_secret: Annotated[
         str, _setting("secret that nodes know each other by; the same on all, at least 32 characters", secret=True)
     ] = ""
-    advertise: Annotated[str, _setting("HOST:PORT where other nodes reach this one; empty: where it listens")] = ""
+    advertise: Annotated[
+        str,
+        _setting(
+            "HOST or HOST:PORT where other nodes reach this one, on a port besides that of clients; empty: the host "
+            "where it listens; without a port the system chooses one"
+        ),
+    ] = ""
     lease_s: Annotated[float, _setting("silence after which other nodes take over from a node", "s", ge=2)] = 10.0
     lease_renew_s: Annotated[float, _setting("how often a node renews its lease", "s", ge=0.1)] = 2.0
+    history_file: Annotated[
+        str, _setting("file to append to whenever this node speaks as owner, for tidegate check; empty: none")
+    ] = ""
 
     auth_algorithm: Annotated[
         str, _setting("the one algorithm of accepted tokens", choices=("HS256", "EdDSA", "ES256", "RS256"))

@@ -16,7 +16,7 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 Type = Literal["invoke", "ok", "fail", "info"]
 Op = Literal[
     "send", "create", "add", "remove", "rename", "read", "resume", "push", "deliver", "connect", "disconnect",
-    "receipt", "fault", "commit", "quiet", "resources",
+    "receipt", "fault", "commit", "speak", "quiet", "resources",
 ]  # fmt: skip
 Kind = Literal["message", "created", "added", "removed", "renamed", "other"]
 
@@ -107,6 +107,7 @@ _NEEDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("disconnect", "info"): ("connection",),
     ("fault", "info"): ("fault",),
     ("commit", "ok"): ("conversation", "epoch"),
+    ("speak", "ok"): ("conversation", "epoch"),
     ("quiet", "info"): (),
     ("resources", "info"): ("phase", "resources"),
 }

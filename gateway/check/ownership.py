@@ -24,6 +24,31 @@ def split_brains(facts: Facts) -> Iterator[Breach]:
             what = f"seq {attempt.acknowledged} was sent after epoch {newest} began and acknowledged in {end.epoch}"
             yield Breach("split-brain", attempt.conversation, what)
     yield from _epochs_in_log(facts)
+    yield from _speakers(facts)
+
+
+def _speakers(facts: Facts) -> Iterator[Breach]:
+    """What the nodes themselves say: one speaks under an epoch, and nobody under an older one once it has begun.
+
+    A node may be paused at any moment, so a commit that is recorded late proves nothing against its node; a speak does:
+    its time is from before the node made sure that it may.
+    """
+    newest: dict[str, int] = {}
+    speaker: dict[tuple[str, int], str] = {}
+    for record in facts.records:
+        if record.op not in ("commit", "speak") or record.epoch is None:
+            continue
+        conversation, epoch, process = record.conversation, record.epoch, record.process
+        before = newest.get(conversation, epoch)
+        newest[conversation] = max(before, epoch)
+        if record.op == "commit":
+            continue
+        if epoch < before:
+            what = f"{process} spoke under epoch {epoch} after epoch {before} began"
+            yield Breach("split-brain", conversation, what)
+        other = speaker.setdefault((conversation, epoch), process)
+        if other != process:
+            yield Breach("split-brain", conversation, f"{other} and {process} both spoke under epoch {epoch}")
 
 
 def _epochs_in_log(facts: Facts) -> Iterator[Breach]:

@@ -168,11 +168,12 @@ def _program() -> str:
 def explain(error: BaseException, settings: Settings) -> CliError | None:
     """What an operator has to put right when a node ended with ``error``; None if it is none of their doing."""
     from gateway.auth import AuthMisconfigured, SecretUnusable
+    from gateway.check.witness import HistoryUnwritable
     from gateway.edge.tls import TlsMisconfigured
     from store.embedded import DataDirLocked
     from store.interface import StoreError
 
-    if isinstance(error, AuthMisconfigured | TlsMisconfigured):
+    if isinstance(error, AuthMisconfigured | TlsMisconfigured | HistoryUnwritable):
         return CliError(str(error), USAGE)
     if isinstance(error, StoreError | SecretUnusable):
         return CliError(str(error), UNAVAILABLE if isinstance(error, DataDirLocked) else FAILURE)

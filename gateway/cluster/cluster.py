@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from gateway.broker import Delivery, EdgePort
+from gateway.check.witness import witnessed
 from gateway.cluster.handing_on import HandingOn
 from gateway.cluster.lease import Fenced, Lease
 from gateway.cluster.links import Links
@@ -93,7 +94,8 @@ class Cluster:
         self.ownership = SlotOwnership(coordination, lease, watch, Slots(lambda: self.owner))
         self.links = Links(lease.incarnation, transport, watch)
         self.handing_on = HandingOn(lease.incarnation, edge, self.links, directory, watch)
-        self.owner = Owner(settings, store, self.handing_on, self.ownership, clock_us)
+        speaking = witnessed(self.ownership, lease.incarnation, settings.history_file)
+        self.owner = Owner(settings, store, self.handing_on, speaking, clock_us)
         self.router = Router(
             lease.incarnation, self.ownership, self.links, self.owner, edge, settings.pending_sends_max
         )

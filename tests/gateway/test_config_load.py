@@ -183,6 +183,7 @@ def test_relations_name_both_sources() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"history_file": "h.jsonl"}, "history_file is given (from --history-file), but a node that is alone with its"),
         ({"processes": "2"}, "processes is 2 (from --processes), but the data directory of the embedded store can be"),
         (
             {"roles": "edge"},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gateway.check.checker import check
 from gateway.check.history import Record, SeenEntry, encode, parse
 
 
@@ -70,3 +71,67 @@ def created(*users: str) -> SeenEntry:
 
 def message(seq: int, user: str, name: str, **fields: Any) -> SeenEntry:
     return SeenEntry(seq, user, name, f"p-{name}", **fields)
+
+
+A, B, C = "alice", "bob", "carol"
+FIRST = created(A, B)
+
+
+def chat() -> Builder:
+    """Conversation c of alice and bob, created at seq 1, both connected."""
+    history = Builder()
+    history.record("ok", "connect", A, user=A, connection="alice-1")
+    history.record("ok", "connect", B, user=B, connection="bob-1")
+    history.create(A, B)
+    return history
+
+
+def resume(history: Builder, cursor: int, head: int, *read: SeenEntry) -> None:
+    history.record("ok", "connect", B, user=B, connection="bob-2")
+    call = history.invoke("resume", B, user=B, connection="bob-2", conversation="c", cursor=cursor)
+    fields = {"user": B, "connection": "bob-2", "conversation": "c"}
+    page = history.invoke("read", B, **fields)
+    span = {"first_seq": read[0].seq, "last_seq": read[-1].seq, "head_seq": head} if read else {}
+    span = span or {"first_seq": head + 1, "last_seq": head, "head_seq": head}
+    history.record("ok", "read", B, call=page, entries=read, **span)
+    history.record("ok", "resume", B, call=call, head_seq=head)
+
+
+def resuming(history: Builder) -> int:
+    history.record("ok", "connect", B, user=B, connection="bob-2")
+    return history.invoke("resume", B, user=B, connection="bob-2", conversation="c", cursor=1)
+
+
+def synced(history: Builder, call: int, first: int, last: int, *entries: SeenEntry) -> None:
+    page = history.invoke("read", B, user=B, connection="bob-2", conversation="c")
+    history.record("ok", "read", B, call=page, entries=entries, first_seq=first, last_seq=last, head_seq=last)
+    history.record("ok", "resume", B, call=call, head_seq=last)
+
+
+def three(history: Builder) -> None:
+    for seq, name in ((2, "m"), (3, "n"), (4, "o")):
+        history.send(A, name, seq)
+
+
+def again(history: Builder) -> None:
+    """Alice repeats m, which is pushed once more."""
+    call = history.invoke("send", A, user=A, conversation="c", client_msg_id="m", payload="p-m", attempt=2)
+    history.push(B, message(2, A, "m"), "bob-2")
+    history.record("ok", "send", A, call=call, seq=2, duplicate=True, connection="alice-1")
+
+
+def removed_and_quiet() -> Builder:
+    """Bob got seq 2 and his removal at seq 3; then all was quiet."""
+    history = chat()
+    history.push(B, FIRST)
+    history.send(A, "m", 2)
+    history.push(B, message(2, A, "m"))
+    history.change("remove", A, "out", 3, B)
+    history.push(B, SeenEntry(3, A, "out", kind="removed", users=(B,)))
+    history.record("info", "quiet", "harness")
+    return history
+
+
+def expect(history: Builder, *names: str) -> None:
+    report = check(history.parsed())
+    assert report.names() == set(names), report.as_text()

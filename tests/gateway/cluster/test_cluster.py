@@ -2,10 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 from trio.testing import MockClock
 
+from gateway.check.checker import check
+from gateway.check.history import parse
 from gateway.cluster.cluster import Cluster
 from gateway.cluster.lease import Lease
 from gateway.cluster.slots import slot_of
@@ -33,8 +36,8 @@ class Part:
         watch = Watch(world.coordination, self.lease, lease_s=10.0, clock=trio.current_time)
         self.connection = NodeConnection(world.network, self.lease.incarnation)
         self.cluster = Cluster(
-            Settings(), world.store, world.coordination, self.connection, self.connection, self.edge, self.lease, watch,
-            clock_us=world.clock_us,
+            world.settings, world.store, world.coordination, self.connection, self.connection, self.edge, self.lease,
+            watch, clock_us=world.clock_us,
         )  # fmt: skip
         self.scope = trio.CancelScope()
 
@@ -64,6 +67,7 @@ class Part:
 
 class World:
     def __init__(self) -> None:
+        self.settings = Settings()
         self.coordination = MemoryCoordination()
         self.network = Network()
         self.store = MemoryStore()
@@ -288,3 +292,30 @@ async def test_who_is_not_alone_any_more_knows_before_the_newcomer_serves(autoju
         assert a.cluster.links.alone
         await each.start("b")
         assert not a.cluster.links.alone
+
+
+async def test_nodes_record_that_one_owner_speaks_at_a_time_across_a_kill(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "history.jsonl"
+    async with world() as each:
+        each.settings = Settings(store="cassandra", history_file=str(path))
+        a, b = await each.start("a"), await each.start("b")
+        await trio.sleep(10)
+        alice = FakeOrigin("alice")
+        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        await create(each, a, alice, peer)
+        a.submit(alice, Send(100, conversation_id, "m0", "m0"))
+        await trio.sleep(1)
+        each.kill(b)
+        await trio.sleep(20)
+        a.submit(alice, Send(101, conversation_id, "m1", "m1"))
+        await trio.sleep(1)
+        assert a.acks(alice) == [100, 101]
+    with path.open("rb") as file:
+        records = parse(file)
+    spoke = dict.fromkeys((record.process, record.conversation) for record in records)
+    assert list(spoke) == [(part.lease.incarnation, conversation_id) for part in (b, a)]
+    report = check(records)
+    assert report.ok, report.as_text()
+    assert report.sometimes["takeover"] == 1
