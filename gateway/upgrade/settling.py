@@ -20,6 +20,10 @@ connects has to wait so long, unnoticed."""
 QUIET_TIMEOUT_S: Final = 5.0
 """Seconds from the end of reading until all that was read must be answered. A few milliseconds are normal: a commit."""
 
+BEGIN_S: Final = 0.05
+"""Seconds that an HTTP request gets to be begun: hypercorn takes a connection whose first request was not parsed yet
+for idle, and would close it without an answer."""
+
 LOOK_S: Final = 0.001
 """Seconds between two looks at whether all is quiet."""
 
@@ -42,6 +46,7 @@ class Rest:
         """Stop accepting and finish what is not a connection: HTTP requests and handshakes. Cancelling is safe."""
         node = self._node
         await node.listener.accept_loop.pause()
+        await trio.sleep(BEGIN_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.http.finish_open, SETTLE_S)
             nursery.start_soon(node.listener.put_off_handshakes, SETTLE_S)
