@@ -10,6 +10,9 @@ from protocol import limits
 KIB = 1024
 MIB = 1024 * KIB
 
+CLUSTER_SECRET_CHARACTERS_MIN = 32
+"""Length of ``cluster_secret``: what cannot be guessed even by somebody who recorded a handshake of two nodes."""
+
 
 def _setting(
     meaning: str,
@@ -86,7 +89,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cluster_secret: Annotated[
         str, _setting("secret that nodes know each other by; the same on all, at least 32 characters", secret=True)
     ] = ""
-    advertise: Annotated[str, _setting("HOST:PORT where other nodes reach this one; empty: where it listens")] = ""
+    advertise: Annotated[
+        str,
+        _setting(
+            "HOST or HOST:PORT where other nodes reach this one, on a port besides that of clients; empty: the host "
+            "where it listens; without a port the system chooses one"
+        ),
+    ] = ""
     lease_s: Annotated[float, _setting("silence after which other nodes take over from a node", "s", ge=2)] = 10.0
     lease_renew_s: Annotated[float, _setting("how often a node renews its lease", "s", ge=0.1)] = 2.0
     history_file: Annotated[

@@ -12,7 +12,8 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 from msgspec.structs import fields as struct_fields
 
-from gateway.config import Settings
+from gateway.addresses import parse_advertised
+from gateway.config import CLUSTER_SECRET_CHARACTERS_MIN, Settings
 
 ENVIRONMENT_PREFIX: Final = "TIDEGATE_"
 CONFIG_VARIABLE: Final = "TIDEGATE_CONFIG"
@@ -275,12 +276,36 @@ def _check_shared(settings: Settings, sources: Mapping[str, str]) -> None:
                 f"store has no epochs to record (store is embedded, from {sources['store']}); "
                 "allowed: no history_file, or store = cassandra"
             )
+    _check_peers(settings, sources)
     first, last = settings.process_port, settings.process_port + settings.processes - 1
     if first and settings.processes > 1 and (last > PORT_MAX or first <= settings.port <= last):
         raise ConfigError(
             f"process_port is {first} (from {sources['process_port']}), so that {settings.processes} processes would "
             f"take the ports {first} to {last}; allowed: ports up to {PORT_MAX} that do not include port, which is "
             f"{settings.port} (from {sources['port']}), or 0"
+        )
+
+
+def _check_peers(settings: Settings, sources: Mapping[str, str]) -> None:
+    """What nodes need to reach each other directly. Raises ConfigError."""
+    size = len(settings.cluster_secret)
+    if 0 < size < CLUSTER_SECRET_CHARACTERS_MIN:
+        raise ConfigError(
+            f"cluster_secret (from {sources['cluster_secret']}) has {size} characters; allowed: at least "
+            f"{CLUSTER_SECRET_CHARACTERS_MIN}, the same on all nodes (make one with: openssl rand -base64 48)"
+        )
+    try:
+        _, port = parse_advertised(settings.advertise) if settings.advertise else ("", 0)
+    except ValueError as error:
+        raise ConfigError(
+            f"advertise is {settings.advertise!r} (from {sources['advertise']}): {error}; "
+            "allowed: HOST or HOST:PORT, such as 10.0.0.7, node7.internal:8481 or [2001:db8::7]:8481"
+        ) from None
+    if port and (settings.processes > 1 or port == settings.port):
+        taken = f"{settings.processes} processes cannot share" if settings.processes > 1 else "clients are served on"
+        raise ConfigError(
+            f"advertise is {settings.advertise!r} (from {sources['advertise']}), but its port is one that {taken}; "
+            "allowed: another port for a single process, or a HOST only, for which the system chooses ports"
         )
 
 

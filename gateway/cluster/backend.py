@@ -14,10 +14,14 @@ from gateway.cluster.directory import SessionDirectory
 from gateway.cluster.generation import Generation
 from gateway.cluster.lease import Lease, machine_seconds
 from gateway.cluster.parcels import NODE_PROTOCOL
+from gateway.cluster.peer_address import open_for_peers
+from gateway.cluster.peer_handshake import key_of
+from gateway.cluster.peers import Peers
 from gateway.cluster.ports import Directory, Found, Taken, Transport
 from gateway.cluster.redis_client import RedisClient
 from gateway.cluster.redis_transport import RedisInbox, RedisTransport
 from gateway.cluster.resyncs import Resyncs
+from gateway.cluster.two_ways import TwoWays
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.connection import GONE, JSON, Connection, ConnectionTable
@@ -50,20 +54,24 @@ class Backend:
         store: the cluster's store.
         tables: the statements, for counting them.
         redis: the connection; None without ``redis_url``.
+        peers: direct connections to other nodes; None without ``cluster_secret``.
     """
 
     def __init__(self, settings: Settings, node: str, address: str) -> None:
-        """Describe everything; nothing is connected yet. Raises UrlError if ``redis_url`` cannot be understood."""
+        """Describe everything; nothing is connected yet. Raises PeerPortUnusable, UrlError (``redis_url``)."""
         self._settings = settings
         self.tables = CassandraTables(cassandra_access(settings), settings.cassandra_requests_max)
         self.coordination = CassandraCoordination(self.tables)
         self.store = CassandraStore(self.tables, self._may_speak)
         self._joined: Cluster | None = None
         self._resyncs: Resyncs | None = None
+        listening = None
+        if settings.cluster_secret:
+            listening, address = open_for_peers(settings)
         self._lease = Lease(
             self.coordination,
             node=node,
-            address=settings.advertise or address,
+            address=address,
             owns=settings.roles in ("both", "owner"),
             protocol=NODE_PROTOCOL,
             lease_s=settings.lease_s,
@@ -71,6 +79,11 @@ class Backend:
         )
         self._watch = Watch(self.coordination, self._lease, lease_s=settings.lease_s)
         self._directory: SessionDirectory | None = None
+        self.peers = (
+            Peers(self._lease.incarnation, key_of(settings.cluster_secret), listening, lambda: self._watch.live)
+            if listening is not None
+            else None
+        )
         name = f"tidegate-{self._lease.incarnation}".replace(" ", "_")
         self.redis = RedisClient(settings.redis_url, name=name) if settings.redis_url else None
         self._generations = Generation(self.redis) if self.redis is not None else None
@@ -99,6 +112,8 @@ class Backend:
             directory = self._directory = SessionDirectory(
                 self.redis, self._generations, incarnation, HubUsers(node.hub), self._watch, machine_seconds
             )
+        if self.peers is not None:
+            transport = TwoWays(transport, self.peers)
         edge: EdgePort = node.hub
         self._joined = Cluster(
             self._settings, self.store, self.coordination, transport, directory, edge, self._lease, self._watch,
@@ -108,6 +123,7 @@ class Backend:
         self._joined.on_gap = self._resyncs.everybody
         if self._generations is not None:
             self._generations.on_new.append(self._begun)
+            self._generations.on_away.append(self._ended)
         return self._joined
 
     def _begun(self, new: bool) -> None:
@@ -115,10 +131,18 @@ class Backend:
         if self._resyncs is not None:
             self._resyncs.everybody()
 
+    def _ended(self) -> None:
+        log.warning(
+            "redis is away: presence and typing pause, clients read the store now and then",
+            nodes_reached="directly" if self.peers is not None else "not at all: there is no cluster_secret",
+        )
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect to Cassandra, for which it waits, and to Redis, for which it does not; serve until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.tables.run)
+            if self.peers is not None:
+                await nursery.start(self.peers.run)
             if self.redis is not None and self._inbox is not None and self._generations is not None:
                 await nursery.start(self.redis.run)
                 nursery.start_soon(self._generations.run)
@@ -126,8 +150,13 @@ class Backend:
                 nursery.start_soon(inbox.run, transport.received)
                 if self._directory is not None:
                     nursery.start_soon(self._directory.run)
+            elif self.peers is not None:
+                log.warning("no redis_url: nodes reach each other directly, and clients read the store now and then")
             else:
-                log.warning("no redis_url: nodes of this cluster cannot reach each other; run one node only")
+                log.warning(
+                    "neither redis_url nor cluster_secret: nodes of this cluster cannot reach each other; "
+                    "run one node only"
+                )
             if self._resyncs is not None:
                 nursery.start_soon(self._resyncs.run)
             task_status.started()

@@ -17,11 +17,10 @@ from typing import Final
 
 import trio
 
+from gateway.config import CLUSTER_SECRET_CHARACTERS_MIN
+
 PREAMBLE: Final = b"tidegate peer 1\n"
 """Begins each connection; changes when what follows does."""
-
-SECRET_CHARACTERS_MIN: Final = 32
-"""Length of ``cluster_secret``: what cannot be guessed even by somebody who recorded a handshake."""
 
 NONCE_BYTES: Final = 32
 """Random bytes from each side: enough never to repeat."""
@@ -44,10 +43,10 @@ class PeerRefused(Exception):
 
 def key_of(cluster_secret: str) -> bytes:
     """The key of proofs. Raises ValueError if the secret is too short; the message is for operators."""
-    if len(cluster_secret) < SECRET_CHARACTERS_MIN:
+    if len(cluster_secret) < CLUSTER_SECRET_CHARACTERS_MIN:
         raise ValueError(
-            f"cluster_secret has {len(cluster_secret)} characters; allowed: at least {SECRET_CHARACTERS_MIN}, the same "
-            "on all nodes (make one with: openssl rand -base64 48)"
+            f"cluster_secret has {len(cluster_secret)} characters; allowed: at least "
+            f"{CLUSTER_SECRET_CHARACTERS_MIN}, the same on all nodes (make one with: openssl rand -base64 48)"
         )
     return hmac.digest(cluster_secret.encode(), _KEY_LABEL, hashlib.sha256)
 
