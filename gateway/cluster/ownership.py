@@ -97,8 +97,8 @@ class SlotOwnership:
         row = self.table.slots[slot]
         if row.next_owner or self._watch.is_dead(row.owner):
             return ""
-        if row.owner == self._lease.incarnation and not self._accepted[slot]:
-            return ""
+        if row.owner == self._lease.incarnation and not (self._accepted[slot] and self._lease.valid()):
+            return ""  # without a sure lease this node may say nothing, and another may own the slot already
         return row.owner
 
     @property

@@ -195,6 +195,8 @@ class Router:
         """Look after what waits until cancelled; it stays unanswered then."""
         while True:
             await trio.sleep(SWEEP_S)
+            for slot, route in self._routes.items():
+                self._gather(slot, route)
             self._end_overdue(trio.current_time() - ANSWER_MAX_S)
             self.reroute()
 
@@ -220,8 +222,10 @@ class Router:
         if route is None:
             route = self._routes[slot] = _Route()
         self._add(origin, command, slot, route)
-        if not owner:
-            route.owner = ""  # whoever it will be gets the queue from its beginning
+        if not owner or (owner == self._incarnation and route.returned):
+            # Whoever it will be gets the queue from its beginning. The local owner that has just given back what came
+            # before is not asked again at once: it would give back this, too, and so on without end.
+            route.owner = ""
             self._owners.wake()
         elif owner != route.owner:
             self._move(slot, route, owner)
@@ -242,20 +246,24 @@ class Router:
 
     def _move(self, slot: int, route: _Route, owner: str) -> None:
         """Give a slot's whole queue to its owner, the local one or another."""
-        returned, route.returned = route.returned, deque()
+        self._gather(slot, route)
         if owner == self._incarnation:
             queue = [*route.waiting.values()]
             for waiting in queue:
                 self._end(waiting.request)
             self._routes.pop(slot, None)
-            for origin, command in (*returned, *((each.origin, _again(each)) for each in queue)):
-                self.submit(origin, command)
+            for waiting in queue:
+                self.submit(waiting.origin, _again(waiting))
             return
+        self._send_all(slot, route, owner)
+
+    def _gather(self, slot: int, route: _Route) -> None:
+        """Let what was given back wait like all else, from now on with a time limit."""
+        returned, route.returned = route.returned, deque()
         later, route.waiting = route.waiting, {}
         for origin, command in returned:  # older than all that waits here
             self._add(origin, command, slot, route)
         route.waiting.update(later)
-        self._send_all(slot, route, owner)
 
     def _send_all(self, slot: int, route: _Route, owner: str) -> None:
         self._rounds += 1

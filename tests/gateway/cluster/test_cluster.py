@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import trio
 from trio.testing import MockClock
@@ -319,3 +320,33 @@ async def test_nodes_record_that_one_owner_speaks_at_a_time_across_a_kill(
     report = check(records)
     assert report.ok, report.as_text()
     assert report.sometimes["takeover"] == 1
+
+
+async def test_a_node_whose_lease_is_in_doubt_answers_reads_after_a_while(autojump_clock: MockClock) -> None:
+    async with world("a") as each:
+        (a,) = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id = await create(each, a, alice, "bob")
+        each.coordination.away = True
+        await trio.sleep(11)
+        for number in (71, 72, 73):
+            a.submit(alice, GetConversation(number, conversation_id))
+        await trio.sleep(11)
+        errors = [reply for reply in a.edge.replies_to(alice) if isinstance(reply, ErrorReply)]
+        assert [(error.id, error.code) for error in errors] == [
+            (number, ErrorCode.UNAVAILABLE) for number in (71, 72, 73)
+        ]
+        assert a.cluster.router.waiting == 0
+
+
+async def test_reads_that_the_own_owner_gives_back_at_once_wait_for_the_next_look(autojump_clock: MockClock) -> None:
+    async with world("a") as each:
+        (a,) = each.parts.values()
+        alice = FakeOrigin("alice")
+        conversation_id = await create(each, a, alice, "bob")
+        with patch.object(a.cluster.ownership, "may_speak", lambda *_asked: False):
+            for number in (71, 72, 73):
+                a.submit(alice, GetConversation(number, conversation_id))
+            await trio.sleep(2)
+        await trio.sleep(2)
+        assert [reply.id for reply in a.edge.replies_to(alice)[1:]] == [71, 72, 73]  # type: ignore[union-attr]
