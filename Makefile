@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help run install install-dev test lint type unit fuzz lock clean
+.PHONY: help run cluster install install-dev test lint type unit fuzz lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: install ## install what is needed and start a node (data in ./data)
 	@exec $(BIN)/tidegate serve
+
+cluster: install-dev ## two nodes with Cassandra and Redis on this machine, to try (data in ./data/cluster)
+	@sh deploy/test-packages.sh
+	@exec $(BIN)/python -m deploy.try_cluster
 
 install: $(VENV)/.runtime ## .venv with the node, its clients and nothing else
 

@@ -3,6 +3,8 @@
 Rows of ``entries`` lie on each replica by itself: a write is durable when two replicas have it, a read asks two and
 repairs both before it answers. Rows that lightweight transactions change, and member rows, are kept once, as Paxos
 makes them linearizable; what the network does to requests and answers is the same for all.
+
+Time is that of the simulation's virtual clock (MockClock).
 """
 
 import random

@@ -1,4 +1,7 @@
-"""A simulated device of a user: it sends with retries, reads what it missed, and writes down all it sees."""
+"""A simulated device of a user: it sends with retries, reads what it missed, and writes down all it sees.
+
+Time is that of the simulation's virtual clock (MockClock).
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

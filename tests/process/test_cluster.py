@@ -1,0 +1,123 @@
+"""Two real nodes on a real Cassandra and Redis: one gateway to their clients, whichever is killed or drained."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jwt
+import pytest
+import trio
+
+from bench.processes import NodeProcess
+from gateway.check.checker import check
+from gateway.check.history import parse
+from gateway.check.recorder import Recorder
+from protocol.client import connect
+from tests.process.test_two_clients import Eager, Talker
+from tests.servers.fixtures import Keyspace
+from tests.servers.redis import RedisServer
+
+pytestmark = pytest.mark.process
+
+DEADLINE_S = 120
+SECRET = "the secret that all nodes and tests of this file share"
+
+
+class Nodes:
+    """Nodes of one cluster, by name."""
+
+    def __init__(self, tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> None:
+        self._tmp_path = tmp_path
+        self._reach = (
+            "--cassandra-hosts", cassandra.contact_points[0],
+            "--cassandra-port", str(cassandra.port),
+            "--cassandra-keyspace", cassandra.name,
+        )  # fmt: skip
+        self._options = (
+            "--store", "cassandra", *self._reach, "--redis-url", redis_server.url, "--cluster-secret", SECRET,
+            "--auth-secret", SECRET, "--log-format", "json",
+        )  # fmt: skip
+        self.running: dict[str, NodeProcess] = {}
+        self.tidegate("migrate", *self._reach)
+
+    def tidegate(self, *arguments: str) -> str:
+        """What a command of ours prints."""
+        command = [sys.executable, "-m", "gateway.cli.main", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self, name: str) -> NodeProcess:
+        """Start a node and wait until it accepts connections."""
+        secret = {"TIDEGATE_AUTH_SECRET": SECRET}
+        node = NodeProcess(self._tmp_path / name, "--node-name", name, *self._options, environment=secret)
+        node.start()
+        self.running[name] = node
+        return node
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[Nodes]:
+    each = Nodes(tmp_path, cassandra, redis_server)
+    yield each
+    for node in each.running.values():
+        node.kill()
+
+
+def token(user: str) -> str:
+    return jwt.encode({"sub": user, "aud": "tidegate", "exp": int(time.time()) + 3_600}, SECRET, algorithm="HS256")
+
+
+async def test_users_of_two_nodes_chat_and_one_node_is_killed_between_two_messages(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    first, second = nodes.start("first"), nodes.start("second")
+    path = tmp_path / "history.jsonl"
+    with Recorder(path) as recorder, trio.fail_after(DEADLINE_S):
+        async with (
+            connect(first.ws_url, token=token("alice"), device="a", rng=Eager()) as one,
+            connect(second.ws_url, token=token("bob"), device="b", rng=Eager()) as other,
+            trio.open_nursery() as nursery,
+        ):
+            alice, bob = Talker(one, "alice", recorder), Talker(other, "bob", recorder)
+            nursery.start_soon(alice.listen)
+            nursery.start_soon(bob.listen)
+            await one.wait_online()
+            await other.wait_online()
+            # Some of these conversations are the first node's, some the second's.
+            direct = (await one.create_direct("bob")).conversation_id
+            groups = [(await one.create_group(f"group {n}", ["bob"])).conversation_id for n in range(8)]
+            for conversation in (direct, *groups):
+                await alice.say(conversation, f"before {conversation}")
+            await bob.until(9)
+            recorder.record("info", "fault", "driver", fault="kill")
+            await trio.to_thread.run_sync(second.kill)
+            for conversation in (direct, *groups):
+                await alice.say(conversation, f"after {conversation}")
+            for conversation in (direct, *groups):
+                await alice.read_all(conversation)
+            nodes.running.pop("second")
+            await trio.to_thread.run_sync(second.start)
+            nodes.running["second"] = second
+            await bob.until(18)
+            nursery.cancel_scope.cancel()
+    expected = [f"{when} {each}" for when in ("before", "after") for each in (direct, *groups)]
+    assert sorted(set(bob.heard)) == sorted(expected)
+    report = check(parse(path.read_bytes().splitlines()))
+    assert not report.names() & {"lost-write", "duplicate", "inconsistent", "nonmonotonic-send"}, report.as_text()
+    assert report.judged["lost-write"] == 18
+
+
+async def test_a_drained_node_hands_over_and_nobody_waits_for_a_lease(nodes: Nodes) -> None:
+    first, second = nodes.start("first"), nodes.start("second")
+    with trio.fail_after(DEADLINE_S):
+        async with connect(first.ws_url, token=token("alice"), device="a", rng=Eager()) as client:
+            groups = [(await client.create_group(f"group {n}", ["bob"])).conversation_id for n in range(8)]
+            code = await trio.to_thread.run_sync(second.terminate)
+            assert code == 0, second.stderr_tail()
+            assert "slots handed over" in second.stderr_path.read_text()
+            for number, conversation in enumerate(groups):
+                assert (await client.send(conversation, f"m{number}")).seq == 2
+    assert "node marked dead" not in first.stderr_path.read_text(), "it gave its lease up itself"
