@@ -1,4 +1,5 @@
-"""A simulated Cassandra of three replicas, and one node's way to it. A seed decides what is slow, lost or late.
+"""A simulated Cassandra of three replicas, and one node's way to it. A seed decides what is slow, lost or late,
+on a virtual clock (MockClock).
 
 Rows of ``entries`` lie on each replica by itself: a write is durable when two replicas have it, a read asks two and
 repairs both before it answers. Rows that lightweight transactions change, and member rows, are kept once, as Paxos
