@@ -1,5 +1,4 @@
-"""A simulated Cassandra of three replicas, and one node's way to it. A seed decides what is slow, lost or late,
-on a virtual clock (MockClock).
+"""A simulated Cassandra of three replicas, and one node's way to it. A seed decides what is slow, lost or late.
 
 Rows of ``entries`` lie on each replica by itself: a write is durable when two replicas have it, a read asks two and
 repairs both before it answers. Rows that lightweight transactions change, and member rows, are kept once, as Paxos

@@ -1,8 +1,5 @@
 """A simulated device of a user: it sends with retries, reads what it missed, and writes down all it sees.
 
-It lives on a virtual clock (MockClock).
-"""
-
 Time is that of the simulation's virtual clock (MockClock).
 """
 
