@@ -162,7 +162,7 @@ class Cluster:
         """
         self.lease.drain()
         self.ownership.wake()
-        while self.ownership.owned and self._has_heirs():  # noqa: ASYNC110 - looked at while draining only
+        while self.ownership.named and self._has_heirs():  # noqa: ASYNC110 - looked at while draining only
             await trio.sleep(LEAVE_CHECK_S)
 
     def _has_heirs(self) -> bool:

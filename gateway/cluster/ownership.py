@@ -106,6 +106,12 @@ class SlotOwnership:
         """Slots that this node owns."""
         return SLOTS - self._epochs.count(0)
 
+    @property
+    def named(self) -> bool:
+        """Whether the table, as last known, names this node as an owner; longer than it counts as one in a handover."""
+        own = self._lease.incarnation
+        return any(slot.owner == own for slot in self.table.slots)
+
     def wake(self) -> None:
         """Look at the table soon."""
         self._wake.set()
