@@ -105,7 +105,6 @@ class Cluster:
         self.links.on_gap.append(lambda _sender: self.on_gap())
         self.ownership.on_change.append(self._tell_others)
         watch.on_change += [self.router.reroute, lambda: self.handing_on.forget(watch.live.keys())]
-        self._told_version = 0
 
     @property
     def incarnation(self) -> str:
@@ -180,12 +179,9 @@ class Cluster:
 
     def _tell_others(self) -> None:
         """What this node has written into the slot table, the others want to know before they look again."""
-        table = self.ownership.table
-        if table.version > self._told_version:
-            self._told_version = table.version
-            if self.ownership.wrote_version == table.version:
-                self.links.send_all(TableChanged(table.version))
-        self.router.reroute()
+        version = self.ownership.table.version
+        if self.ownership.wrote_version == version:
+            self.links.send_all(TableChanged(version))
 
     def _received(self, sender: str, item: Item) -> None:
         match item:

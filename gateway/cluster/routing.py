@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-import structlog
 import trio
 from msgspec.structs import replace
 
@@ -42,8 +41,6 @@ SWEEP_S: Final = 0.5
 
 READS: Final = (History, GetConversation)
 WRITES_WITH_ATTEMPT: Final = (Send, AddMembers, RemoveMembers, Rename)
-
-log = structlog.get_logger(__name__)
 
 
 class Owners(Protocol):

@@ -57,7 +57,6 @@ class Watch:
         self._lease_s = lease_s
         self._clock = clock
         self._watched: dict[str, tuple[int, float]] = {}
-        self._renewed: set[str] = set()
         self._began_s = clock()
         self._wake = trio.Event()
 

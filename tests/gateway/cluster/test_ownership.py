@@ -184,15 +184,23 @@ async def test_a_node_without_the_owner_role_gets_no_slots(autojump_clock: MockC
 
 async def test_an_owner_that_the_last_look_did_not_see_yet_is_not_taken_for_dead(autojump_clock: MockClock) -> None:
     """It took its lease after that look, and was handed slots before this node read the table."""
-    async with cluster("a") as (coordination, (first,), _):
-        late = LeaseRecord("z:late", "z", 1, True, "z:1", True, False, 1)
+    coordination = MemoryCoordination()
+    async with trio.open_nursery() as nursery:
+        first = Part(coordination, "a")
+        await nursery.start(first.lease.run)
         await first.watch.look()
-        await coordination.take_lease(late)
+        await first.ownership.look()
+        assert first.owned == SLOTS
+        # Neither watch nor ownership runs by itself: nothing comes between the steps that this is about.
+        await first.watch.look()
+        late = LeaseRecord("z:late", "z", 1, True, "z:1", True, False, 1)
+        assert await coordination.take_lease(late)
         table = tuple(Slot("z:late", slot.epoch + 1) for slot in coordination.table.slots)
-        await coordination.change_slots(coordination.table.version, table)
+        assert await coordination.change_slots(coordination.table.version, table)
         await first.ownership.look()
         assert {slot.owner for slot in coordination.table.slots} == {"z:late"}
         assert first.owned == 0
+        nursery.cancel_scope.cancel()
 
 
 async def test_two_nodes_of_one_name(autojump_clock: MockClock) -> None:

@@ -22,6 +22,7 @@ def node() -> Any:
         listener=SimpleNamespace(handshakes=7, refused={503: 8}),
         writer=SimpleNamespace(bytes_queued=9, slow_consumers=10, closed_by_code={1000: 11}),
         http=SimpleNamespace(connections=12, refused=13),
+        entrance=SimpleNamespace(headers_refused=27, tls_failed=28),
         presences=SimpleNamespace(watched=14, leaving=0),
         admission=SimpleNamespace(refused=15),
         commands=SimpleNamespace(invalid=16, overloaded=20),
@@ -51,6 +52,8 @@ async def test_what_a_node_tells(node: Any) -> None:
     metrics.observe_commit(5, 0.003)
     found = samples(metrics)
     assert found["tidegate_connections"] == 3
+    assert found["tidegate_proxy_headers_refused_total"] == 27
+    assert found["tidegate_tls_handshakes_failed_total"] == 28
     assert found["tidegate_handshakes_refused_total/503"] == 8
     assert found["tidegate_send_queue_bytes"] == 9
     assert found["tidegate_closes_total/1000"] == 11
