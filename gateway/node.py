@@ -3,7 +3,6 @@
 import gc
 import resource
 import socket
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from gateway.api.ports import Check
 from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
 from gateway.auth import Identity, Verifier
 from gateway.broker import OwnerPort
+from gateway.clock import clock_us
 from gateway.config import Settings
 from gateway.drain import Drain
 from gateway.edge.admission import Admission
@@ -68,11 +68,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-def clock_us() -> int:
-    """Microseconds since the Unix epoch."""
-    return time.time_ns() // 1000
-
-
 def derive_connections_max(settings: Settings) -> int:
     """Connections that this process can hold: by its settings, and by its file limit (raised as far as it goes)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -119,17 +114,10 @@ class Node:
         self.fenced = False
         self._backend = backend
         self.cluster = backend.join(self) if backend is not None else None
-        if self.cluster is None:
-            self.owner = Owner(settings, store, self.hub, SingleOwner(), clock_us)
-            owners: OwnerPort = self.owner
-        else:
-            self.owner, owners = self.cluster.owner, self.cluster.router
-            self.cluster.on_fenced = self._fence
+        self.owner, owners = self._owners()
         self.catchup = Catchup(settings, store, self.owner, self.hub)
         self.presences = Presences(settings, store, self.hub)
-        if self.cluster is not None:
-            self.cluster.follow(self.hub)
-            self.catchup.before_reading = self.cluster.directory.registered
+        self._take_part()
         self.keepalive = Keepalive(settings, self.table, self.writer)
         self.keepalive.on_tick += [self.presences.tick, self._watch_store]
         self.parking = Parking(self.table, self._epoll, self.writer, self.admission, self._handle)
@@ -156,14 +144,31 @@ class Node:
         self.api = Api(self, version("tidegate"))
         self.http = HttpServer(self.api, settings)
         self.entrance = Entrance.from_settings(settings)
-        self.listener = Listener(
-            settings,
-            verifier,
+        self.listener = self._listener()
+
+    def _owners(self) -> tuple[Owner, OwnerPort]:
+        """The owner of this node's conversations, and whom the edge submits commands to."""
+        if self.cluster is None:
+            owner = Owner(self.settings, self._store, self.hub, SingleOwner(), clock_us)
+            return owner, owner
+        return self.cluster.owner, self.cluster.router
+
+    def _take_part(self) -> None:
+        """Tell the cluster, if there is one, what its nodes want to know of each other."""
+        if self.cluster is not None:
+            self.cluster.on_fenced = self._fence
+            self.cluster.follow(self.hub)
+            self.catchup.before_reading = self.cluster.directory.registered
+
+    def _listener(self) -> Listener:
+        return Listener(
+            self.settings,
+            self._verifier,
             self.sessions,
             self.table,
-            FirstFrame(verifier, self.sessions, self.parking),
+            FirstFrame(self._verifier, self.sessions, self.parking),
             self.http,
-            connections_max=derive_connections_max(settings),
+            connections_max=derive_connections_max(self.settings),
             entrance=self.entrance,
         )
 

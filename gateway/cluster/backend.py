@@ -1,6 +1,5 @@
 """What a node of a cluster stands on: Cassandra and Redis, opened before the node and closed after it."""
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
@@ -9,6 +8,7 @@ import trio
 
 from gateway.broker import EdgePort
 from gateway.cassandra_access import cassandra_access
+from gateway.clock import clock_us
 from gateway.cluster.cluster import Cluster
 from gateway.cluster.directory import SessionDirectory
 from gateway.cluster.generation import Generation
@@ -117,7 +117,7 @@ class Backend:
         edge: EdgePort = node.hub
         self._joined = Cluster(
             self._settings, self.store, self.coordination, transport, directory, edge, self._lease, self._watch,
-            clock_us=lambda: time.time_ns() // 1000,
+            clock_us=clock_us,
         )  # fmt: skip
         self._resyncs = Resyncs(AllConnections(node), lambda: transport.away and not self._cluster().links.alone)
         self._joined.on_gap = self._resyncs.everybody

@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from gateway.auth import Identity
+from gateway.clock import clock_us
 from gateway.config import Settings
 from gateway.edge.connection import CLOSED, JSON, TLS, Connection, ConnectionTable, plain_socket
 from gateway.edge.hub import Hub
@@ -79,7 +80,7 @@ class Sessions:
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             idle_timeout_s=self._settings.idle_timeout_s,
             token_expires_in_s=max(0, int(lifetime_s)),
-            time_us=time.time_ns() // 1000,
+            time_us=clock_us(),
         )
         self._writer.write(connection, greeting + encode_for(welcome, json=json))
         if not connection.flags & CLOSED:
