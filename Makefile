@@ -49,9 +49,9 @@ fuzz: install-dev ## fuzz the decoders for ten minutes each (FUZZ_SECONDS=n)
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-600}
 
 lock: ## pin requirements anew, with hashes
-	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --output-file requirements/runtime.txt pyproject.toml requirements/build.in
-	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --extra cluster -c requirements/runtime.txt --output-file requirements/cluster.txt pyproject.toml requirements/build.in
-	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --no-annotate --extra dev --extra bench -c requirements/runtime.txt --output-file requirements/dev.txt pyproject.toml requirements/build.in
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --output-file requirements/runtime.txt pyproject.toml requirements/build.in
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --extra cluster -c requirements/runtime.txt --output-file requirements/cluster.txt pyproject.toml requirements/build.in
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --extra dev --extra bench -c requirements/runtime.txt --output-file requirements/dev.txt pyproject.toml requirements/build.in
 
 clean: ## remove .venv and caches (never ./data)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache build *.egg-info

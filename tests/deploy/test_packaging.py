@@ -9,8 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gateway.cli.main import COMMANDS
+from gateway.cli.migrate import command as migrate_command
 from gateway.config import Settings
 from gateway.config_load import OTHER_VARIABLES, SETTINGS, load
 
@@ -42,6 +44,11 @@ def variables_of(path: Path) -> dict[str, str]:
     """TIDEGATE_ and LB_ variables that a file sets, quotes removed."""
     found = re.findall(r"\b((?:TIDEGATE|LB)_\w+)\s*[:=]\s*(.*?)\s*\\?$", filled_in(uncommented(path)), re.MULTILINE)
     return {name: value.strip('"') for name, value in found}
+
+
+def composed() -> dict:
+    """The compose file, as compose reads it."""
+    return yaml.safe_load(filled_in(COMPOSE.read_text()))
 
 
 class TestUnit:
@@ -91,22 +98,38 @@ class TestCompose:
         assert {"LB_FRONT", "LB_CERTIFICATE", "LB_NODE_1", "LB_NODE_2"} <= told <= asked
 
     def test_its_structure(self) -> None:
-        yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-        compose = yaml.safe_load(filled_in(COMPOSE.read_text()))
+        compose = composed()
         services = compose["services"]
-        assert set(services) == {"node1", "node2", "cassandra", "redis", "balancer"}
+        assert set(services) == {"migrate", "node1", "node2", "cassandra", "redis", "balancer"}
         for name, service in services.items():
             assert "image" in service, name
             depends = service.get("depends_on", [])
             assert set(depends) <= set(services), name
-            for waited_for in depends if isinstance(depends, dict) else ():
-                assert "healthcheck" in services[waited_for], waited_for
+            for waited_for, how in depends.items() if isinstance(depends, dict) else ():
+                ends = how["condition"] == "service_completed_successfully"
+                assert ends or "healthcheck" in services[waited_for], waited_for
+                assert not (ends and "restart" in services[waited_for]), waited_for
             assert set(service["networks"]) <= set(compose["networks"]), name
         build = services["node1"]["build"]
         assert (COMPOSE.parent / build["context"] / build["dockerfile"]).resolve() == IMAGE
         for mount in services["balancer"]["volumes"]:
             source = mount.split(":")[0]
             assert source.startswith("/") or (COMPOSE.parent / source).exists()
+
+    def test_its_tables_are_made_before_its_nodes_start(self) -> None:
+        services = composed()["services"]
+        migrate = services["migrate"]
+        command, *arguments = migrate["command"]
+        assert command in COMMANDS
+        assert migrate_command.make_context(command, arguments).params["copies"] == 1
+        for name in ("node1", "node2"):
+            assert services[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+            same = {"image", "build"}
+            assert {key: services[name][key] for key in same} == {key: migrate[key] for key in same}
+        of_node = load({}, {k: v for k, v in services["node1"]["environment"].items() if k.startswith("TIDEGATE_")})
+        of_migrate = load({}, migrate["environment"])
+        assert of_migrate.cassandra_hosts == of_node.cassandra_hosts
+        assert of_migrate.cassandra_keyspace == of_node.cassandra_keyspace
 
 
 class TestImage:
@@ -146,8 +169,43 @@ class TestImage:
         assert f"EXPOSE {Settings().port}" in lines
         load({}, {name: value for name, value in variables_of(IMAGE).items() if name.startswith("TIDEGATE_")})
 
+    def test_it_is_repeatable_and_keeps_nothing_it_does_not_need(self) -> None:
+        text = re.sub(r"\\\n\s*", "", uncommented(IMAGE))
+        instructions = [line.split(" ", 1) for line in text.splitlines() if line]
+        assert {name for name, _ in instructions} <= {
+            "FROM", "WORKDIR", "RUN", "COPY", "ENV", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL",
+            "ENTRYPOINT", "CMD",
+        }  # fmt: skip
+        for image in (rest.split()[0] for name, rest in instructions if name == "FROM"):
+            assert re.fullmatch(r"[\w./-]+:\d[\w.-]*", image), "a version, never latest"
+        for run in (rest for name, rest in instructions if name == "RUN" and "pip install" in rest):
+            assert "--no-cache-dir" in run
+            assert "--require-hashes" in run or "--no-deps --no-build-isolation" in run
+        assert all(rest.startswith("/") for name, rest in instructions if name == "WORKDIR")
+        assert dict(instructions)["ENTRYPOINT"] == '["tidegate"]', "as a list: signals reach it without a shell"
+        assert dict(instructions)["CMD"] == '["serve"]'
+
+    def test_it_has_the_drivers_of_a_cluster_and_what_builds_it(self) -> None:
+        assert "requirements/cluster.txt" in self.sources()
+        pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "requirements" / "cluster.txt").read_text(), re.MULTILINE))
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        wanted = project["build-system"]["requires"] + project["project"]["dependencies"]
+        wanted += project["project"]["optional-dependencies"]["cluster"]
+        assert {re.match(r"[\w-]+", each)[0] for each in wanted} <= pinned
+
     def sources(self) -> list[str]:
         copies = re.findall(r"^COPY (?!--from)(.*) \S+$", IMAGE.read_text(), re.MULTILINE)
         found = [source for copy in copies for source in copy.split()]
         assert len(found) >= 8
         return found
+
+
+def test_requirements_name_packages_and_hashes_and_no_place_to_get_them_from() -> None:
+    files = sorted((ROOT / "requirements").glob("*.txt"))
+    assert [file.stem for file in files] == ["cluster", "dev", "runtime"]
+    for file in files:
+        for line in filter(None, file.read_text().splitlines()):
+            assert re.fullmatch(r"#.*|[\w.-]+==[\w.!+-]+( ;.*)? \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), (
+                file.name,
+                line,
+            )
