@@ -66,8 +66,13 @@ class CassandraTables:
         self._replicas_of: Callable[[bytes], object] = lambda _key: None
 
     @property
-    def statements(self) -> int:
+    def requests(self) -> int:
         """Requests sent so far, a batch being one."""
+        return self._requests.sent if self._requests is not None else 0
+
+    @property
+    def statements(self) -> int:
+        """Statements sent so far, those in batches counted each."""
         return self._requests.statements if self._requests is not None else 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import trio
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, ResponseFuture, Session
-from cassandra.query import BoundStatement, Statement
+from cassandra.query import BatchStatement, BoundStatement, Statement
 
 from store.cassandra_session import read_error, write_error
 from store.interface import NotWritten, OutcomeUnknown, StoreError, Unavailable
@@ -52,9 +52,15 @@ class Request:
 
 
 class Requests:
-    """Sends requests, at most ``requests_max`` at once. All methods belong to the trio thread."""
+    """Sends requests, at most ``requests_max`` at once. All methods belong to the trio thread.
+
+    Attributes:
+        sent: requests sent, ever; a batch is one.
+        statements: those in them, ever; a batch is as many as it has rows.
+    """
 
     def __init__(self, session: Session, requests_max: int) -> None:
+        self.sent = 0
         self.statements = 0
         self._session = session
         self._requests_max = requests_max
@@ -99,8 +105,10 @@ class Requests:
 
     def _send(self, request: Request) -> None:
         self._under_way += 1
-        self.statements += 1
-        future = self._session.execute_async(request.statement, execution_profile=request.profile)
+        self.sent += 1
+        statement = request.statement
+        self.statements += len(statement) if isinstance(statement, BatchStatement) else 1
+        future = self._session.execute_async(statement, execution_profile=request.profile)
         request.future = future
         future.add_callbacks(self._answer, self._fail, callback_args=(request,), errback_args=(request,))
 
