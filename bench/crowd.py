@@ -116,7 +116,8 @@ def _metered(nodes: Nodes, loads: list[LoadProcess], cores: Cores, work: Callabl
 def _running_nodes(cores: Cores, options: Options) -> Iterator[tuple[Door, Nodes]]:
     """Nodes on the first core, with data directories that are removed afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="tidegate-bench-", dir=options.data_parent or disk_directory()))
-    limits = ("commands_per_s_max=0", f"idle_timeout_s={IDLE_TIMEOUT_S}", "handshakes_max=256", "log_format=json")
+    unlimited = ("commands_per_s_max=0", "conversation_sends_per_s_max=0")
+    limits = (*unlimited, f"idle_timeout_s={IDLE_TIMEOUT_S}", "handshakes_max=256", "log_format=json")
     try:
         with SharedPort(options.processes, directory / "data", *limits, cpus=[cores.server]) as shared:
             started = [json.loads(line) for line in shared.stderr_path.read_text(encoding="utf-8").splitlines()]

@@ -27,6 +27,7 @@ def running_node(cores: Cores, parent: Path | None, *options: str) -> Iterator[t
     directory = Path(tempfile.mkdtemp(prefix="tidegate-bench-", dir=parent or disk_directory()))
     limits = (
         *("--commands-per-s-max", "0"),
+        *("--conversation-sends-per-s-max", "0"),
         *("--idle-timeout-s", str(IDLE_TIMEOUT_S)),
         *("--handshakes-max", "256"),
         *("--log-level", "warning"),

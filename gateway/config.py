@@ -151,6 +151,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, _setting("commands of one connection per second, sustained; 0: no limit", "1/s", ge=0)
     ] = 100.0
     commands_burst_max: Annotated[int, _setting("commands of one connection at once", ge=1)] = 400
+    conversation_sends_per_s_max: Annotated[
+        float,
+        _setting(
+            "entries appended to one conversation per second by all its members, sustained: as many as five "
+            "clients at their own limit, and far more than anybody reads; 0: no limit",
+            "1/s",
+            ge=0,
+        ),
+    ] = 500.0
+    conversation_burst_max: Annotated[
+        int, _setting("entries appended to one conversation at once, which then count for that rate", ge=1)
+    ] = 2_000
     pending_sends_max: Annotated[int, _setting("sends of the node that wait to become durable", ge=1)] = 65_536
     loaded_conversations_max: Annotated[int, _setting("conversations that the owner holds in memory", ge=16)] = 8_192
     tail_entries_max: Annotated[int, _setting("recent entries held per loaded conversation", ge=16)] = 128

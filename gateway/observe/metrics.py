@@ -39,6 +39,7 @@ OWNER_COUNTERS: Final = {
     "created": ("conversations_created", "Conversations created."),
     "evicted": ("conversation_evictions", "Conversations dropped from memory to make room."),
     "overloaded": ("commands_overloaded", "Commands refused because too many waited."),
+    "rate_limited": ("entries_rate_limited", "Entries refused because their conversation got too many."),
     "receipts": ("receipts", "Receipt commands that moved a pointer."),
     "receipts_saved": ("receipts_saved", "Receipt pointers written to the store."),
     "receipts_failed": ("receipts_failed", "Receipt pointers whose saving failed and is tried again."),

@@ -19,6 +19,7 @@ from gateway.owner.conversation import Conversation, Key, Pending
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.deduplication import Appending, same_content
 from gateway.owner.members import Draft, draft
+from gateway.owner.pace import Pace
 from gateway.owner.ports import Ownership
 from gateway.owner.trouble import Troubles
 from gateway.refusals import client_msg_id_reused, not_found, overloaded
@@ -49,6 +50,7 @@ class Appender:
         wrote: Callable[[Conversation, str, int], None],
     ) -> None:
         self._settings = settings
+        self._admit = Pace(settings, counters).admit
         self._store = store
         self._edge = edge
         self._ownership = ownership
@@ -78,7 +80,7 @@ class Appender:
         """Append what the command says, or answer that it was appended before.
 
         Raises:
-            Refused: the command breaks a rule, or too many wait.
+            Refused: the command breaks a rule, the conversation gets too many, or too many wait.
         """
         self._counters.sends += 1
         user = origin.user
@@ -121,7 +123,8 @@ class Appender:
         metadata: dict[str, str] | None,
         users: list[str] | None,
     ) -> None:
-        """Give an entry its seq and time, and let the flusher take it along."""
+        """Give an entry its seq and time, and let the flusher take it along. Raises Refused: it comes too soon."""
+        self._admit(conversation, self._arrived_s if self._dirty else trio.current_time())
         time_us = self._clock_us()
         if time_us <= conversation.last_time_us:
             time_us = conversation.last_time_us + 1

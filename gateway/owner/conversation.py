@@ -55,6 +55,7 @@ class Conversation:
         waiting: None while commands are handled as they come; otherwise they wait here, in order of arrival.
         leaving: it is being handed over to another node: commands are not for this one any more.
         lookups: by id of the origin, commands that wait for a lookup of that origin; None when there is none.
+        due_s: when its next entry is due at the pace it may have at most, seconds of trio's clock (see ``Pace``).
         is_open: neither waiting nor lookups: the one thing that the hot path has to ask.
     """
 
@@ -63,6 +64,7 @@ class Conversation:
         "barrier",
         "conversation_id",
         "creator",
+        "due_s",
         "epoch",
         "flights",
         "head_seq",
@@ -109,6 +111,7 @@ class Conversation:
         self.waiting: deque[tuple[Origin, Command]] | None = deque()
         self.lookups: dict[int, deque[tuple[Origin, Command]]] | None = None
         self.leaving = False
+        self.due_s = 0.0
         self.is_open = False
 
     def fill(self, loaded: Loaded, epoch: int) -> None:

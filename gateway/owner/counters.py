@@ -20,6 +20,7 @@ class OwnerCounters(Struct):
         created: conversations created.
         evicted: conversations dropped from memory to make room.
         overloaded: commands refused because too many waited.
+        rate_limited: entries refused because their conversation got too many.
         receipts: receipt commands that moved a pointer.
         receipts_saved: pointers written to the store.
         receipts_failed: pointers whose saving failed and is tried again.
@@ -42,6 +43,7 @@ class OwnerCounters(Struct):
     created: int = 0
     evicted: int = 0
     overloaded: int = 0
+    rate_limited: int = 0
     receipts: int = 0
     receipts_saved: int = 0
     receipts_failed: int = 0

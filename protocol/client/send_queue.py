@@ -301,6 +301,8 @@ class SendQueue:
             self._settle(item, SendRefused(reply.code, reply.message))
             return
         in_flight = self._in_flight.get(item.conversation_id)
+        if reply.code == ErrorCode.RATE_LIMITED:
+            item.attempts -= 1  # certainly not appended: this attempt is none that an owner would have to look for
         if in_flight is not None and in_flight[0] is item:
             del self._in_flight[item.conversation_id]
             delay_s = max(reply.retry_after_ms / 1000, item.backoff.fail())

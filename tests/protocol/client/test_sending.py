@@ -86,6 +86,17 @@ async def test_retry_after_is_waited_for(autojump_clock, node: FakeNode, connect
         assert trio.current_time() - start == pytest.approx(20)
 
 
+async def test_an_attempt_that_came_too_soon_is_none_to_be_looked_for(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    node.scripts[Send] = Refuse(
+        (ErrorCode.OUTCOME_UNKNOWN, 0), (ErrorCode.RATE_LIMITED, 0), (ErrorCode.RATE_LIMITED, 0)
+    )
+    async with connected() as client:
+        await client.send("c", "hello")
+    assert sends(node) == [("hello", 1), ("hello", 2), ("hello", 2), ("hello", 2)]
+
+
 async def test_conversations_do_not_wait_for_each_other(autojump_clock, node: FakeNode, connected) -> None:
     node.scripts[Send] = Refuse((ErrorCode.RATE_LIMITED, 20_000))
     async with connected() as client:
