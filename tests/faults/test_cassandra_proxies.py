@@ -9,7 +9,7 @@ from cassandra.policies import FallthroughRetryPolicy, RoundRobinPolicy
 
 from deploy.cassandra import cql
 from deploy.cassandra.launcher import CassandraCluster, CassandraOptions, what_is_missing
-from tests.faults.proxy import DOWN, FaultProxy, Faults
+from faults.proxy import DOWN, FaultProxy, Faults
 from tests.faults.thread import ProxyThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())]

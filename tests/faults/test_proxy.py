@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.faults.by_process import FaultsByProcess
-from tests.faults.proxy import DOWN, UP, Direction, FaultProxy, Faults
+from faults.by_process import FaultsByProcess
+from faults.proxy import DOWN, UP, Direction, FaultProxy, Faults
 from tests.faults.thread import ProxyThread
 from tests.servers.redis import RedisServer
 

@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 import trio
 
-from tests.faults.proxy import FaultProxy
+from faults.proxy import FaultProxy
 
 T = TypeVar("T")
 

@@ -1,7 +1,6 @@
-"""A real Redis for tests: alone, with a replica and a sentinel, or as a small Redis Cluster."""
+"""Several real Redis for tests: with a replica and a sentinel, or as a small Redis Cluster."""
 
 import contextlib
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,143 +8,21 @@ from types import TracebackType
 from typing import Self
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from deploy.certificates import make_certificate
 from deploy.loopback import free_network
 from deploy.processes import ServerFailed, ServerProcess
+from deploy.redis import BUS_PORT, PORT, START_TIMEOUT_S, RedisServer, at_once, what_is_missing
 
-PORT = 6379
-"""Where a Redis listens, at an address of its own."""
+__all__ = ["PORT", "RedisCluster", "RedisServer", "RedisWithSentinel", "what_is_missing"]
 
 SENTINEL_PORT = 26379
 """Where a sentinel listens."""
-
-BUS_PORT = 16379
-"""Where the nodes of a Redis Cluster speak to each other: always 10,000 above PORT."""
-
-START_TIMEOUT_S = 30.0
-"""From start until a server must answer, seconds: a tenth of one on an idle machine."""
 
 PRIMARY_NAME = "tidegate"
 """What the sentinel calls the primary that it watches."""
 
 SENTINEL_DOWN_AFTER_MS = 1_000
 """Silence after which the sentinel gives the primary up, milliseconds."""
-
-
-def what_is_missing() -> str:
-    """Why no Redis can be started here, in words; empty when one can."""
-    if shutil.which("redis-server") is None:
-        return "redis-server is missing (install the package redis-server, or run deploy/test-packages.sh)"
-    return ""
-
-
-class RedisServer(ServerProcess):
-    """One Redis that keeps nothing on disk by itself; also a context manager that starts it and ends it for good.
-
-    Attributes:
-        address: where it listens, an address of its own.
-        port: where it listens; with TLS only TLS is spoken there.
-        password: what clients must give; empty for none.
-        certificate: with TLS, what it shows and clients have to trust; None without.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        *options: str,
-        password: str = "",
-        tls: bool = False,
-        network: str | None = None,
-        number: int = 1,
-    ) -> None:
-        """Describe a server; nothing is started yet.
-
-        Args:
-            directory: for its log and its snapshots; made if it is missing.
-            options: more options of redis-server, as ("--maxmemory", "1mb").
-            password: what clients must give; empty for none.
-            tls: whether clients must speak TLS.
-            network: the first three numbers of its address, as "127.0.0."; by default a free one is sought.
-            number: the last number of its address.
-
-        Raises:
-            ServerFailed: redis-server is not installed.
-        """
-        if missing := what_is_missing():
-            raise ServerFailed(missing)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.address = f"{network or free_network(PORT, BUS_PORT)}{number}"
-        self.port = PORT
-        self.password = password
-        self.certificate = make_certificate(directory, [self.address]) if tls else None
-        command = ["redis-server", "--bind", self.address, "--dir", str(directory), "--save", "", "--appendonly", "no"]
-        command += ["--requirepass", password, "--masterauth", password] if password else []
-        if self.certificate is None:
-            command += ["--port", str(PORT)]
-        else:
-            command += ["--port", "0", "--tls-port", str(PORT), "--tls-auth-clients", "no"]
-            command += ["--tls-cert-file", str(self.certificate.certificate_path)]
-            command += ["--tls-key-file", str(self.certificate.key_path)]
-        super().__init__(f"Redis {self.address}", [*command, *options], directory / "redis.log")
-        self._loaded = directory / "dump.rdb"
-        self._snapshot = directory / "snapshot.rdb"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
-
-    @property
-    def url(self) -> str:
-        """Its address with the password, for a client: redis:// or, with TLS, rediss://."""
-        scheme = "redis" if self.certificate is None else "rediss"
-        credentials = f":{self.password}@" if self.password else ""
-        return f"{scheme}://{credentials}{self.address}:{self.port}/0"
-
-    def client(self) -> redis.Redis:
-        """A blocking client for tests that look at it or change it; the caller closes it (``with``)."""
-        trusted = {"ssl_ca_certs": str(self.certificate.certificate_path)} if self.certificate else {}
-        return redis.Redis.from_url(self.url, socket_timeout=START_TIMEOUT_S, retry=_at_once(), **trusted)
-
-    def start(self) -> None:
-        """Start it and wait until it answers. Raises ServerFailed."""
-        self.start_until(self.answers, START_TIMEOUT_S, "answer to PING")
-
-    def restart(self) -> None:
-        """Kill it if it runs, and start it empty, as after a crash. Raises ServerFailed."""
-        self.kill()
-        self._loaded.unlink(missing_ok=True)
-        self.start()
-
-    def flush(self) -> None:
-        """Make it forget everything while it runs."""
-        with self.client() as client:
-            client.flushall()
-
-    def take_snapshot(self) -> None:
-        """Write down all it knows, for a later restart_from_snapshot(); an earlier snapshot is replaced."""
-        with self.client() as client:
-            client.save()
-        self._loaded.replace(self._snapshot)
-
-    def restart_from_snapshot(self) -> None:
-        """Kill it if it runs, and start it with what the last snapshot knew. Raises ServerFailed."""
-        self.kill()
-        shutil.copyfile(self._snapshot, self._loaded)
-        self.start()
-
-    def answers(self) -> bool:
-        """Whether it answers now, having loaded what it had to load."""
-        with contextlib.suppress(redis.RedisError), self.client() as client:
-            return bool(client.ping())
-        return False
 
 
 class RedisWithSentinel:
@@ -210,7 +87,7 @@ class RedisWithSentinel:
         )
 
     def _state(self) -> dict[str, object]:
-        with redis.Redis(self.sentinel_address, SENTINEL_PORT, decode_responses=True, retry=_at_once()) as client:
+        with redis.Redis(self.sentinel_address, SENTINEL_PORT, decode_responses=True, retry=at_once()) as client:
             return dict(client.sentinel_master(PRIMARY_NAME))
 
     def _knows_replica(self) -> bool:
@@ -272,11 +149,6 @@ def _cluster_is_whole(server: RedisServer) -> Callable[[], bool]:
             return bool(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
 
     return is_whole
-
-
-def _at_once() -> Retry:
-    """No second tries inside the client: who waits for a server asks again itself."""
-    return Retry(NoBackoff(), retries=0)
 
 
 def _kill_all(servers: Sequence[ServerProcess]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.proxy import Address, Faults
+from faults.proxy import Address, Faults
 
 _READS_MAX = 3
 """How often the kernel's list is read for one connection: a line may be missed while other connections come and go."""
