@@ -10,36 +10,28 @@ from trio.testing import MockClock
 
 from gateway.check.checker import check
 from gateway.check.history import parse
-from gateway.cluster.cluster import Cluster
-from gateway.cluster.lease import Lease
 from gateway.cluster.slots import slot_of
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.owner.members import direct_id
-from protocol.codec import decode_entry
 from protocol.errors import ErrorCode
-from protocol.frames import ConversationKind, CreateConversation, ErrorReply, GetConversation, Send, SendAck
+from protocol.frames import ConversationKind, CreateConversation, ErrorReply, GetConversation, Send
 from tests.fakes.coordination import MemoryCoordination
-from tests.fakes.edge import FakeOrigin, RecordingEdge
+from tests.fakes.edge import FakeOrigin
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.network import Network, NodeConnection
+from tests.gateway.cluster.cluster_parts import ClusterPart, conversation_owned_by
 
 
-class Part:
-    """A node: its part of the cluster, and an edge that records."""
+class Part(ClusterPart):
+    """A node that can be killed."""
 
     def __init__(self, world: "World", name: str) -> None:
-        self.edge = RecordingEdge()
-        self.lease = Lease(
-            world.coordination, node=name, address=f"{name}:1", owns=True, protocol=1, lease_s=10.0, renew_s=2.0,
-            clock=trio.current_time,
-        )  # fmt: skip
-        watch = Watch(world.coordination, self.lease, lease_s=10.0, clock=trio.current_time)
-        self.connection = NodeConnection(world.network, self.lease.incarnation)
-        self.cluster = Cluster(
-            world.settings, world.store, world.coordination, self.connection, self.connection, self.edge, self.lease,
-            watch, clock_us=world.clock_us,
-        )  # fmt: skip
+        def wires(incarnation: str, _watch: Watch) -> tuple[NodeConnection, NodeConnection]:
+            self.connection = NodeConnection(world.network, incarnation)
+            return self.connection, self.connection
+
+        super().__init__(world.coordination, world.store, name, wires, settings=world.settings)
         self.scope = trio.CancelScope()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -49,21 +41,6 @@ class Part:
                 await nursery.start(self.cluster.owner.run)
                 await nursery.start(self.cluster.run)
                 task_status.started()
-
-    def submit(self, origin: FakeOrigin, command: object) -> None:
-        self.cluster.router.submit(origin, command)  # type: ignore[arg-type]
-
-    def acks(self, origin: FakeOrigin) -> list[int]:
-        return [reply.id for reply in self.edge.replies_to(origin) if isinstance(reply, SendAck)]
-
-    def bodies(self, user: str) -> list[str]:
-        return [
-            decode_entry(encoded).body
-            for delivery in self.edge.deliveries
-            if user in delivery.recipients
-            for encoded in delivery.entries
-            if decode_entry(encoded).client_msg_id.startswith("m")
-        ]
 
 
 class World:
@@ -75,10 +52,6 @@ class World:
         self.parts: dict[str, Part] = {}
         self.nursery: trio.Nursery
 
-    @staticmethod
-    def clock_us() -> int:
-        return 1_700_000_000_000_000 + int(trio.current_time() * 1_000_000)
-
     async def start(self, name: str) -> Part:
         part = self.parts[name] = Part(self, name)
         await self.nursery.start(part.run)
@@ -89,12 +62,7 @@ class World:
         return next(part for part in self.parts.values() if part.lease.incarnation == owner)
 
     def conversation_owned_by(self, part: Part, user: str) -> tuple[str, str]:
-        """The direct conversation of ``user`` with somebody whose slot is that node's; and who that is."""
-        for number in range(10_000):
-            peer = f"peer{number}"
-            if self.owner_of(direct_id(user, peer)) is part:
-                return direct_id(user, peer), peer
-        raise AssertionError("no such conversation")
+        return conversation_owned_by(self.coordination, part.lease.incarnation, user)
 
     def kill(self, part: Part) -> None:
         part.scope.cancel()
@@ -121,14 +89,23 @@ async def create(each: World, part: Part, origin: FakeOrigin, peer: str) -> str:
     return direct_id(origin.user, peer)
 
 
-async def test_a_command_reaches_the_owner_elsewhere_and_the_ack_comes_back(autojump_clock: MockClock) -> None:
+@asynccontextmanager
+async def talk(*, owner: str, readers: str = "") -> AsyncIterator[tuple[World, Part, Part, FakeOrigin, str, str]]:
+    """Alice at node a has begun a conversation that one of the nodes a and b owns; its other member is at ``readers``.
+
+    The world, both nodes, Alice, the conversation and the other member.
+    """
     async with world("a", "b") as each:
-        a, b = each.parts.values()
         alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(b, "alice")
+        conversation_id, peer = each.conversation_owned_by(each.parts[owner], "alice")
+        each.network.place(peer, *(each.parts[name].lease.incarnation for name in readers))
+        await create(each, each.parts["a"], alice, peer)
+        yield each, each.parts["a"], each.parts["b"], alice, conversation_id, peer
+
+
+async def test_a_command_reaches_the_owner_elsewhere_and_the_ack_comes_back(autojump_clock: MockClock) -> None:
+    async with talk(owner="b", readers="ab") as (each, a, b, alice, conversation_id, peer):
         each.network.place("alice", a.lease.incarnation)
-        each.network.place(peer, a.lease.incarnation, b.lease.incarnation)
-        await create(each, a, alice, peer)
         for number in range(20):
             a.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
         await trio.sleep(1)
@@ -141,23 +118,14 @@ async def test_a_command_reaches_the_owner_elsewhere_and_the_ack_comes_back(auto
 
 
 async def test_a_reply_keeps_the_id_that_the_client_chose(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, b = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(b, "alice")
-        await create(each, a, alice, peer)
+    async with talk(owner="b") as (_each, a, _b, alice, conversation_id, _peer):
         a.submit(alice, GetConversation(77, conversation_id))
         await trio.sleep(1)
         assert a.edge.replies_to(alice)[-1].id == 77  # type: ignore[union-attr]
 
 
 async def test_an_acknowledgement_waits_until_the_deliveries_were_taken(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, b = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(a, "alice")
-        each.network.place(peer, b.lease.incarnation)
-        await create(each, a, alice, peer)
+    async with talk(owner="a", readers="b") as (each, a, b, alice, conversation_id, peer):
         each.network.delay_s = 2.0
         a.submit(alice, Send(5, conversation_id, "m1", "m1"))
         await trio.sleep(3.9)
@@ -169,11 +137,7 @@ async def test_an_acknowledgement_waits_until_the_deliveries_were_taken(autojump
 
 
 async def test_who_registers_while_a_delivery_is_under_way_gets_it(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, b = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(a, "alice")
-        await create(each, a, alice, peer)
+    async with talk(owner="a") as (each, a, b, alice, conversation_id, peer):
         a.submit(alice, Send(4, conversation_id, "m0", "m0"))
         await trio.sleep(1)
         each.network.delay_s = 1.0
@@ -189,11 +153,7 @@ async def test_who_registers_while_a_delivery_is_under_way_gets_it(autojump_cloc
 
 
 async def test_the_owner_dies_and_what_it_did_not_answer_is_answered_by_the_next(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, b = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(b, "alice")
-        await create(each, a, alice, peer)
+    async with talk(owner="b") as (each, a, b, alice, conversation_id, _peer):
         each.kill(b)
         await trio.sleep(8)
         a.submit(alice, Send(9, conversation_id, "m1", "m1"))
@@ -203,12 +163,7 @@ async def test_the_owner_dies_and_what_it_did_not_answer_is_answered_by_the_next
 
 
 async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, b = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(b, "alice")
-        each.network.place(peer, a.lease.incarnation)
-        await create(each, a, alice, peer)
+    async with talk(owner="b", readers="a") as (each, a, b, alice, conversation_id, peer):
         each.nursery.start_soon(b.cluster.leave)
         for number in range(400):
             a.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
@@ -221,11 +176,7 @@ async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_
 
 
 async def test_lost_parcels_are_noticed_and_commands_sent_again(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, b = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(b, "alice")
-        await create(each, a, alice, peer)
+    async with talk(owner="b") as (each, a, b, alice, conversation_id, _peer):
         lost = 0
         gaps = 0
 
@@ -251,11 +202,7 @@ async def test_lost_parcels_are_noticed_and_commands_sent_again(autojump_clock: 
 
 
 async def test_without_redis_acknowledgements_go_out_at_once(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, _ = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(a, "alice")
-        await create(each, a, alice, peer)
+    async with talk(owner="a") as (each, a, _b, alice, conversation_id, _peer):
         each.network.away = True
         a.submit(alice, Send(9, conversation_id, "m1", "m1"))
         await trio.sleep(1)
@@ -263,11 +210,7 @@ async def test_without_redis_acknowledgements_go_out_at_once(autojump_clock: Moc
 
 
 async def test_what_no_owner_answers_is_told_so(autojump_clock: MockClock) -> None:
-    async with world("a", "b") as each:
-        a, b = each.parts.values()
-        alice = FakeOrigin("alice")
-        conversation_id, peer = each.conversation_owned_by(b, "alice")
-        await create(each, a, alice, peer)
+    async with talk(owner="b") as (each, a, _b, alice, conversation_id, _peer):
         each.network.away = True
         a.submit(alice, Send(9, conversation_id, "m1", "m1"))
         await trio.sleep(11)

@@ -7,12 +7,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.cluster.lease import Lease
 from gateway.cluster.ownership import HANDOVER_MAX_S, SlotOwnership
 from gateway.cluster.slots import rightful_owners, slot_of
-from gateway.cluster.watch import NameTaken, Watch
+from gateway.cluster.watch import NameTaken
 from store.coordination import SLOTS, LeaseRecord, Slot
 from tests.fakes.coordination import MemoryCoordination
+from tests.gateway.cluster.cluster_parts import lease_of, watch_of
 
 
 class Holder:
@@ -35,11 +35,8 @@ class Part:
     """What of a node takes part in ownership."""
 
     def __init__(self, coordination: MemoryCoordination, node: str, owns: bool = True) -> None:
-        self.lease = Lease(
-            coordination, node=node, address=f"{node}:1", owns=owns, protocol=1, lease_s=10.0, renew_s=2.0,
-            clock=trio.current_time,
-        )  # fmt: skip
-        self.watch = Watch(coordination, self.lease, lease_s=10.0, clock=trio.current_time)
+        self.lease = lease_of(coordination, node, owns=owns)
+        self.watch = watch_of(coordination, self.lease)
         self.holder = Holder()
         self.ownership = SlotOwnership(coordination, self.lease, self.watch, self.holder)
         self.scope = trio.CancelScope()

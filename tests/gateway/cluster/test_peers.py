@@ -15,22 +15,17 @@ import trio
 from trio.testing import MockClock
 
 from gateway.cluster import peer_handshake, peers
-from gateway.cluster.cluster import Cluster
-from gateway.cluster.lease import Lease
 from gateway.cluster.peer_handshake import Incoming, PeerRefused, admit, dial, key_of
 from gateway.cluster.peers import Peers, listen_for_peers, split_address
-from gateway.cluster.slots import slot_of
 from gateway.cluster.two_ways import TwoWays
 from gateway.cluster.watch import Watch
-from gateway.config import Settings
-from gateway.owner.members import direct_id
-from protocol.codec import decode_entry
-from protocol.frames import ConversationKind, CreateConversation, Send, SendAck
+from protocol.frames import ConversationKind, CreateConversation, Send
 from store.coordination import LeaseRecord
 from tests.fakes.coordination import MemoryCoordination
-from tests.fakes.edge import FakeOrigin, RecordingEdge
+from tests.fakes.edge import FakeOrigin
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.network import Network, NodeConnection
+from tests.gateway.cluster.cluster_parts import ClusterPart, conversation_owned_by
 
 SECRET = "a secret that all nodes of this cluster have"
 KEY = key_of(SECRET)
@@ -315,24 +310,20 @@ def test_addresses_of_both_families_are_understood() -> None:
 # --- A cluster without Redis ----------------------------------------------------------------------------------------
 
 
-class Node:
-    """A node's part of the cluster, with an edge that records, a Redis that can go away, and real sockets."""
+class Node(ClusterPart):
+    """A node with a Redis that can go away, and real sockets."""
 
     def __init__(self, each: "World", name: str) -> None:
-        self.edge = RecordingEdge()
         listening = listen_for_peers("127.0.0.1", 0)
-        self.lease = Lease(
-            each.coordination, node=name, address=f"127.0.0.1:{listening.getsockname()[1]}", owns=True, protocol=1,
-            lease_s=10.0, renew_s=2.0, clock=trio.current_time,
-        )  # fmt: skip
-        watch = Watch(each.coordination, self.lease, lease_s=10.0, clock=trio.current_time)
-        self.redis = NodeConnection(each.network, self.lease.incarnation)
-        self.peers = Peers(self.lease.incarnation, KEY, listening, lambda: watch.live)
-        self.transport = TwoWays(self.redis, self.peers)
-        self.cluster = Cluster(
-            Settings(), each.store, each.coordination, self.transport, self.redis, self.edge, self.lease, watch,
-            clock_us=lambda: 1_700_000_000_000_000 + int(trio.current_time() * 1_000_000),
-        )  # fmt: skip
+
+        def wires(incarnation: str, watch: Watch) -> tuple[TwoWays, NodeConnection]:
+            self.redis = NodeConnection(each.network, incarnation)
+            self.peers = Peers(incarnation, KEY, listening, lambda: watch.live)
+            self.transport = TwoWays(self.redis, self.peers)
+            return self.transport, self.redis
+
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        super().__init__(each.coordination, each.store, name, wires, address=address)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
@@ -343,16 +334,7 @@ class Node:
             task_status.started()
 
     async def acknowledged(self, origin: FakeOrigin, count: int) -> None:
-        await until(lambda: sum(isinstance(reply, SendAck) for reply in self.edge.replies_to(origin)) >= count)
-
-    def bodies(self, user: str) -> list[str]:
-        return [
-            decode_entry(encoded).body
-            for delivery in self.edge.deliveries
-            if user in delivery.recipients
-            for encoded in delivery.entries
-            if decode_entry(encoded).client_msg_id.startswith("m")
-        ]
+        await until(lambda: len(self.acks(origin)) >= count)
 
 
 class World:
@@ -371,15 +353,10 @@ class World:
 
     async def conversation(self, origin: FakeOrigin, at: Node, owner: Node) -> tuple[str, str]:
         """A direct conversation that another node owns, and whom it is with."""
-        for number in range(10_000):
-            peer = f"peer{number}"
-            conversation_id = direct_id(origin.user, peer)
-            if self.coordination.table.slots[slot_of(conversation_id)].owner == owner.lease.incarnation:
-                create = CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create")
-                at.cluster.router.submit(origin, create)  # type: ignore[arg-type]
-                await until(lambda: bool(at.edge.replies_to(origin)))
-                return conversation_id, peer
-        raise AssertionError("no such conversation")
+        conversation_id, peer = conversation_owned_by(self.coordination, owner.lease.incarnation, origin.user)
+        at.submit(origin, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
+        await until(lambda: bool(at.edge.replies_to(origin)))
+        return conversation_id, peer
 
 
 @asynccontextmanager
@@ -402,7 +379,7 @@ async def test_redis_goes_and_comes_back_and_every_send_is_acknowledged(jumping_
         alice = FakeOrigin("alice")
         conversation_id, peer = await each.conversation(alice, a, b)
         each.network.place(peer, c.lease.incarnation)
-        submit = partial(a.cluster.router.submit, alice)
+        submit = partial(a.submit, alice)
         for number in range(30):
             each.network.away = 10 <= number < 20
             submit(Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
@@ -422,7 +399,7 @@ async def test_a_cluster_begins_and_serves_without_redis(jumping_clock: MockCloc
         alice = FakeOrigin("alice")
         conversation_id, peer = await each.conversation(alice, a, b)
         for number in range(5):
-            a.cluster.router.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
+            a.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
         await a.acknowledged(alice, 5)
         await trio.sleep(1)
         assert a.bodies(peer) == b.bodies(peer) == [f"m{number}" for number in range(5)]
