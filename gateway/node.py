@@ -35,6 +35,7 @@ from gateway.edge.presence import Presences
 from gateway.edge.refreshes import Refreshes
 from gateway.edge.sessions import Sessions
 from gateway.edge.writer import Writer
+from gateway.heap import give_back_large_blocks
 from gateway.observe.metrics import Metrics
 from gateway.orders import heed_signals, heed_supervisor
 from gateway.owner.owner import Owner
@@ -362,6 +363,7 @@ def main(settings: Settings, announce: Callable[[Node], None], link: NodeEnd | N
         AuthMisconfigured, SecretUnusable: tokens cannot be verified with these settings.
         TlsMisconfigured: the certificate or its key cannot be used.
     """
+    give_back_large_blocks()
     sockets = listen(settings.host, settings.port, shared=link is not None)
     try:
         if link is not None:

@@ -31,8 +31,9 @@ from protocol.websocket import (
 EVENTS_PER_SLICE = 64
 """Ready connections handled between two checkpoints: 64 commands of at most some 15 us each are about a millisecond."""
 
-READ_BYTES = 65_536
-"""Bytes read from one connection before the next one's turn."""
+READ_BYTES = 32_768
+"""Bytes read from one connection before the next one's turn. A full frame takes two turns; a buffer of this size comes
+from the heap instead of being mapped each time (``gateway.heap.MAPPED_BYTES``)."""
 
 log = structlog.get_logger(__name__)
 

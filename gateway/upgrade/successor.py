@@ -12,6 +12,7 @@ import trio
 
 from gateway.auth import Verifier
 from gateway.config import Settings
+from gateway.heap import give_back_large_blocks
 from gateway.node import Node, serve
 from gateway.upgrade import PREDECESSOR_VARIABLE
 from gateway.upgrade.channel import Channel, Gone, HandOverFailed
@@ -64,6 +65,7 @@ def main(settings: Settings, channel: Channel) -> None:
         HandOverFailed: there is nothing to take over, or not any more; the predecessor goes on.
         StoreError, AuthMisconfigured, SecretUnusable: as ``gateway.node.main`` does.
     """
+    give_back_large_blocks()
     verifier = Verifier.from_settings(settings)
     trio.run(_succeed, settings, verifier, channel)
 
