@@ -5,15 +5,27 @@ kernel who is at the other end of a connection.
 """
 
 import os
+import socket
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import psutil
 
 from faults.proxy import Address, Faults
 
-_READS_MAX = 3
-"""How often the kernel's list is read for one connection: a line may be missed while other connections come and go."""
+# <linux/sock_diag.h> and <linux/inet_diag.h>
+_SOCK_DIAG: Final = 4
+_BY_FAMILY: Final = 20
+_REQUEST: Final = 1
+_ALL_STATES: Final = 0xFFFFFFFF
+_NO_COOKIE: Final = (0xFFFFFFFF, 0xFFFFFFFF)
+_HEADER: Final = struct.Struct("=IHHII")
+_QUESTION: Final = struct.Struct("=BBBxI")
+_ENDS: Final = struct.Struct("!HH4s12x4s12x")
+_INODE_OFFSET: Final = _HEADER.size + 4 + _ENDS.size + 12 + 16  # behind states, ends, interface and cookie, and queues
 
 
 class FaultsByProcess:
@@ -50,12 +62,32 @@ class FaultsByProcess:
 
 def _inode_of(local: Address, remote: Address) -> str:
     """The kernel's number of the socket at the ``local`` end of an IPv4 connection; empty when that is closed."""
+    return _asked_for(local, remote) or _listed(local, remote)
+
+
+def _asked_for(local: Address, remote: Address) -> str:
+    """Asked for by both ends, which is exact; empty when it is closed, and where the kernel does not tell."""
+    ends = _ENDS.pack(local[1], remote[1], socket.inet_aton(local[0]), socket.inet_aton(remote[0]))
+    question = _QUESTION.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _ALL_STATES)
+    question += ends + struct.pack("=III", 0, *_NO_COOKIE)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _SOCK_DIAG) as kernel:
+            kernel.send(_HEADER.pack(_HEADER.size + len(question), _BY_FAMILY, _REQUEST, 1, 0) + question)
+            answer = kernel.recv(4_096)
+    except OSError:
+        return ""  # a kernel without this service
+    if _HEADER.unpack_from(answer)[1] != _BY_FAMILY:
+        return ""
+    return str(struct.unpack_from("=I", answer, _INODE_OFFSET)[0])
+
+
+def _listed(local: Address, remote: Address) -> str:
+    """Looked for in the kernel's list, which may miss one while others come and go; empty when it is not there."""
     ends = [_shown_by_kernel(local), _shown_by_kernel(remote)]
-    for _ in range(_READS_MAX):
-        for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
-            fields = line.split()
-            if fields[1:3] == ends:
-                return fields[9]
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        fields = line.split()
+        if fields[1:3] == ends:
+            return fields[9]
     return ""
 
 
@@ -65,11 +97,14 @@ def _shown_by_kernel(address: Address) -> str:
     return f"{int.from_bytes(numbers, sys.byteorder):08X}:{address[1]:04X}"
 
 
-def _family_of(pid: int) -> list[int]:
+def _family_of(pid: int) -> Iterator[int]:
+    """A process, then its descendants; fewer when one of them ends meanwhile."""
+    yield pid
     try:
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        return []
+        return
+    yield from (child.pid for child in children)
 
 
 def _has_socket(pid: int, inode: str) -> bool:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from faults.by_process import FaultsByProcess
+from faults.by_process import FaultsByProcess, _asked_for, _inode_of, _listed
 from faults.proxy import DOWN, UP, Direction, FaultProxy, Faults
 from tests.faults.thread import ProxyThread
 from tests.servers.redis import RedisServer
@@ -313,6 +313,16 @@ async def test_a_forgotten_process_is_like_any_other() -> None:
         async with await trio.open_tcp_stream(*proxy.address) as client:
             assert await round_trip(client) == b"PING"
         assert (own.opened, by_process.others.opened) == (1, 1)
+
+
+@pytest.mark.parametrize("find", [_inode_of, _asked_for, _listed])
+def test_the_socket_at_the_other_end_is_found_by_its_addresses(find: Callable) -> None:
+    with socket.create_server(LOCAL) as server, socket.create_connection(server.getsockname()) as client:
+        with server.accept()[0] as link:
+            ends = client.getsockname(), client.getpeername()
+            assert find(*ends) == str(os.fstat(client.fileno()).st_ino)
+            assert find(*reversed(ends)) == str(os.fstat(link.fileno()).st_ino)
+        assert find(("127.0.0.1", 1), server.getsockname()) == ""
 
 
 def test_a_thread_serves_tests_that_block() -> None:
