@@ -29,7 +29,8 @@ class Busy(Struct, frozen=True):
 
     ``others`` is what processes that are not part of the benchmark took of the two cores (in shares of one core):
     a figure measured beside others is worth little. ``stolen`` is what the host of a virtual machine took.
-    ``server_kernel`` is the part of ``server`` that the kernel took (counted in steps of 10 ms).
+    ``server_kernel`` is the part of ``server`` that the kernel took (counted in steps of 10 ms). ``backend`` is what
+    the servers behind a cluster's nodes took: Cassandra and Redis.
     """
 
     wall_s: float
@@ -38,6 +39,7 @@ class Busy(Struct, frozen=True):
     others: float
     stolen: float
     server_kernel: float
+    backend: float = 0.0
 
 
 def together(windows: Sequence[Busy]) -> Busy:
@@ -48,7 +50,7 @@ def together(windows: Sequence[Busy]) -> Busy:
         total: float = sum(getattr(window, name) * window.wall_s for window in windows)
         return total / wall_s
 
-    names = ("server", "load", "others", "stolen", "server_kernel")
+    names = ("server", "load", "others", "stolen", "server_kernel", "backend")
     return Busy(wall_s, *(share(name) for name in names))
 
 
@@ -89,10 +91,20 @@ def descriptor_limit() -> int:
 class Meter:
     """Measures one window: construct it where the window begins, call ``stop`` where it ends."""
 
-    def __init__(self, server_pid: int | Sequence[int], *load_pids: int, cores: Cores) -> None:
-        """Begin the window. ``server_pid``: one or several; ``load_pids``: all processes that make the load."""
+    def __init__(
+        self, server_pid: int | Sequence[int], *load_pids: int, cores: Cores, backends: Sequence[int] = ()
+    ) -> None:
+        """Begin the window.
+
+        Args:
+            server_pid: one or several.
+            load_pids: all processes that make the load.
+            cores: where they run.
+            backends: the servers behind the servers.
+        """
         self._servers = (server_pid,) if isinstance(server_pid, int) else tuple(server_pid)
-        self._pids = (*self._servers, *load_pids)
+        self._loads = len(load_pids)
+        self._pids = (*self._servers, *load_pids, *backends)
         self._cores = cores
         self._kernel_ticks = sum(map(_kernel_ticks, self._servers))
         self._ticks = _core_ticks(cores)
@@ -103,10 +115,11 @@ class Meter:
         """End the window."""
         wall_ns = max(1, time.perf_counter_ns() - self._began_ns)
         used_ns = [process_cpu_ns(pid) - began for pid, began in zip(self._pids, self._cpu_ns, strict=True)]
-        server_ns, load_ns = sum(used_ns[: len(self._servers)]), sum(used_ns[len(self._servers) :])
+        servers, loads = len(self._servers), len(self._servers) + self._loads
+        server_ns, load_ns, backend_ns = sum(used_ns[:servers]), sum(used_ns[servers:loads]), sum(used_ns[loads:])
         busy, stolen = (now - began for now, began in zip(_core_ticks(self._cores), self._ticks, strict=True))
         kernel_ticks = sum(map(_kernel_ticks, self._servers)) - self._kernel_ticks
-        others_s = max(0.0, busy / _TICKS_PER_S - (server_ns + load_ns) / 1e9)
+        others_s = max(0.0, busy / _TICKS_PER_S - sum(used_ns) / 1e9)
         return Busy(
             wall_s=wall_ns / 1e9,
             server=server_ns / wall_ns,
@@ -114,6 +127,7 @@ class Meter:
             others=others_s * 1e9 / wall_ns,
             stolen=stolen / _TICKS_PER_S * 1e9 / wall_ns,
             server_kernel=kernel_ticks / _TICKS_PER_S * 1e9 / wall_ns,
+            backend=backend_ns / wall_ns,
         )
 
 

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +19,20 @@ METRICS_TIMEOUT_S = 10.0
 
 
 @contextmanager
-def running_node(cores: Cores, parent: Path | None, *options: str) -> Iterator[tuple[NodeProcess, Door]]:
-    """A node in a data directory of its own under ``parent``, removed afterwards; more options as of tidegate serve.
+def running_node(
+    cores: Cores, parent: Path | None, *options: str, environment: Mapping[str, str] | None = None, secret: str = ""
+) -> Iterator[tuple[NodeProcess, Door]]:
+    """A node in a data directory of its own under ``parent``, removed afterwards.
 
-    Raises BenchError when it does not start.
+    Args:
+        cores: it runs on the first of them.
+        parent: of its directory; None for a place on a disk.
+        options: more options of tidegate serve.
+        environment: added to this process's.
+        secret: of tokens, if the environment tells the node one; else it makes one itself.
+
+    Raises:
+        BenchError: it does not start.
     """
     directory = Path(tempfile.mkdtemp(prefix="tidegate-bench-", dir=parent or disk_directory()))
     limits = (
@@ -33,8 +43,9 @@ def running_node(cores: Cores, parent: Path | None, *options: str) -> Iterator[t
         *("--log-level", "warning"),
     )
     try:
-        with NodeProcess(directory / "data", *limits, *options, cpus=[cores.server]) as node:
-            yield node, Door(node.host, node.port, node.pid, node.secret)
+        data = directory / "data"
+        with NodeProcess(data, *limits, *options, cpus=[cores.server], environment=environment) as node:
+            yield node, Door(node.host, node.port, node.pid, secret or node.secret)
     except NodeFailed as error:
         raise BenchError(str(error)) from None
     finally:

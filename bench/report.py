@@ -55,7 +55,7 @@ def as_table(result: Mapping[str, Any]) -> str:
         figures = [(key, number(value)) for key, value in group.items() if isinstance(value, int | float)]
         if figures:
             lines += ["", *_rows([(str(name), ""), *figures])]
-    lines += ["", *_rows([("busy", "server", "in kernel", "load", "others", "limited by"), *_busy(result)])]
+    lines += ["", *_rows([("busy", "server", "in kernel", "load", "backend", "others", "limited by"), *_busy(result)])]
     lines += ["", *(f"left out: {text}" for text in result.get("missing", ()))]
     if result["disturbed"]:
         lines.append(f"disturbed by other processes: {', '.join(result['disturbed'])}; repeat on a quiet machine")
@@ -73,6 +73,9 @@ def number(value: float | None) -> str:
 
 def limited_by(busy: Mapping[str, float]) -> str:
     """Which process used up its core: a figure is the server's only where that is the server."""
+    if busy.get("backend", 0.0):  # which has no core of its own
+        total = sum(busy[key] for key in ("server", "load", "others", "backend"))
+        return "both cores" if total >= 2 * _BUSY_FROM else "neither (waiting)"
     server, load = busy["server"] >= _BUSY_FROM, busy["load"] >= _BUSY_FROM
     if server and load:
         return "server and load"
@@ -91,9 +94,10 @@ def _judgement(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _busy(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    keys = ("server", "server_kernel", "load", "others")
+    keys = ("server", "server_kernel", "load", "backend", "others")
     return [
-        (name, *(f"{shares[key]:.0%}" for key in keys), limited_by(shares)) for name, shares in result["busy"].items()
+        (name, *(f"{shares.get(key, 0.0):.0%}" for key in keys), limited_by(shares))
+        for name, shares in result["busy"].items()
     ]
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
@@ -51,7 +52,7 @@ def measure(options: Options) -> dict[str, Any]:
     cores = choose_cores()
     with ExitStack() as stack:
         node, door = stack.enter_context(running_node(cores, options.data_parent))
-        load, entry_bytes = _pairs(stack, door, cores, options)
+        load, entry_bytes = connect_pairs(stack, door, cores, options.pairs)
         saturated: list[SendSample] = []
         bare: list[tuple[float, float]] = []
         before = _commits(node)
@@ -69,14 +70,14 @@ def measure(options: Options) -> dict[str, Any]:
         "entry_bytes": entry_bytes,
         "sends_per_s": rate,
         "sends_per_cpu_s": median(s.delivered / (s.busy.wall_s * s.busy.server) for s in saturated),
-        **_latency_ms(saturated),
+        **latency_ms(saturated),
         "ratio": rate / bare_rate,
         "bare_commits_per_s": bare_rate,
         "bare_commits_per_cpu_s": median(rows_per_cpu_s for _, rows_per_cpu_s in bare),
         "entries_per_batch": batch,
         "half_load": {
             "sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in half),
-            **_latency_ms(half),
+            **latency_ms(half),
         },
         "busy": {
             "node": together([sample.busy for sample in saturated]),
@@ -85,23 +86,45 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def _latency_ms(samples: list[SendSample]) -> dict[str, float]:
+def latency_ms(samples: list[SendSample]) -> dict[str, float]:
     """Median over the windows of each window's percentiles, milliseconds."""
     cuts = [quantiles(sample.latencies_ns, n=1000) for sample in samples]
     places = {"p50": 499, "p99": 989, "p999": 998}
     return {f"delivery_{name}_ms": median(cut[at] for cut in cuts) / 1e6 for name, at in places.items()}
 
 
-def _pairs(stack: ExitStack, door: Door, cores: Cores, options: Options) -> tuple[LoadProcess, int]:
-    """All conversations created and both ends of each connected; and the bytes of one stored entry."""
-    senders, receivers = user_names(options.pairs, "senders"), user_names(options.pairs, "receivers")
+def connect_pairs(
+    stack: ExitStack,
+    door: Door,
+    cores: Cores,
+    pairs: int,
+    *,
+    wave: str = "",
+    receivers_door: Door | None = None,
+    backends: Sequence[int] = (),
+) -> tuple[LoadProcess, int]:
+    """All conversations created and both ends of each connected; and the bytes of one stored entry.
+
+    Args:
+        stack: what ends with the caller.
+        door: where the sending ends connect.
+        cores: where nodes and load run.
+        pairs: how many.
+        wave: sets their users apart from others of the same store.
+        receivers_door: where the receiving ends connect; by default where the others do.
+        backends: see Meter.
+    """
+    senders, receivers = user_names(pairs, f"senders{wave}"), user_names(pairs, f"receivers{wave}")
     conversations = []
     for sender, receiver in zip(senders, receivers, strict=True):
         with SetupClient(door, sender) as setup:
             conversations += setup.create_direct(receiver)
     load = stack.enter_context(
-        LoadProcess("bench.load.pairs:Pairs", door, cores, senders, receivers, conversations, core=cores.load)
-    )
+        LoadProcess(
+            "bench.load.pairs:Pairs", door, cores, senders, receivers, conversations,
+            receivers_door=receivers_door, backends=backends, core=cores.load,
+        )
+    )  # fmt: skip
     return load, SendTemplate(conversations[0], senders[0]).entry_bytes
 
 

@@ -49,9 +49,11 @@ def busy(results: Results) -> str:
     rows = []
     for name, result in results.items():
         for server, shares in result["busy"].items():
-            cells = " | ".join(f"{shares[key]:.0%}" for key in ("server", "server_kernel", "load", "others", "stolen"))
+            keys = ("server", "server_kernel", "load", "backend", "others", "stolen")
+            cells = " | ".join(f"{shares.get(key, 0.0):.0%}" for key in keys)
             rows.append(f"| {name} | {server} | {cells} | {limited_by(shares)} |")
-    return _table("result | server | server's core | in the kernel | load's core | others | stolen | limited by", rows)
+    head = "result | server | server's core | in the kernel | load's core | backend | others | stolen | limited by"
+    return _table(head, rows)
 
 
 def filled(text: str, results: Results) -> str:

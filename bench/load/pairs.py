@@ -2,8 +2,9 @@
 
 import os
 import select
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -42,17 +43,23 @@ class _Sender:
 
 
 class Pairs:
-    """All pairs of one node. ``conversations[i]`` is between ``senders[i]`` and ``receivers[i]``."""
+    """All pairs. ``conversations[i]`` is between ``senders[i]`` and ``receivers[i]``."""
 
     def __init__(
-        self, door: Door, cores: Cores, senders: list[str], receivers: list[str], conversations: list[str]
+        self,
+        door: Door,
+        cores: Cores,
+        senders: list[str],
+        receivers: list[str],
+        conversations: list[str],
+        *,
+        receivers_door: Door | None = None,
+        backends: Sequence[int] = (),
     ) -> None:
-        """Connect all ends."""
-        self._door, self._cores = door, cores
-        users = [*senders, *receivers]
-        self._connections = open_connections(
-            door.host, door.port, [door.request(user, seed=1) for user in users], frames=door.welcome_frames
-        )
+        """Connect all ends: the sending ones at ``door``, the receiving ones there or at a door of their own."""
+        receivers_door = receivers_door or door
+        self._pids, self._backends, self._cores = {door.pid, receivers_door.pid}, backends, cores
+        self._connections = [*_connect(door, senders), *_connect(receivers_door, receivers)]
         fds = [connection.fileno() for connection in self._connections]
         self._senders = {
             fd: _Sender(fd, SendTemplate(conversation, user))
@@ -84,7 +91,7 @@ class Pairs:
     def _measure(self, run: Callable[[], None]) -> SendSample:
         self._latencies = []
         acknowledged, delivered = self._acknowledged, self._delivered
-        meter = Meter(self._door.pid, os.getpid(), cores=self._cores)
+        meter = Meter(list(self._pids), os.getpid(), cores=self._cores, backends=self._backends)
         run()
         busy = meter.stop()
         latencies, self._latencies = self._latencies, []
@@ -155,3 +162,8 @@ class Pairs:
                     f"of {self._sent} sends {self._acknowledged} were acknowledged and {self._delivered} delivered,"
                     f" and nothing more came for {SILENCE_S:g} s"
                 )
+
+
+def _connect(door: Door, users: list[str]) -> list[socket.socket]:
+    requests = [door.request(user, seed=1) for user in users]
+    return open_connections(door.host, door.port, requests, frames=door.welcome_frames)

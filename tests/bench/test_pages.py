@@ -62,7 +62,7 @@ def test_tables_are_filled_in_between_their_marks(results: Path) -> None:
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| send | `half_load.delivery_p99_ms` |" in text
-    assert "| send | node | 97% | 70% | 50% | 0% | 0% | server |" in text
+    assert "| send | node | 97% | 70% | 50% | 0% | 0% | 0% | server |" in text
     assert filled(text, load_results(results)) == text
 
 
