@@ -125,6 +125,7 @@ async def node(
         nursery.start_soon(parts.generation.run)
         nursery.start_soon(parts.directory.run)
         await parts.until(lambda: parts.generations == [True])
+        await parts.barrier()  # behind it the inbox is made: nobody else can make it by sending there
         if reads:
             await nursery.start(parts.inbox.run, parts.take)
         yield parts
