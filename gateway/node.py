@@ -397,7 +397,9 @@ def _clustered(settings: Settings, verifier: Verifier, sockets: Sequence[socket.
 
     host, port = sockets[-1].getsockname()[:2]
     backend = Backend(settings, settings.node_name or socket.gethostname(), f"{host}:{port}")
-    return Node(settings, backend.store, verifier, sockets, backend)
+    node = Node(settings, backend.store, verifier, sockets, backend)
+    backend.add_metrics(node.metrics.registry)
+    return node
 
 
 async def serve(node: Node, announce: Callable[[Node], None], upgrades: Upgrades, link: NodeEnd | None = None) -> None:

@@ -10,6 +10,7 @@ from gateway.broker import EdgePort
 from gateway.cassandra_access import cassandra_access
 from gateway.clock import clock_us
 from gateway.cluster.cluster import Cluster
+from gateway.cluster.degradation import Degradation
 from gateway.cluster.directory import SessionDirectory
 from gateway.cluster.generation import Generation
 from gateway.cluster.lease import Lease, machine_seconds
@@ -28,6 +29,8 @@ from gateway.edge.connection import GONE, JSON, Connection, ConnectionTable
 from gateway.edge.hub import Hub
 from gateway.edge.outgoing import encode_for
 from gateway.edge.writer import Writer
+from gateway.observe import cluster_metrics
+from gateway.observe.registry import MetricRegistry
 from protocol.frames import Resync
 from store.cassandra import CassandraStore
 from store.cassandra_coordination import CassandraCoordination
@@ -55,6 +58,7 @@ class Backend:
         tables: the statements, for counting them.
         redis: the connection; None without ``redis_url``.
         peers: direct connections to other nodes; None without ``cluster_secret``.
+        degradation: whether this node does without Redis just now.
     """
 
     def __init__(self, settings: Settings, node: str, address: str) -> None:
@@ -79,6 +83,7 @@ class Backend:
         )
         self._watch = Watch(self.coordination, self._lease, lease_s=settings.lease_s)
         self._directory: SessionDirectory | None = None
+        self.degradation = Degradation(self._degraded, self._away_reason, directly=bool(settings.cluster_secret))
         self.peers = (
             Peers(self._lease.incarnation, key_of(settings.cluster_secret), listening, lambda: self._watch.live)
             if listening is not None
@@ -119,11 +124,10 @@ class Backend:
             self._settings, self.store, self.coordination, transport, directory, edge, self._lease, self._watch,
             clock_us=clock_us,
         )  # fmt: skip
-        self._resyncs = Resyncs(AllConnections(node), lambda: transport.away and not self._cluster().links.alone)
+        self._resyncs = Resyncs(AllConnections(node), self._degraded)
         self._joined.on_gap = self._resyncs.everybody
         if self._generations is not None:
             self._generations.on_new.append(self._begun)
-            self._generations.on_away.append(self._ended)
         return self._joined
 
     def _begun(self, new: bool) -> None:
@@ -131,11 +135,24 @@ class Backend:
         if self._resyncs is not None:
             self._resyncs.everybody()
 
-    def _ended(self) -> None:
-        log.warning(
-            "redis is away: presence and typing pause, clients read the store now and then",
-            nodes_reached="directly" if self.peers is not None else "not at all: there is no cluster_secret",
-        )
+    def _degraded(self) -> bool:
+        cluster = self._cluster()
+        return cluster.transport.away and not cluster.links.alone
+
+    def _away_reason(self) -> str:
+        return self.redis.away_reason if self.redis is not None else "there is no redis_url"
+
+    def add_metrics(self, registry: MetricRegistry) -> None:
+        """Tell what the cluster's parts count; call it once, behind ``join``."""
+        assert self._resyncs is not None
+        cluster_metrics.add_cluster(registry, self._cluster())
+        cluster_metrics.add_degradation(registry, self.degradation, self._resyncs)
+        cluster_metrics.add_cassandra(registry, self.tables)
+        if self.redis is not None and self._inbox is not None and self._generations is not None:
+            assert self._directory is not None
+            cluster_metrics.add_redis(registry, self.redis, self._inbox, self._generations, self._directory)
+        if self.peers is not None:
+            cluster_metrics.add_peers(registry, self.peers)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect to Cassandra, for which it waits, and to Redis, for which it does not; serve until cancelled."""
@@ -159,6 +176,7 @@ class Backend:
                 )
             if self._resyncs is not None:
                 nursery.start_soon(self._resyncs.run)
+            nursery.start_soon(self.degradation.run)
             task_status.started()
 
 

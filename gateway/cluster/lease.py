@@ -91,6 +91,11 @@ class Lease:
         """Whether nobody can have taken anything from this node yet. Asked before every acknowledgement."""
         return self._clock() < self._valid_until_s
 
+    @property
+    def remaining_s(self) -> float:
+        """Seconds for which it stays valid without another renewal."""
+        return max(0.0, self._valid_until_s - self._clock())
+
     def drain(self) -> None:
         """Let the others know, with a renewal at once, that this node gives its slots away."""
         self._draining = True
@@ -144,7 +149,7 @@ class Lease:
             try:
                 applied = await self._coordination.renew_lease(lease, known)
             except Unavailable as error:
-                log.warning("lease not renewed", error=str(error), valid_for_s=self._remaining_s())
+                log.warning("lease not renewed", error=str(error), valid_for_s=round(self.remaining_s, 3))
         if applied:
             self._note(lease.nonce)
             return True
@@ -190,6 +195,3 @@ class Lease:
         self._sent_s = {tried: when for tried, when in self._sent_s.items() if tried > nonce}
         self._record = replace(self._record, nonce=nonce)
         self._valid_until_s = sent_s + self._lease_s * (1 - LEASE_MARGIN_SHARE)
-
-    def _remaining_s(self) -> float:
-        return round(max(0.0, self._valid_until_s - self._clock()), 3)
