@@ -161,7 +161,9 @@ class Cluster:
         """
         self.lease.drain()
         self.ownership.wake()
-        while self.ownership.named and self._has_heirs():  # noqa: ASYNC110 - looked at while draining only
+        asked_s = self.watch.now_s()
+        self.watch.wake()  # an heir may have come since the last look
+        while self.watch.looked_s < asked_s or (self.ownership.named and self._has_heirs()):  # noqa: ASYNC110 - looked at while draining only
             await trio.sleep(LEAVE_CHECK_S)
 
     def _has_heirs(self) -> bool:
