@@ -43,7 +43,7 @@ from gateway.owner.ports import SingleOwner
 from gateway.process_link import NodeEnd
 from gateway.processes import FENCED
 from gateway.upgrade import systemd
-from gateway.upgrade.ports import EmbeddedEstate
+from gateway.upgrade.ports import EmbeddedEstate, Estate
 from gateway.upgrade.predecessor import Upgrades
 from gateway.upgrade.service import heed_upgrades
 from protocol.errors import ErrorCode
@@ -257,6 +257,8 @@ class Node:
                 for part in (self.owner, self.catchup, self.presences, self.refreshes):
                     await parts.start(part.run)
                 self.before_serving()
+                if self._backend is not None:
+                    await foundations.start(self._backend.take_part)
                 for loop in (self.parking.run, self.hub.fanout.run, self.keepalive.run):
                     parts.start_soon(loop)
                 async with trio.open_nursery() as serving:
@@ -331,6 +333,11 @@ class Node:
         return self._store
 
     @property
+    def backend(self) -> "Backend | None":
+        """What it stands on as a node of a cluster."""
+        return self._backend
+
+    @property
     def sockets(self) -> Sequence[socket.socket]:
         """What it listens on."""
         return self._sockets
@@ -374,8 +381,7 @@ def main(settings: Settings, announce: Callable[[Node], None], link: NodeEnd | N
             if settings.store == "embedded"
             else _clustered(settings, verifier, sockets)
         )
-        estate = EmbeddedEstate(node.store) if isinstance(node.store, EmbeddedStore) and link is None else None
-        trio.run(serve, node, announce, Upgrades(node, estate), link)
+        trio.run(serve, node, announce, Upgrades(node, None if link is not None else _estate(node)), link)
         if node.fenced:
             raise SystemExit(FENCED)
     finally:
@@ -400,6 +406,16 @@ def _clustered(settings: Settings, verifier: Verifier, sockets: Sequence[socket.
     node = Node(settings, backend.store, verifier, sockets, backend)
     backend.add_metrics(node.metrics.registry)
     return node
+
+
+def _estate(node: Node) -> Estate:
+    """What a node that is upgraded live hands over besides its connections."""
+    if isinstance(node.store, EmbeddedStore):
+        return EmbeddedEstate(node.store)
+    from gateway.upgrade.in_cluster import ClusterEstate
+
+    assert node.backend is not None, "it is of a cluster"
+    return ClusterEstate(node.settings, node.backend)
 
 
 async def serve(node: Node, announce: Callable[[Node], None], upgrades: Upgrades, link: NodeEnd | None = None) -> None:

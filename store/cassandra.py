@@ -23,7 +23,9 @@ from store.cassandra_members import (
     change_rows,
     chunks,
     involvement,
+    members_of,
     read_involvements,
+    read_members,
     read_stays,
 )
 from store.entries import (
@@ -31,6 +33,7 @@ from store.entries import (
     ConversationRecord,
     Involvement,
     Loaded,
+    MemberRecord,
     Membership,
     ReceiptRecord,
     StoredEntry,
@@ -148,6 +151,11 @@ class CassandraStore:
     def trouble(self) -> str:
         """See ``Store.trouble``."""
         return str(self._error or "")
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the rows tell all that this store knows, and nothing is under way."""
+        return all(log.forgettable for log in self._logs.values())
 
     # --- Logs in memory -----------------------------------------------------------------------------------------
 
@@ -370,6 +378,14 @@ class CassandraStore:
             tail = await reads.read_tail(self._tables, conversation_id, row.segments, 0)
             segments, before_seq = row.segments, tail.head_seq + 1
         return await reads.find(self._tables, conversation_id, segments, before_seq, sender, client_msg_id, since_us)
+
+    async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
+        """See ``Store.find_members``. Cancelling is safe."""
+        return members_of(await read_stays(self._tables, conversation_id, users))
+
+    async def list_members(self, conversation_id: str, *, after: str, limit: int) -> list[MemberRecord]:
+        """See ``Store.list_members``. Cancelling is safe."""
+        return await read_members(self._tables, conversation_id, after, limit)
 
     async def involvements(self, user: str) -> list[Involvement]:
         """See ``Store.involvements``. One read for some thousand conversations. Cancelling is safe."""

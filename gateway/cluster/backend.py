@@ -22,6 +22,7 @@ from gateway.cluster.ports import Directory, Found, Taken, Transport
 from gateway.cluster.redis_client import RedisClient
 from gateway.cluster.redis_transport import RedisInbox, RedisTransport
 from gateway.cluster.resyncs import Resyncs
+from gateway.cluster.succession import Forebear, RedisParts, Succession
 from gateway.cluster.two_ways import TwoWays
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
@@ -59,10 +60,21 @@ class Backend:
         redis: the connection; None without ``redis_url``.
         peers: direct connections to other nodes; None without ``cluster_secret``.
         degradation: whether this node does without Redis just now.
+        address: where other nodes reach this one.
+        succession: gives this node's part of the cluster to another process, or takes it; made by ``join``.
     """
 
-    def __init__(self, settings: Settings, node: str, address: str) -> None:
-        """Describe everything; nothing is connected yet. Raises PeerPortUnusable, UrlError (``redis_url``)."""
+    succession: Succession
+
+    def __init__(self, settings: Settings, node: str, address: str, forebear: Forebear | None = None) -> None:
+        """Describe everything; nothing is connected yet. Raises PeerPortUnusable, UrlError (``redis_url``).
+
+        Args:
+            settings: the effective settings.
+            node: the node's name.
+            address: where it listens, for a lease of nodes that are not reached directly.
+            forebear: the process whose incarnation goes on in this one.
+        """
         self._settings = settings
         self.tables = CassandraTables(cassandra_access(settings), settings.cassandra_requests_max)
         self.coordination = CassandraCoordination(self.tables)
@@ -70,8 +82,12 @@ class Backend:
         self._joined: Cluster | None = None
         self._resyncs: Resyncs | None = None
         listening = None
-        if settings.cluster_secret:
+        if forebear is not None:
+            listening, address = forebear.listening, forebear.address
+        elif settings.cluster_secret:
             listening, address = open_for_peers(settings)
+        self.address = address
+        self._connected = False
         self._lease = Lease(
             self.coordination,
             node=node,
@@ -80,6 +96,7 @@ class Backend:
             protocol=NODE_PROTOCOL,
             lease_s=settings.lease_s,
             renew_s=settings.lease_renew_s,
+            incarnation=forebear.incarnation if forebear is not None else "",
         )
         self._watch = Watch(self.coordination, self._lease, lease_s=settings.lease_s)
         self._directory: SessionDirectory | None = None
@@ -97,6 +114,16 @@ class Backend:
             if settings.redis_url
             else None
         )
+
+    @property
+    def incarnation(self) -> str:
+        """The name of this life of the node."""
+        return self._lease.incarnation
+
+    @property
+    def hints_known(self) -> bool:
+        """Whether Redis is there, and known to hold what it held."""
+        return self._generations is not None and bool(self._generations.current)
 
     def _cluster(self) -> Cluster:
         assert self._joined is not None, "a store is asked for nothing before its node has joined"
@@ -128,6 +155,12 @@ class Backend:
         self._joined.on_gap = self._resyncs.everybody
         if self._generations is not None:
             self._generations.on_new.append(self._begun)
+        redis = (
+            RedisParts(self.redis, self._generations, self._inbox)
+            if self.redis is not None and self._generations is not None and self._inbox is not None
+            else None
+        )
+        self.succession = Succession(self._joined, self.store, self._resyncs, redis, self.peers, self._settings.lease_s)
         return self._joined
 
     def _begun(self, new: bool) -> None:
@@ -155,13 +188,26 @@ class Backend:
             cluster_metrics.add_peers(registry, self.peers)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connect to Cassandra, for which it waits, and to Redis, for which it does not; serve until cancelled."""
+        """Connect to Cassandra, for which it waits, and to Redis, for which it does not; serve until cancelled.
+
+        Does nothing when this was begun before.
+        """
+        if self._connected:
+            task_status.started()
+            return
+        self._connected = True
         async with trio.open_nursery() as nursery:
             await nursery.start(self.tables.run)
+            if self.redis is not None:
+                await nursery.start(self.redis.run)
+            task_status.started()
+
+    async def take_part(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hear other nodes, and let them find this one, until cancelled; the node has joined by then."""
+        async with trio.open_nursery() as nursery:
             if self.peers is not None:
                 await nursery.start(self.peers.run)
-            if self.redis is not None and self._inbox is not None and self._generations is not None:
-                await nursery.start(self.redis.run)
+            if self._inbox is not None and self._generations is not None:
                 nursery.start_soon(self._generations.run)
                 inbox, transport = self._inbox, self._cluster().transport
                 nursery.start_soon(inbox.run, transport.received)

@@ -104,7 +104,7 @@ class Cluster:
         self.links.received = self._received
         self.links.on_gap.append(lambda _sender: self.on_gap())
         self.ownership.on_change.append(self._tell_others)
-        watch.on_change += [self.router.reroute, lambda: self.handing_on.forget(watch.live.keys())]
+        watch.on_change += [self.router.reroute, lambda: self.handing_on.rounds.forget(watch.live.keys())]
 
     @property
     def incarnation(self) -> str:

@@ -52,6 +52,17 @@ class Generation:
         """Name of the generation; empty while Redis is away, and for a moment while it is being asked."""
         return self._current
 
+    def resume(self, current: str) -> None:
+        """Go on with the hints of another process that has ended, for which ``current`` was valid (empty: none was).
+
+        Call it when everybody listens. Who listens is told of what differs; while Redis is away, at its return.
+        """
+        if self._away:
+            return
+        if self._last != current:
+            for notify in self.on_new:
+                notify(True)
+
     async def run(self) -> None:
         """Look whether the generation is still the same, until cancelled."""
         polls = 0

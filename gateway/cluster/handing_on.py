@@ -27,6 +27,7 @@ from gateway.broker import Delivery, EdgePort, Origin, OwnerPort
 from gateway.cluster.links import Links, LiveIncarnations
 from gateway.cluster.parcels import Answered, Delivered, Forwarded, GivenBack, Signalled
 from gateway.cluster.ports import Directory
+from gateway.cluster.rounds import Rounds
 from gateway.cluster.slots import slot_of_command
 from protocol.codec import decode_command_fast, encode_msgpack
 from protocol.frames import Command, Push, Reply
@@ -80,6 +81,7 @@ class HandingOn:
     Attributes:
         give_back: takes commands of this node's own connections that its owner gave back (the router).
         owner: the owner that gets what other nodes forward.
+        rounds: which rounds of forwarded commands were given back.
         delivered_elsewhere, looked_again: deliveries sent to other nodes, and those sent again to somebody who came
             meanwhile, ever.
     """
@@ -89,6 +91,7 @@ class HandingOn:
     ) -> None:
         self.give_back: Callable[[Origin, Command], None] = lambda _origin, _command: None
         self.owner: OwnerPort
+        self.rounds = Rounds()
         self.delivered_elsewhere = 0
         self.looked_again = 0
         self._incarnation = incarnation
@@ -104,8 +107,6 @@ class HandingOn:
         self._flushes = 0  # reports that everybody may have moved
         self._barriers = 0
         self._origins: WeakValueDictionary[tuple[str, int], RemoteOrigin] = WeakValueDictionary()
-        self._rounds: dict[tuple[str, int], int] = {}
-        self._refused: dict[tuple[str, int], int] = {}
         directory.on_invalidated = self._invalidated
         links.after_flush = self._set_barrier
 
@@ -118,11 +119,9 @@ class HandingOn:
 
     def forwarded(self, sender: str, item: Forwarded) -> None:
         """Handle a command of another node's session."""
-        key = (sender, item.slot)
-        if item.round and item.round <= self._refused.get(key, 0):
+        if not self.rounds.admit(sender, item.slot, item.round):
             self._give_back_to(sender, item.command)
             return
-        self._rounds[key] = max(item.round, self._rounds.get(key, 0))
         try:
             command = decode_command_fast(item.command)
         except DecodeError as error:
@@ -139,11 +138,6 @@ class HandingOn:
         except DecodeError as error:
             log.error("forwarded command not understood", sender=sender, error=str(error))
 
-    def forget(self, incarnations: Collection[str]) -> None:
-        """Keep nothing of nodes but these."""
-        self._rounds = {key: value for key, value in self._rounds.items() if key[0] in incarnations}
-        self._refused = {key: value for key, value in self._refused.items() if key[0] in incarnations}
-
     # --- gateway.broker.EdgePort ------------------------------------------------------------------------------------
 
     def not_owner(self, origin: Origin, command: Command) -> None:
@@ -151,8 +145,7 @@ class HandingOn:
         if type(origin) is not RemoteOrigin:
             self.give_back(origin, command)
             return
-        key = (origin.incarnation, slot_of_command(origin.user, command))
-        self._refused[key] = self._rounds.get(key, 0)
+        self.rounds.refuse(origin.incarnation, slot_of_command(origin.user, command))
         self._links.send(origin.incarnation, GivenBack(command.id))
 
     def is_gone(self, origin: Origin) -> bool:

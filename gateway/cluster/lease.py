@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 import trio
+from msgspec import Struct
 from msgspec.structs import replace
 
 from store.coordination import Coordination, LeaseRecord
@@ -38,6 +39,22 @@ def machine_seconds() -> float:
     return clock_gettime(CLOCK_BOOTTIME)
 
 
+class LeaseState(Struct, array_like=True):
+    """What another process of this machine has to know to keep a lease.
+
+    Attributes:
+        nonce: the last renewal known to be in the row.
+        tried: the last one that was ever tried.
+        sent_s: when each was sent that may be in the row, seconds of the clock.
+        valid_until_s: until when nobody can have taken anything, seconds of the clock.
+    """
+
+    nonce: int
+    tried: int
+    sent_s: dict[int, float]
+    valid_until_s: float
+
+
 class Lease:
     """Keeps one incarnation alive in the eyes of the others.
 
@@ -57,8 +74,10 @@ class Lease:
         lease_s: float,
         renew_s: float,
         clock: Callable[[], float] = machine_seconds,
+        incarnation: str = "",
     ) -> None:
-        self.incarnation = f"{node}:{secrets.token_urlsafe(6)}"
+        """``incarnation``: one that another process lives under until ``resume``; empty: a new one."""
+        self.incarnation = incarnation or f"{node}:{secrets.token_urlsafe(6)}"
         self.renewals = 0
         self._coordination = coordination
         self._record = LeaseRecord(self.incarnation, node, 0, True, address, owns, False, protocol)
@@ -70,6 +89,7 @@ class Lease:
         self._valid_until_s = -1.0
         self._draining = False
         self._fenced = False
+        self._taken = False
         self._wake = trio.Event()
 
     @property
@@ -101,6 +121,22 @@ class Lease:
         self._draining = True
         self._wake.set()
 
+    def renew_soon(self) -> None:
+        """Renew without waiting for the time."""
+        self._wake.set()
+
+    def state(self) -> LeaseState:
+        """What a process has to know that goes on with this lease. A renewal under way does no harm."""
+        return LeaseState(self._record.nonce, self._tried, dict(self._sent_s), self._valid_until_s)
+
+    def resume(self, state: LeaseState) -> None:
+        """Go on with the lease of a process that says nothing any more; call it before ``run``."""
+        self._taken = True
+        self._record = replace(self._record, nonce=state.nonce)
+        self._tried, self._sent_s = state.tried, dict(state.sent_s)
+        self._valid_until_s = state.valid_until_s
+        self.renew_soon()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take the lease, however long the store lets it wait, then renew it until cancelled.
 
@@ -109,7 +145,8 @@ class Lease:
 
         A cancellation leaves the row alive until ``release`` or until others have watched it stand still.
         """
-        await self._take()
+        if not self._taken:
+            await self._take()
         task_status.started()
         while True:
             with trio.move_on_after(self._renew_s):

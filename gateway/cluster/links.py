@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 import trio
+from msgspec import Struct
 
 from gateway.cluster.parcels import Hello, Item, LinkBroken, Parcel, Welcome, decode_parcel, encode_parcel
 from gateway.cluster.ports import Transport
@@ -27,6 +28,22 @@ FORGET_S: Final = 300.0
 """Seconds of silence after which a sender's number is forgotten: it has ended long ago."""
 
 log = structlog.get_logger(__name__)
+
+
+class LinksState(Struct, array_like=True):
+    """What another process has to know to go on with this node's links.
+
+    Attributes:
+        sent: number of the last parcel for each receiver.
+        expected: number of the next parcel of each sender.
+        welcomes: nodes that know this one.
+        kept: encoded parcels that came during the pause.
+    """
+
+    sent: dict[str, int]
+    expected: dict[str, int]
+    welcomes: list[str]
+    kept: list[bytes]
 
 
 class LiveIncarnations(Protocol):
@@ -65,6 +82,7 @@ class Links:
         self._welcomes: set[str] = set()
         self._welcomed = trio.Event()
         self._wake = trio.Event()
+        self._kept: list[bytes] | None = None  # what comes during a pause; None: there is none
         transport.received = self._receive
 
     @property
@@ -99,12 +117,44 @@ class Links:
                 self._welcomed = trio.Event()
                 await self._welcomed.wait()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be sent."""
+        return not self._outgoing
+
+    def pause(self) -> None:
+        """Keep what comes, unread, until ``resume``; sending goes on. Does nothing during a pause."""
+        if self._kept is None:
+            self._kept = []
+
+    def resume(self) -> None:
+        """Read what was kept, and then what comes. Does nothing where there is no pause."""
+        kept, self._kept = self._kept, None
+        for parcel in kept or ():
+            self._receive(parcel)
+
+    def state(self) -> LinksState:
+        """What a process has to know that goes on with these links; call it during a pause, when ``idle``."""
+        return LinksState(dict(self._sent), dict(self._expected), list(self._welcomes), list(self._kept or ()))
+
+    def restore(self, state: LinksState) -> None:
+        """Go on with the links of a process that sends and reads nothing any more; call it before ``run``.
+
+        They are in a pause, which ends as soon as they run.
+        """
+        now_s = trio.current_time()
+        self._sent, self._sent_s = dict(state.sent), dict.fromkeys(state.sent, now_s)
+        self._expected, self._heard_s = dict(state.expected), dict.fromkeys(state.expected, now_s)
+        self._welcomes = set(state.welcomes)
+        self._kept = [*state.kept, *(self._kept or ())]
+
     def flush_soon(self) -> None:
         """Run a flush at the end of this pass even if nothing is sent."""
         self._wake.set()
 
     async def run(self) -> None:
         """Send what passes of the loop gather until cancelled; what is not sent then is lost."""
+        self.resume()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_alive)
             while True:
@@ -146,6 +196,9 @@ class Links:
                 del self._expected[ended], self._heard_s[ended]
 
     def _receive(self, encoded: bytes) -> None:
+        if self._kept is not None:
+            self._kept.append(encoded)
+            return
         try:
             parcel = decode_parcel(encoded)
         except msgspec.DecodeError as error:

@@ -78,6 +78,9 @@ class SlotOwnership:
         self._adopted_s = watch.now_s()
         self._not_leaving: dict[int, float] = {}
         self._wake = trio.Event()
+        self._go_on = trio.Event()
+        self._go_on.set()
+        self._looking = False
         watch.on_change.append(self.wake)
 
     # --- gateway.owner.ports.Ownership ------------------------------------------------------------------------------
@@ -116,6 +119,20 @@ class SlotOwnership:
         """Look at the table soon."""
         self._wake.set()
 
+    @property
+    def resting(self) -> bool:
+        """Whether nothing of the table is read or written: it stays so during a pause."""
+        return not self._looking
+
+    def pause(self) -> None:
+        """Begin no other look at the table until ``resume``."""
+        if self._go_on.is_set():
+            self._go_on = trio.Event()
+
+    def resume(self) -> None:
+        """Look again. Does nothing where there is no pause."""
+        self._go_on.set()
+
     # --- Life -------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -126,6 +143,8 @@ class SlotOwnership:
         """
         started = False
         while True:
+            await self._go_on.wait()
+            self._looking = True
             try:
                 await self.look()
             except Unavailable as error:
@@ -134,6 +153,8 @@ class SlotOwnership:
                 if not started:
                     task_status.started()
                     started = True
+            finally:
+                self._looking = False
             with trio.move_on_after(TABLE_POLL_S):
                 await self._wake.wait()
             self._wake = trio.Event()

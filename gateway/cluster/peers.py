@@ -130,6 +130,16 @@ class Peers:
         """Connections to other nodes that there are, or that are being made."""
         return len(self._outgoing)
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that was sent is confirmed, or given up."""
+        return not any(peer.unconfirmed for peer in self._outgoing.values())
+
+    @property
+    def listening(self) -> socket.socket:
+        """Where other nodes connect to."""
+        return self._listening
+
     def cut_off(self, incarnation: str) -> bool:
         """Whether a node has just sent parcels here because it cannot reach Redis: then it reads no inbox either."""
         return trio.current_time() - self._cut_off_s.get(incarnation, -SILENCE_S) < SILENCE_S

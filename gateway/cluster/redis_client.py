@@ -66,6 +66,11 @@ class RedisClient:
         """Whether there is no connection just now."""
         return self._away
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was submitted is answered."""
+        return not self._waiting
+
     def submit(self, commands: Sequence[Command], answer: Answer) -> None:
         """See RedisPort.submit."""
         size = sum(len(part) for command in commands for part in command if isinstance(part, bytes))

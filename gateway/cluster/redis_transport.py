@@ -110,12 +110,15 @@ class RedisInbox:
     Attributes:
         parcels: read, ever.
         reads: that brought parcels, ever.
+        handed_over: id of the last item of the stream that was handed over, or need not be: who goes on reading in
+            the place of this process begins behind it, if it is set there before ``run``.
     """
 
     def __init__(self, url: str, incarnation: str, *, name: str, parcels_max: int = INBOX_PARCELS_MAX) -> None:
         """Args: ``url``: see redis_url; ``name``: of the connection in CLIENT LIST. Raises UrlError."""
         self.parcels = 0
         self.reads = 0
+        self.handed_over = b"0-0"
         self._address = parse_redis_url(url)
         self._incarnation = incarnation
         self._name = name
@@ -131,6 +134,7 @@ class RedisInbox:
     ) -> None:
         """See Inbox.run; started at once. A cancellation removes the stream, and takes half a second."""
         self._received = received
+        self._cursor = self.handed_over
         self._token = trio.lowlevel.current_trio_token()
         limiter = trio.CapacityLimiter(1)
         async with trio.open_nursery() as nursery:
@@ -141,7 +145,8 @@ class RedisInbox:
             finally:
                 self._stopped.set()
 
-    def _hand_over(self, parcels: Sequence[bytes]) -> None:
+    def _hand_over(self, parcels: Sequence[bytes], cursor: bytes) -> None:
+        self.handed_over = cursor
         self.reads += 1
         self.parcels += len(parcels)
         for parcel in parcels:
@@ -186,7 +191,7 @@ class RedisInbox:
             parcels = [fields[1] for _, fields in items if fields[0] == FIELD]
             if parcels:
                 # Waits until they are handled: what cannot be handled in time stays in Redis, and is trimmed there.
-                trio.from_thread.run_sync(self._hand_over, parcels, trio_token=self._token)
+                trio.from_thread.run_sync(self._hand_over, parcels, self._cursor, trio_token=self._token)
         connection.ask("UNLINK", key)
 
     def _renew(self, connection: RedisConnection) -> None:

@@ -42,6 +42,12 @@ class Resyncs:
         self._everybody = everybody
         self._degraded = degraded
         self._wake = trio.Event()
+        self._telling = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether somebody is still to be told."""
+        return self._telling or self._wake.is_set()
 
     def everybody(self) -> None:
         """Have all who are connected now told soon."""
@@ -60,9 +66,11 @@ class Resyncs:
 
     async def _tell(self) -> None:
         self.rounds += 1
+        self._telling = True
         connections = list(self._everybody.connections())
         random.shuffle(connections)
         size = len(connections) // RESYNC_BATCHES + 1
         for start in range(0, len(connections), size):
             self._everybody.push_surely(connections[start : start + size], Resync())
             await trio.sleep(RESYNC_SPREAD_S / RESYNC_BATCHES)
+        self._telling = False

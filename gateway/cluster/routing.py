@@ -122,6 +122,20 @@ class Router:
         """Commands that wait for another node, or for an owner to be known."""
         return len(self._by_request)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no command waits, given back ones included."""
+        return not self._routes
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Requests, sessions and rounds numbered so far: a process that goes on with this one's name begins there."""
+        return self._requests, self._session_count, self._rounds
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int, int]) -> None:
+        self._requests, self._session_count, self._rounds = counts
+
     def submit(self, origin: Origin, command: Command) -> None:
         """See OwnerPort.submit."""
         try:

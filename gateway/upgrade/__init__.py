@@ -10,7 +10,7 @@ them:
 | starting | the new program checks settings and store; the node serves | Ready, START_TIMEOUT_S | killing it |
 | settling | nobody is accepted; HTTP and handshakes finish or are put off | SETTLE_S | accepting |
 | quieting | nothing is read; what was read is answered, delivered, saved | QUIET_TIMEOUT_S | reading |
-| handing over | the loop stands still; sockets, state, lock go over | Taken, HAND_OVER_TIMEOUT_S | keeping everything |
+| handing over | the loop stands still; sockets, state, lock go over | Taken, stand_still_max_s | keeping everything |
 | gone | the process ends with exit code 0 | | nothing |
 
 The point of no return is one message, Taken. The successor sends it when it has everything and before it reads or
@@ -21,6 +21,9 @@ successor that takes too long, and only when that process is dead it looks wheth
 
 What clients send meanwhile stays in the kernel's buffers of their sockets; who connects waits in the listening
 socket's queue, which both processes share.
+
+What the right to write is, and how it goes over, is for the ``Estate`` and the ``Heir``: the store's lock, or the life
+of one incarnation in a cluster.
 """
 
 from typing import Final

@@ -11,7 +11,7 @@ from msgspec.msgpack import Decoder, Encoder
 
 from protocol.websocket import ReaderState
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised when messages change so that an older or newer program would not understand them."""
 
 CONNECTIONS_PER_CHUNK: Final = 250
@@ -30,6 +30,8 @@ class Offer(Struct, array_like=True, tag=1):
         pid: of its process.
         store: its kind of store.
         data_dir: its data directory, absolute.
+        same: settings which its successor has to have, too, as text by name.
+        estate: what a successor has to know of the estate before it is ready; descriptors of it come along.
     """
 
     format: int
@@ -37,6 +39,8 @@ class Offer(Struct, array_like=True, tag=1):
     pid: int
     store: str
     data_dir: str
+    same: dict[str, str] = {}
+    estate: bytes = b""
 
 
 class Ready(Struct, array_like=True, tag=2):

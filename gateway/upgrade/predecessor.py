@@ -31,9 +31,6 @@ START_TIMEOUT_S: Final = 30.0
 """Seconds from the start of the new program until it is ready: an import takes one on a busy machine, a first fetch of
 public keys up to ten. Nobody waits for it."""
 
-HAND_OVER_TIMEOUT_S: Final = 10.0
-"""Seconds that the event loop stands still at most. A million connections take about five."""
-
 KILL_TIMEOUT_S: Final = 10.0
 """Seconds in which a killed process must be gone."""
 
@@ -117,7 +114,9 @@ class Upgrades:
                 "(docker run --init), or replace the container"
             )
         if self._estate is None:
-            raise UpgradeFailed("only a node of its own, with the embedded store, can be upgraded live: drain this one")
+            raise UpgradeFailed(
+                "one of several processes behind one port cannot be upgraded live: drain it, and it is started anew"
+            )
         objection = "the node drains" if self._node.draining else self._estate.objection()
         if objection:
             raise UpgradeFailed(objection)
@@ -160,8 +159,9 @@ class Upgrades:
         until_s = time.monotonic() + START_TIMEOUT_S
         node = self._node
         data_dir = str(node.settings.data_dir.absolute())
-        offer = Offer(FORMAT, version("tidegate"), os.getpid(), estate.kind, data_dir)
-        channel.send(offer, until_s=until_s)
+        state, descriptors = estate.offer()
+        offer = Offer(FORMAT, version("tidegate"), os.getpid(), estate.kind, data_dir, estate.same(), state)
+        channel.send(offer, descriptors, until_s=until_s)
         with trio.move_on_after(START_TIMEOUT_S) as patience:
             await trio.lowlevel.wait_readable(channel.sock)
         if patience.cancelled_caught:
@@ -180,7 +180,7 @@ class Upgrades:
         Raises HandOverFailed when the successor fails or is too slow.
         """
         node = self._node
-        until_s = time.monotonic() + HAND_OVER_TIMEOUT_S
+        until_s = time.monotonic() + estate.stand_still_max_s
         listeners = [sock.fileno() for sock in node.sockets]
         connections = movable_connections(node)
         now_s = trio.current_time()

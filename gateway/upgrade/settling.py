@@ -39,6 +39,7 @@ class Rest:
         """Go on as before, whatever of the rest was reached."""
         node = self._node
         node.catchup.resume()
+        self._estate.resume()
         node.parking.reading.resume()
         node.listener.accept_loop.resume()
 
@@ -53,7 +54,7 @@ class Rest:
         self._close_unmovable()
         await node.owner.save_receipts()
         with trio.move_on_after(SETTLE_S):
-            while not self._estate.quiet:  # noqa: ASYNC110 - once per upgrade
+            while self._estate.busy:  # noqa: ASYNC110 - once per upgrade
                 await trio.sleep(LOOK_S)
 
     async def wait_until_quiet(self) -> None:
@@ -72,6 +73,7 @@ class Rest:
                 await node.owner.save_receipts()
             if node.catchup.idle:
                 node.writer.release_waiting()
+            self._estate.rest()
             busy = self._busy()
             if not busy:
                 return
@@ -89,11 +91,10 @@ class Rest:
             (node.hub.fanout.jobs_waiting, "deliveries"),
             (not node.catchup.idle, "syncs"),
             (not node.presences.idle, "presence"),
-            (not self._estate.quiet, "the store's own work"),
         ):
             if busy:
                 return what
-        return ""
+        return self._estate.busy
 
     def _close_unmovable(self) -> None:
         """Send away whose connection lives in this process and not in the kernel alone (TLS that ends here)."""

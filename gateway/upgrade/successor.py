@@ -14,13 +14,13 @@ from gateway.auth import Verifier
 from gateway.config import Settings
 from gateway.heap import give_back_large_blocks
 from gateway.node import Node, serve
+from gateway.processes import FENCED
 from gateway.upgrade import PREDECESSOR_VARIABLE
 from gateway.upgrade.channel import Channel, Gone, HandOverFailed
+from gateway.upgrade.heirs import Heir, heir_of
 from gateway.upgrade.messages import FORMAT, Ack, Begin, Chunk, Failed, Offer, Ready, Taken
-from gateway.upgrade.ports import EmbeddedEstate
 from gateway.upgrade.predecessor import Upgrades
 from gateway.upgrade.restore import Restorer
-from store.embedded import EmbeddedStore, require_current
 
 MESSAGE_TIMEOUT_S: Final = 60.0
 """Seconds of silence after which a predecessor is given up. It has limits of its own, and when it ends this process
@@ -71,50 +71,43 @@ def main(settings: Settings, channel: Channel) -> None:
 
 
 async def _succeed(settings: Settings, verifier: Verifier, channel: Channel) -> None:
-    offer, _ = channel.receive(Offer, until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
-    _check(offer, settings)
-    if verifier.jwks is not None:
-        await verifier.jwks.refresh()
-    require_current(settings.data_dir)
-    gc.collect()
-    gc.freeze()
-    # What comes now is a burst of objects that stay: the collector would look at them over and over.
-    gc.disable()
-    channel.send(Ready(FORMAT, version("tidegate")), until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
-    node, store = _take_over(settings, verifier, channel)
-
-    def taken() -> None:
-        try:
-            channel.send(Taken(), until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
-        except Gone:  # it has ended after it had given everything: nobody but this process can go on
-            log.warning("the predecessor ended before it was told")
-        store.note_holder()
-        channel.close()
-        gc.freeze()  # nearly all of it stays, and a collection comes soon
-        gc.enable()
-
-    node.before_serving = taken
-    store.observe_commits(node.metrics.observe_commit)
-    # Nothing is printed: the address is that which the predecessor has printed.
-    await serve(node, lambda _node: None, Upgrades(node, EmbeddedEstate(store)))
-
-
-def _check(offer: Offer, settings: Settings) -> None:
-    """Raise HandOverFailed if this program, with these settings, cannot take the place of that one."""
+    offer, descriptors = channel.receive(Offer, until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
     if offer.format != FORMAT:
         raise HandOverFailed(
             f"this program (tidegate {version('tidegate')}) hands over in format {FORMAT}, "
             f"tidegate {offer.version} in {offer.format}: restart the node instead"
         )
-    if offer.store != "embedded" or settings.store != offer.store:
-        raise HandOverFailed(f"the store is {offer.store} there and {settings.store} here: restart the node instead")
-    if str(settings.data_dir.absolute()) != offer.data_dir:
-        raise HandOverFailed(
-            f"data_dir is {offer.data_dir} there and {settings.data_dir.absolute()} here: restart the node instead"
-        )
+    heir = heir_of(offer, descriptors, settings)
+    if verifier.jwks is not None:
+        await verifier.jwks.refresh()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heir.run)
+        gc.collect()
+        gc.freeze()
+        # What comes now is a burst of objects that stay: the collector would look at them over and over.
+        gc.disable()
+        channel.send(Ready(FORMAT, version("tidegate")), until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
+        node = _take_over(heir, verifier, channel)
+
+        def taken() -> None:
+            try:
+                channel.send(Taken(), until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
+            except Gone:  # it has ended after it had given everything: nobody but this process can go on
+                log.warning("the predecessor ended before it was told")
+            heir.taken()
+            channel.close()
+            gc.freeze()  # nearly all of it stays, and a collection comes soon
+            gc.enable()
+
+        node.before_serving = taken
+        # Nothing is printed: the address is that which the predecessor has printed.
+        await serve(node, lambda _node: None, Upgrades(node, heir.estate()))
+        nursery.cancel_scope.cancel()
+    if node.fenced:
+        raise SystemExit(FENCED)
 
 
-def _take_over(settings: Settings, verifier: Verifier, channel: Channel) -> tuple[Node, EmbeddedStore]:
+def _take_over(heir: Heir, verifier: Verifier, channel: Channel) -> Node:
     """A node with all that the predecessor had, not yet serving. A plain call: there is nothing else to do."""
     until_s = time.monotonic() + MESSAGE_TIMEOUT_S
     begin, descriptors = channel.receive(Begin, until_s=until_s)
@@ -122,10 +115,8 @@ def _take_over(settings: Settings, verifier: Verifier, channel: Channel) -> tupl
     sockets = [socket.socket(fileno=fd) for fd in descriptors[: begin.listeners]]
     for sock in sockets:
         sock.setblocking(False)
-    (lock,) = descriptors[begin.listeners :]
-    store = EmbeddedStore.inherit(settings.data_dir, lock)
-    store_s = time.monotonic()
-    node = Node(settings, store, verifier, sockets)
+    node = heir.take(verifier, sockets, begin.estate, descriptors[begin.listeners :])
+    estate_s = time.monotonic()
     restorer = Restorer(node, begin)
     while restorer.count < begin.connections:
         chunk, descriptors = channel.receive(Chunk, until_s=until_s)
@@ -135,7 +126,7 @@ def _take_over(settings: Settings, verifier: Verifier, channel: Channel) -> tupl
     log.info(
         "taking over",
         connections=restorer.count,
-        store_ms=(store_s - began_s) * 1e3,
-        connections_ms=(time.monotonic() - store_s) * 1e3,
+        estate_ms=(estate_s - began_s) * 1e3,
+        connections_ms=(time.monotonic() - estate_s) * 1e3,
     )
-    return node, store
+    return node

@@ -44,8 +44,22 @@ def taken(): channel.send(Taken(), until_s=soon)
 
 class FakeEstate:
     kind = "embedded"
-    quiet = True
+    stand_still_max_s = 10.0
+    busy = ""
     wrong = ""
+    resumed = 0
+
+    def same(self) -> dict[str, str]:
+        return {}
+
+    def offer(self) -> tuple[bytes, list[int]]:
+        return b"", []
+
+    def rest(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        self.resumed += 1
 
     def objection(self) -> str:
         return self.wrong
@@ -155,7 +169,7 @@ def _give_up_late(upgrades, channel, estate):
 
 
 async def test_one_that_hangs_is_ended(node, dial, monkeypatch):
-    monkeypatch.setattr(predecessor, "HAND_OVER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(FakeEstate, "stand_still_max_s", 0.2)
     await dial(node, "alice")
     with pytest.raises(UpgradeFailed, match="silent"), trio.fail_after(30):
         await upgrades_to(node, "ready(); time.sleep(60)").upgrade(lambda _state: None, leave)
@@ -191,7 +205,7 @@ async def test_what_cannot_be_upgraded_says_why(node, monkeypatch):
             await upgrades.upgrade(lambda _state: None, leave)
         return str(failed.value)
 
-    assert "embedded store" in await reason(Upgrades(node, None))
+    assert "several processes" in await reason(Upgrades(node, None))
     estate = FakeEstate()
     estate.wrong = "the disk is full"
     assert await reason(Upgrades(node, estate)) == "the disk is full"
