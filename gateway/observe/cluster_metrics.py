@@ -75,7 +75,10 @@ def add_degradation(registry: MetricRegistry, degradation: "Degradation", resync
 
 def add_cassandra(registry: MetricRegistry, tables: "CassandraTables") -> None:
     """Use of the store."""
-    registry.counter("cassandra_statements", "Requests sent to Cassandra; a batch is one.", lambda: tables.statements)
+    registry.counter(
+        "cassandra_statements", "Statements sent to Cassandra, each of a batch counted.", lambda: tables.statements
+    )
+    registry.counter("cassandra_requests", "Requests sent to Cassandra; a batch is one.", lambda: tables.requests)
 
 
 def add_redis(
