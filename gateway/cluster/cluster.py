@@ -104,6 +104,7 @@ class Cluster:
         self.links.received = self._received
         self.links.on_gap.append(lambda _sender: self.on_gap())
         self.ownership.on_change.append(self._tell_others)
+        self.ownership.on_removed.append(transport.forget)
         watch.on_change += [self.router.reroute, lambda: self.handing_on.rounds.forget(watch.live.keys())]
 
     @property

@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from gateway.cluster.parcels import Hello, Item, LinkBroken, Parcel, Welcome, decode_parcel, encode_parcel
 from gateway.cluster.ports import Transport
+from gateway.cluster.silences import SILENCE_S, Silences
+from store.coordination import LeaseRecord
 
 EMPTY_PARCEL_S: Final = 2.0
 """Seconds after which a link that carries nothing carries an empty parcel, so that the loss of a last one shows."""
@@ -50,7 +52,7 @@ class LiveIncarnations(Protocol):
     """Who is alive (``Watch``)."""
 
     @property
-    def live(self) -> Mapping[str, object]: ...
+    def live(self) -> Mapping[str, LeaseRecord]: ...
 
 
 class Links:
@@ -58,7 +60,8 @@ class Links:
 
     Attributes:
         received: called with the sender and each item, in order.
-        on_gap: called with a sender some of whose parcels got lost on the way, before the next item is handed over.
+        on_gap: called with a sender some of whose parcels got lost on the way, before the next item is handed over;
+            so are those of a sender that lives and is not heard of.
         before_flush, after_flush: called when a pass's parcels are about to leave, and when they have been sent.
         parcels, gaps: parcels sent and gaps noticed, ever.
     """
@@ -78,6 +81,7 @@ class Links:
         self._sent_s: dict[str, float] = {}
         self._expected: dict[str, int] = {}
         self._heard_s: dict[str, float] = {}
+        self._silences = Silences(incarnation)
         self._newcomers: dict[str, float] = {}  # since when nodes are known that the last look did not see yet
         self._welcomes: set[str] = set()
         self._welcomed = trio.Event()
@@ -183,6 +187,7 @@ class Links:
                 if incarnation != self._incarnation and self._sent_s.get(incarnation, -1.0) <= quiet_s:
                     self._outgoing.setdefault(incarnation, [])
                     self._wake.set()
+            self._look_for_silence()
             for ended in [each for each in self._sent if each not in self._watch.live]:
                 del self._sent[ended], self._sent_s[ended]
             for seen in [
@@ -194,6 +199,20 @@ class Links:
             forgotten_s = trio.current_time() - FORGET_S
             for ended in [each for each, heard_s in self._heard_s.items() if heard_s < forgotten_s]:
                 del self._expected[ended], self._heard_s[ended]
+
+    def _look_for_silence(self) -> None:
+        if self._transport.away:
+            self._silences.begin_anew()  # everybody resyncs now and then anyway
+            return
+        for sender in self._silences.look(self._watch.live, self._heard_s):
+            log.warning("a node renews its lease and is not heard of", sender=sender, silent_s=SILENCE_S)
+            self._note_gap(sender)
+
+    def _note_gap(self, sender: str) -> None:
+        self.gaps += 1
+        for notify in self.on_gap:
+            notify(sender)
+        self.send(sender, LinkBroken())
 
     def _receive(self, encoded: bytes) -> None:
         if self._kept is not None:
@@ -211,11 +230,8 @@ class Links:
             return  # it came by two ways
         self._expected[sender] = parcel.number + 1
         if parcel.number > expected:
-            self.gaps += 1
             log.warning("parcels lost", sender=sender, lost=parcel.number - expected)
-            for notify in self.on_gap:
-                notify(sender)
-            self.send(sender, LinkBroken())
+            self._note_gap(sender)
         for item in parcel.items:
             if type(item) is Hello:
                 if sender not in self._watch.live:

@@ -54,6 +54,7 @@ class SlotOwnership:
         table: the slot table as last read or written.
         claims, handovers: slots claimed from the dead, and handed to others, ever.
         on_change: called after the table changed.
+        on_removed: called with a dead incarnation whose lease this node has removed.
         wrote_version: the last version of the table that this node wrote.
     """
 
@@ -68,6 +69,7 @@ class SlotOwnership:
         self.claims = 0
         self.handovers = 0
         self.on_change: list[Callable[[], None]] = []
+        self.on_removed: list[Callable[[str], None]] = []
         self.wrote_version = 0
         self._coordination = coordination
         self._lease = lease
@@ -253,8 +255,9 @@ class SlotOwnership:
             return
         owners = {slot.owner for slot in self.table.slots}
         for incarnation in self._watch.dead:
-            if incarnation not in owners:
-                await self._coordination.remove_lease(incarnation)
+            if incarnation not in owners and await self._coordination.remove_lease(incarnation):
+                for notify in self.on_removed:
+                    notify(incarnation)
 
     # --- The table --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,13 @@ WATCH_S: Final = 1.0
 WATCH_GAP_SHARE: Final = 0.5
 """Share of a lease between two looks above which this node itself must have been asleep: its watches begin again."""
 
+RENEWALS_OF_THE_LIVING: Final = 2
+"""Renewals to be seen before somebody surely lives. One can be the last of a node that was killed, arriving late; no
+second one can, because a renewal names the one before it, which that node would have to know of."""
+
+YOUNG_SHARE: Final = 2.0
+"""Leases that a node looks for an older one of its name: those renewals are seen by then."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -56,8 +63,8 @@ class Watch:
         self._lease = lease
         self._lease_s = lease_s
         self._clock = clock
-        self._watched: dict[str, tuple[int, float]] = {}
-        self._began_s = clock()
+        self._watched: dict[str, tuple[int, float, int]] = {}  # nonce, since when, and renewals seen
+        self._began_s: float | None = None  # the first look that succeeded
         self._wake = trio.Event()
 
     def now_s(self) -> float:
@@ -114,28 +121,30 @@ class Watch:
         """Take notice of renewals; those returned stood still for a lease."""
         # The clock is read behind the answer: a renewal is never counted from before it was seen.
         now_s = self._clock()
+        if self._began_s is None:
+            self._began_s = now_s
         silent = []
-        watched: dict[str, tuple[int, float]] = {}
+        watched: dict[str, tuple[int, float, int]] = {}
         for row in rows:
             if not row.alive or row.incarnation == self._lease.incarnation:
                 continue
-            nonce, since_s = self._watched.get(row.incarnation, (-1, now_s))
+            nonce, since_s, renewals = self._watched.get(row.incarnation, (-1, now_s, -1))
             if row.nonce != nonce:
-                if nonce >= 0:
-                    self._check_name(row, now_s)
-                since_s = now_s
+                since_s, renewals = now_s, renewals + 1
+                if renewals >= RENEWALS_OF_THE_LIVING:
+                    self._check_name(row, now_s - self._began_s)
             elif now_s - since_s >= self._lease_s:
                 silent.append(row)
-            watched[row.incarnation] = (row.nonce, since_s)
+            watched[row.incarnation] = (row.nonce, since_s, renewals)
         self._watched = watched
         return silent
 
-    def _check_name(self, other: LeaseRecord, now_s: float) -> None:
+    def _check_name(self, other: LeaseRecord, age_s: float) -> None:
         """Two living nodes of one name: the younger gives way, or one of the two when they are of an age."""
         own = self._lease.record
         if other.node != own.node:
             return
-        young = now_s - self._began_s < self._lease_s
+        young = age_s < self._lease_s * YOUNG_SHARE
         if young and (-other.nonce, other.incarnation) < (-own.nonce, own.incarnation):
             raise NameTaken(
                 f"a node named {own.node!r} is running already at {other.address}: names have to differ; "

@@ -201,6 +201,38 @@ async def test_lost_parcels_are_noticed_and_commands_sent_again(autojump_clock: 
         assert len(each.store.logs[conversation_id].entries) == 41, "each message once"
 
 
+async def test_a_living_node_that_is_not_heard_of_counts_as_a_gap(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, _ = each.parts.values()
+        told = 0
+
+        def note() -> None:
+            nonlocal told
+            told += 1
+
+        a.cluster.on_gap = note
+        await trio.sleep(30)
+        assert told == a.cluster.links.gaps == 0, "empty parcels come"
+        each.network.drop = lambda receiver, _parcel: receiver == a.lease.incarnation  # as two primaries of a Redis do
+        await trio.sleep(10)
+        assert told == a.cluster.links.gaps == 1
+        each.network.drop = lambda _receiver, _parcel: False
+        await trio.sleep(30)
+        assert told == 2, "the numbers show it once more, and that is all"
+
+
+async def test_the_inbox_of_a_dead_node_is_forgotten_with_its_lease(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as each:
+        a, b = each.parts.values()
+        forgotten: list[str] = []
+        a.cluster.ownership.on_removed.append(forgotten.append)
+        b.scope.cancel()
+        assert b.lease.incarnation in each.network.inboxes
+        await trio.sleep(20)
+        assert forgotten == [b.lease.incarnation]
+        assert list(each.network.inboxes) == [a.lease.incarnation]
+
+
 async def test_without_redis_acknowledgements_go_out_at_once(autojump_clock: MockClock) -> None:
     async with talk(owner="a") as (each, a, _b, alice, conversation_id, _peer):
         each.network.away = True

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from gateway.cluster.ownership import HANDOVER_MAX_S, SlotOwnership
@@ -209,6 +210,35 @@ async def test_two_nodes_of_one_name(autojump_clock: MockClock) -> None:
             await nursery.start(Part(coordination, "a").run)
             await trio.sleep(30)
     assert caught.group_contains(NameTaken, match="a node named 'a' is running already at a:1", depth=None)
+
+
+async def test_a_second_node_of_the_same_name_gives_way_however_long_the_store_let_it_wait(
+    autojump_clock: MockClock,
+) -> None:
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the nursery is what raises
+        async with cluster("a") as (coordination, _, nursery):
+            await trio.sleep(30)
+            second = Part(coordination, "a")
+            coordination.away = True
+            nursery.start_soon(nursery.start, second.run)
+            await trio.sleep(25)
+            coordination.away = False
+            await trio.sleep(30)
+    assert caught.group_contains(NameTaken, depth=None)
+
+
+async def test_the_late_last_renewal_of_an_earlier_life_is_no_second_node(autojump_clock: MockClock) -> None:
+    async with cluster("a", "b") as (coordination, (first, second), nursery):
+        second.scope.cancel()
+        await trio.sleep(1)
+        again = Part(coordination, "b")
+        await nursery.start(again.run)
+        await trio.sleep(2)
+        dead = coordination.rows[second.lease.incarnation]
+        coordination.rows[dead.incarnation] = replace(dead, nonce=dead.nonce + 1)
+        await trio.sleep(20)
+        assert_one_owner_each([first, again])
+        assert again.owned > 0
 
 
 async def test_the_next_life_of_a_killed_node_gets_its_slots_back(autojump_clock: MockClock) -> None:
