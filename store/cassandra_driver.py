@@ -311,6 +311,11 @@ def _statements_of(row: RowWrite) -> Iterator[tuple[str, tuple[Any, ...]]]:
         case Described(conversation_id, title, member_count, time_us):
             yield "described", (time_us, title, member_count, conversation_id)
         case PointersRaised(conversation_id, user, joined_seq, delivered_seq, read_seq):
+            if delivered_seq == read_seq > 0:  # as after one's own send: half as many statements
+                seq = read_seq
+                yield "pointers", (seq, seq, seq, conversation_id, user, joined_seq)
+                yield "pointers_by_user", (seq, seq, seq, user, conversation_id, joined_seq)
+                return
             for name, seq in (("delivered", delivered_seq), ("read", read_seq)):
                 if seq:
                     yield name, (seq, seq, conversation_id, user, joined_seq)

@@ -73,6 +73,12 @@ WRITES: Final = {
     "read_by_user": """
         UPDATE conversations_by_user USING TIMESTAMP ? SET read_seq = ?
         WHERE user = ? AND conversation_id = ? AND joined_seq = ?""",
+    "pointers": """
+        UPDATE members USING TIMESTAMP ? SET delivered_seq = ?, read_seq = ?
+        WHERE conversation_id = ? AND user = ? AND joined_seq = ?""",
+    "pointers_by_user": """
+        UPDATE conversations_by_user USING TIMESTAMP ? SET delivered_seq = ?, read_seq = ?
+        WHERE user = ? AND conversation_id = ? AND joined_seq = ?""",
     "seen": "INSERT INTO last_seen (user, seen_ms) VALUES (?, ?) USING TIMESTAMP ?",
 }
 
