@@ -14,10 +14,11 @@ from protocol.frames import ConversationKind
 from store.cassandra_grouping import Grouping, Landing, replica_sets, tell
 from store.cassandra_migrations import check_schema
 from store.cassandra_requests import Requests, Rows
-from store.cassandra_session import READS, SERIAL_READS, Access, connect, open_cluster
+from store.cassandra_session import READS, SERIAL_READS, Access, connect, open_cluster, replication_of
 from store.cassandra_statements import prepare
 from store.coordination import LeaseRecord
 from store.interface import NotWritten, StoreError, Unavailable
+from store.replication import doubts
 from store.segments import Segment, Segments
 from store.tables import (
     ConversationRow,
@@ -55,12 +56,17 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class CassandraTables:
-    """Implements ``store.tables.Tables``. Use: ``await nursery.start(tables.run)``, then call it."""
+    """Implements ``store.tables.Tables``. Use: ``await nursery.start(tables.run)``, then call it.
+
+    Attributes:
+        waiting_for: what ``run`` waits for before it starts, in words; empty once it has started.
+    """
 
     def __init__(self, access: Access, requests_max: int) -> None:
         """Describe where they are; nothing is connected yet. ``requests_max``: requests under way at once."""
         self._access = access
         self._requests_max = requests_max
+        self.waiting_for = "no connection to Cassandra was tried yet"
         self._requests: Requests | None = None
         self._prepared: dict[str, PreparedStatement] = {}
         self._replicas_of: Callable[[bytes], object] = lambda _key: None
@@ -98,18 +104,25 @@ class CassandraTables:
         attempts = 0
         while True:
             try:
-                return await trio.to_thread.run_sync(self._connect_now)
+                connected = await trio.to_thread.run_sync(self._connect_now)
             except Unavailable as error:
+                self.waiting_for = str(error)
                 if attempts % LOG_EVERY == 0:
                     log.warning("waiting for Cassandra", reason=str(error))
                 attempts += 1
+            else:
+                self.waiting_for = ""
+                return connected
             await trio.sleep(CONNECT_AGAIN_S)
 
     def _connect_now(self) -> tuple[Cluster, Session]:
-        cluster = open_cluster(self._access)
+        access = self._access
+        cluster = open_cluster(access)
         try:
-            session = connect(cluster, self._access)
-            check_schema(session, self._access.keyspace)
+            session = connect(cluster, access)
+            check_schema(session, access.keyspace)
+            for doubt in doubts(replication_of(cluster, access), access.consistency, access.datacenter):
+                log.warning("the keyspace's copies", keyspace=access.keyspace, doubt=doubt)
             self._prepared = prepare(session)
         except BaseException as error:
             cluster.shutdown()

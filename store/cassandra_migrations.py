@@ -20,8 +20,9 @@ from store.cassandra_session import CannotUse
 from store.interface import Unavailable
 from store.migrations import Migration, SchemaTooNew, refuse_newer
 
-LOCK_S: Final = 300
-"""Seconds after which a lock that was not freed ends: its holder has died. A migration takes some seconds."""
+LOCK_S: Final = 60
+"""Seconds after which a lock that is neither renewed nor freed ends: its holder has died. It is renewed before each
+statement, which takes some seconds at most."""
 
 _FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.cql")
 _BOOKKEEPING: Final = (
@@ -95,30 +96,32 @@ def migrate(session: Session, keyspace: str, told: Callable[[Migration], None]) 
     try:
         for statement in _BOOKKEEPING:
             session.execute(statement)
-        with _lock(session, keyspace):
+        with _lock(session, keyspace) as keep:
             found = schema_number(session)
             refuse_newer(found, len(migrations), f"keyspace {keyspace}")
             for migration in migrations[found:]:
                 told(migration)
-                _apply(session, migration)
+                _apply(session, migration, keep)
     except DriverException as error:
         raise Unavailable(f"a migration was broken off ({error}): run it again") from None
     return len(migrations) - found
 
 
-def _apply(session: Session, migration: Migration) -> None:
+def _apply(session: Session, migration: Migration, keep: Callable[[], None]) -> None:
     for statement in statements_of(migration):
+        keep()
         try:
             session.execute(statement)
         except AlreadyExists:
             continue  # made by an attempt that was broken off
+    keep()
     record = "INSERT INTO schema_migrations (number, name) VALUES (%s, %s)"
     session.execute(_quorum(record), (migration.number, migration.name))
 
 
 @contextmanager
-def _lock(session: Session, keyspace: str) -> Iterator[None]:
-    """Hold the lock. Raises Unavailable: another program does."""
+def _lock(session: Session, keyspace: str) -> Iterator[Callable[[], None]]:
+    """Hold the lock, and renew it with what this gives. Both raise Unavailable: another program holds it."""
     owner = secrets.token_hex(8)
     taken = session.execute(
         _quorum("INSERT INTO schema_lock (id, owner) VALUES ('migrate', %s) IF NOT EXISTS USING TTL %s"),
@@ -129,8 +132,17 @@ def _lock(session: Session, keyspace: str) -> Iterator[None]:
             f"another tidegate migrate works on keyspace {keyspace}: wait until it is done "
             f"(if it has died, its lock ends within {LOCK_S} s)"
         )
+
+    def keep() -> None:
+        kept = session.execute(
+            _quorum("UPDATE schema_lock USING TTL %s SET owner = %s WHERE id = 'migrate' IF owner = %s"),
+            (LOCK_S, owner, owner),
+        )
+        if not kept.one()[0]:
+            raise Unavailable(f"this migration of keyspace {keyspace} took so long that its lock ended: run it again")
+
     try:
-        yield
+        yield keep
     finally:
         session.execute(_quorum("DELETE FROM schema_lock WHERE id = 'migrate' IF owner = %s"), (owner,))
 

@@ -5,6 +5,7 @@ are sent to a second replica when the first is slow. All functions here block: c
 """
 
 import ssl
+from collections import Counter
 from typing import Any, Final
 
 from cassandra import (
@@ -39,6 +40,7 @@ from cassandra.query import tuple_factory
 from msgspec import Struct
 
 from store.interface import NotWritten, OutcomeUnknown, StoreError, Unavailable
+from store.replication import LOCAL, Replication, refusal
 
 REQUEST_TIMEOUT_S: Final = 5.0
 """Seconds after which a request's outcome is unknown: Cassandra gives up after 2 s of writing, 5 s of reading."""
@@ -57,8 +59,6 @@ READS: Final = "reads"
 
 SERIAL_READS: Final = "serial reads"
 """The execution profile of serial reads."""
-
-LOCAL: Final = "LOCAL_QUORUM"
 
 
 class Access(Struct, frozen=True):
@@ -173,10 +173,13 @@ def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
     if access.keyspace in cluster.metadata.keyspaces:
         return False
     _check_datacenter(cluster, access)
-    datacenters = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
+    datacenters = sorted(_nodes(cluster))
     if not access.datacenter and len(datacenters) != 1:
         raise CannotUse(f"Cassandra has the datacenters {', '.join(datacenters)}: set cassandra_datacenter to one")
-    datacenter = (access.datacenter or datacenters[0]).replace("'", "''")
+    named = access.datacenter or datacenters[0]
+    if refused := refusal(Replication(access.keyspace, {named: copies}, _nodes(cluster)), access.consistency, named):
+        raise CannotUse(refused.replace("lower the factor by ALTER KEYSPACE", "ask for fewer copies"))
+    datacenter = named.replace("'", "''")
     name = protect_name(access.keyspace)
     try:
         session.execute(
@@ -191,7 +194,7 @@ def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
 
 
 def _check_datacenter(cluster: Cluster, access: Access) -> None:
-    found = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
+    found = sorted(_nodes(cluster))
     if found and access.datacenter and access.datacenter not in found:
         raise CannotUse(
             f"Cassandra has no datacenter {access.datacenter!r}; it has {', '.join(found)}: set cassandra_datacenter"
@@ -205,31 +208,23 @@ def _check_keyspace(cluster: Cluster, access: Access) -> None:
             f"Cassandra has no keyspace {access.keyspace!r}: make it by tidegate migrate --create-keyspace N "
             "(N copies of everything), or set cassandra_keyspace to one that exists"
         )
-    strategy = keyspace.replication_strategy
-    datacenter = access.datacenter
-    if (
-        isinstance(strategy, NetworkTopologyStrategy)
-        and datacenter
-        and datacenter not in strategy.dc_replication_factors
-    ):
-        raise CannotUse(
-            f"keyspace {access.keyspace!r} has no replicas in datacenter {datacenter!r}: "
-            "give it some with ALTER KEYSPACE, or set cassandra_datacenter"
-        )
+    if refused := refusal(replication_of(cluster, access), access.consistency, access.datacenter):
+        raise CannotUse(refused)
+
+
+def replication_of(cluster: Cluster, access: Access) -> Replication:
+    """The copies of a keyspace that exists."""
+    strategy = cluster.metadata.keyspaces[access.keyspace].replication_strategy
     if isinstance(strategy, NetworkTopologyStrategy):
-        _check_replicas(cluster, access, strategy.dc_replication_factors)
+        copies = {place: factor for place, factor in strategy.dc_replication_factors.items() if factor}
+    else:
+        copies = {"": getattr(strategy, "replication_factor", 1)}
+    return Replication(access.keyspace, copies, _nodes(cluster))
 
 
-def _check_replicas(cluster: Cluster, access: Access, factors: dict[str, int]) -> None:
-    """Refuse a consistency that the nodes there are, even if all are alive, cannot give."""
-    for datacenter, factor in factors.items():
-        nodes = sum(host.datacenter == datacenter for host in cluster.metadata.all_hosts())
-        needed = factor if access.consistency == "ALL" else factor // 2 + 1
-        if nodes < needed and access.datacenter in ("", datacenter):
-            raise CannotUse(
-                f"keyspace {access.keyspace!r} has replication factor {factor} in datacenter {datacenter!r}, which has "
-                f"{nodes} nodes; {access.consistency} needs {needed}: add nodes, or lower the factor by ALTER KEYSPACE"
-            )
+def _nodes(cluster: Cluster) -> Counter[str]:
+    """Cassandra nodes by datacenter, alive or not."""
+    return Counter(host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter)
 
 
 def _no_host(error: NoHostAvailable, access: Access) -> StoreError:
