@@ -165,6 +165,11 @@ class Device:
                 self._answered(frame)
             elif getattr(frame, "id", 0) in self._handlers:
                 self._handlers[frame.id](frame)
+            else:
+                self.heard(frame)
+
+    def heard(self, frame: object) -> None:
+        """A push that is no entry, or a late answer."""
 
     def _take(self, conversation: str, seq: int) -> None:
         self.places.setdefault(conversation, Place()).take(seq)
