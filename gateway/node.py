@@ -160,6 +160,8 @@ class Node:
             self.cluster.on_fenced = self._fence
             self.cluster.follow(self.hub)
             self.catchup.before_reading = self.cluster.directory.registered
+            self.cluster.elsewhere.listener = self.presences
+            self.presences.elsewhere = self.cluster.elsewhere
 
     def _listener(self) -> Listener:
         return Listener(

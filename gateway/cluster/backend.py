@@ -165,6 +165,7 @@ class Backend:
 
     def _begun(self, new: bool) -> None:
         log.info("redis can be used", new_generation=new)
+        self._cluster().elsewhere.everybody()
         if self._resyncs is not None:
             self._resyncs.everybody()
 

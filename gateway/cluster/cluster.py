@@ -11,6 +11,7 @@ import trio
 
 from gateway.broker import Delivery, EdgePort
 from gateway.check.witness import witnessed
+from gateway.cluster.elsewhere import Elsewhere
 from gateway.cluster.handing_on import HandingOn
 from gateway.cluster.lease import Fenced, Lease
 from gateway.cluster.links import Links
@@ -94,6 +95,9 @@ class Cluster:
         self.ownership = SlotOwnership(coordination, lease, watch, Slots(lambda: self.owner))
         self.links = Links(lease.incarnation, transport, watch)
         self.handing_on = HandingOn(lease.incarnation, edge, self.links, directory, watch)
+        self.elsewhere = Elsewhere(
+            lease.incarnation, directory, watch, alone=lambda: self.links.alone, away=lambda: transport.away
+        )
         speaking = witnessed(self.ownership, lease.incarnation, settings.history_file)
         self.owner = Owner(settings, store, self.handing_on, speaking, clock_us)
         self.router = Router(
@@ -105,6 +109,7 @@ class Cluster:
         self.links.on_gap.append(lambda _sender: self.on_gap())
         self.ownership.on_change.append(self._tell_others)
         self.ownership.on_removed.append(transport.forget)
+        watch.on_change.append(self.elsewhere.nodes_changed)
         watch.on_change += [self.router.reroute, lambda: self.handing_on.rounds.forget(watch.live.keys())]
 
     @property
@@ -142,6 +147,7 @@ class Cluster:
             await nursery.start(self.ownership.run)
             nursery.start_soon(self.links.run)
             nursery.start_soon(self.router.run)
+            nursery.start_soon(self.elsewhere.run)
             await self.links.introduce()
             task_status.started()
 

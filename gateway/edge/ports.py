@@ -1,6 +1,7 @@
 """What the edge needs of others."""
 
 import socket
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from gateway.broker import Origin
@@ -15,6 +16,23 @@ class HttpPort(Protocol):
 
         ``peer`` is the client's address, as a socket's ``getpeername`` tells it.
         """
+
+
+class ElsewherePort(Protocol):
+    """Which users are connected to other nodes."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether that is not known just now: nobody is to be called offline then."""
+
+    def has(self, user: str) -> bool:
+        """Whether the user is connected to another node, as last known; not of users nobody looked up."""
+
+    async def look(self, users: Collection[str]) -> None:
+        """Find out about users; at once while that cannot be known. Cancelling changes nothing."""
+
+    def follow(self, users: Collection[str]) -> None:
+        """These users are watched from now on: what has changed since they were looked up is told soon."""
 
 
 class CatchupPort(Protocol):

@@ -1,4 +1,4 @@
-"""Who is online: users with a connection here, or whose last one ended within the grace period.
+"""Who is online: users with a connection here or elsewhere, or whose last one ended within the grace period.
 
 Nothing is kept in memory for a user whom nobody watches: whether one is online is a matter of the hub's entry and of
 the stored time of leaving, which is written within a second.
@@ -16,6 +16,7 @@ import trio
 from gateway.config import Settings
 from gateway.edge.connection import GONE, Connection
 from gateway.edge.hub import Hub
+from gateway.edge.ports import ElsewherePort
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Presence, PresencePush, PresenceReply, WatchPresence
 from store.interface import Store, StoreError
@@ -119,12 +120,33 @@ class Watchers:
             self._hub.signal_connections([connection for connection in part if connection in watchers], push)
 
 
+class Nowhere:
+    """Implements ElsewherePort for a node without others."""
+
+    paused = False
+
+    def has(self, user: str) -> bool:
+        """See ElsewherePort.has."""
+        return False
+
+    async def look(self, users: Collection[str]) -> None:
+        """See ElsewherePort.look. Not even a checkpoint: there is nothing to wait for."""
+
+    def follow(self, users: Collection[str]) -> None:
+        """See ElsewherePort.follow."""
+
+
 class Presences:
-    """Tells watchers who comes and goes. Times are kept to the second."""
+    """Tells watchers who comes and goes. Times are kept to the second.
+
+    Attributes:
+        elsewhere: tells of other nodes' users; what it finds new goes to ``came_elsewhere`` and ``left_elsewhere``.
+    """
 
     def __init__(
         self, settings: Settings, store: Store, hub: Hub, wall_ms: Callable[[], int] = lambda: time.time_ns() // 10**6
     ) -> None:
+        self.elsewhere: ElsewherePort = Nowhere()
         self._grace_s = settings.presence_grace_s
         self._store = store
         self._hub = hub
@@ -159,15 +181,41 @@ class Presences:
     # --- Coming and going ---------------------------------------------------------------------------------------
 
     def _arrived(self, user: str) -> None:
-        if user in self._watchers.by_user and self._leaving.pop(user, None) is None:
+        if user in self._watchers.by_user and not self.elsewhere.has(user):
+            self._appear(user)
+
+    def _appear(self, user: str) -> None:
+        if self._leaving.pop(user, None) is None:
             self._watchers.tell(PresencePush(user, online=True))
 
     def _departed(self, user: str) -> None:
         self._unsaved[user] = self._tick_ms
         if len(self._unsaved) >= LAST_SEEN_BATCH_MAX:
             self._unsaved_came.set()
+        if user in self._watchers.by_user and not self.elsewhere.has(user):
+            self._leaving[user] = self._tick_s
+
+    def watches(self, user: str) -> bool:
+        """Whether anybody here watches the user."""
+        return user in self._watchers.by_user
+
+    def watched_users(self) -> Collection[str]:
+        """All whom anybody here watches."""
+        return self._watchers.by_user.keys()
+
+    def came_elsewhere(self, user: str) -> None:
+        """The user has a connection to another node, and had none there a moment ago."""
+        if user in self._watchers.by_user and user not in self._hub.by_user:
+            self._appear(user)
+
+    def left_elsewhere(self, user: str, *, with_node: bool) -> None:
+        """The user has none to other nodes any more; ``with_node``: they have ended and stored no time of leaving."""
+        if user in self._hub.by_user:
+            return
         if user in self._watchers.by_user:
             self._leaving[user] = self._tick_s
+        if with_node:
+            self._unsaved[user] = self._tick_ms
 
     def tick(self, now: float) -> None:
         """Once a second: store who left, and tell of whose grace period is over; a crowd of them in slices."""
@@ -179,7 +227,9 @@ class Presences:
             self._overdue.set()
 
     def _end_graces(self) -> bool:
-        """Do a bounded part of a tick; True if there may be more."""
+        """Do a bounded part of a tick; True if there may be more. None while they may be connected elsewhere unseen."""
+        if self.elsewhere.paused:
+            return False
         due = (user for user, left_s in self._leaving.items() if left_s + self._grace_s <= self._tick_s)
         ended = list(islice(due, LEAVERS_PER_SLICE))
         at_once = WATCHERS_AT_ONCE_MAX
@@ -215,6 +265,7 @@ class Presences:
         try:
             known = await self._store.acquainted(connection.user, command.users)
             users = tuple(user for user in dict.fromkeys(command.users) if user in known)
+            await self.elsewhere.look(users)
             seen_ms = await self._store.last_seen(users)
         except StoreError as error:
             log.warning("presence not read", error=str(error))
@@ -223,6 +274,7 @@ class Presences:
         if not _is_open(connection):
             return  # it was forgotten while the store was read, and will not be again
         self._watchers.replace(connection, users)
+        self.elsewhere.follow(users)
         self._hub.reply(connection, PresenceReply(command.id, [self._presence(user, seen_ms) for user in users]))
 
     def _refuse(self, connection: Connection, command: WatchPresence, code: ErrorCode, reason: str) -> None:
@@ -233,7 +285,7 @@ class Presences:
     def _presence(self, user: str, seen_ms: dict[str, int]) -> Presence:
         """How things stand with a user who is watched as of now."""
         left_ms = self._unsaved.get(user) or self._saving.get(user) or seen_ms.get(user, 0)
-        if user in self._hub.by_user:
+        if user in self._hub.by_user or self.elsewhere.has(user):
             return Presence(user, True, left_ms)
         ago_s = max(0, self._tick_ms - left_ms) / 1000
         if ago_s >= self._grace_s:

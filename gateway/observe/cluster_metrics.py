@@ -64,6 +64,7 @@ def _add_broker(registry: MetricRegistry, cluster: "Cluster") -> None:
         "Deliveries whose recipients moved while they were under way.",
         lambda: handing_on.looked_again,
     )
+    gauge("users_elsewhere", "Watched users who are online on other nodes.", lambda: cluster.elsewhere.count)
 
 
 def add_degradation(registry: MetricRegistry, degradation: "Degradation", resyncs: "Resyncs") -> None:
