@@ -37,6 +37,18 @@ class Delivery(Struct, gc=False):
     arrived_s: float = 0.0
 
 
+class Head(Struct, frozen=True, gc=False):
+    """The last entry of a conversation.
+
+    Attributes:
+        seq: its place in the log.
+        time_us: its time, microseconds since 1970.
+    """
+
+    seq: int
+    time_us: int
+
+
 class OwnerPort(Protocol):
     """What the edge may ask of an owner."""
 

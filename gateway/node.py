@@ -160,6 +160,7 @@ class Node:
             self.cluster.on_fenced = self._fence
             self.cluster.follow(self.hub)
             self.catchup.before_reading = self.cluster.directory.registered
+            self.catchup.heads = self.cluster.standing
             self.cluster.elsewhere.listener = self.presences
             self.presences.elsewhere = self.cluster.elsewhere
 

@@ -13,6 +13,7 @@ from gateway.cluster.cluster import Cluster
 from gateway.cluster.degradation import Degradation
 from gateway.cluster.directory import SessionDirectory
 from gateway.cluster.generation import Generation
+from gateway.cluster.heads import RedisHeads
 from gateway.cluster.lease import Lease, machine_seconds
 from gateway.cluster.parcels import NODE_PROTOCOL
 from gateway.cluster.peer_address import open_for_peers
@@ -59,6 +60,7 @@ class Backend:
         tables: the statements, for counting them.
         redis: the connection; None without ``redis_url``.
         peers: direct connections to other nodes; None without ``cluster_secret``.
+        heads: the heads of conversations in Redis; None without ``redis_url``.
         degradation: whether this node does without Redis just now.
         address: where other nodes reach this one.
         succession: gives this node's part of the cluster to another process, or takes it; made by ``join``.
@@ -100,6 +102,7 @@ class Backend:
         )
         self._watch = Watch(self.coordination, self._lease, lease_s=settings.lease_s)
         self._directory: SessionDirectory | None = None
+        self.heads: RedisHeads | None = None
         self.degradation = Degradation(self._degraded, self._away_reason, directly=bool(settings.cluster_secret))
         self.peers = (
             Peers(self._lease.incarnation, key_of(settings.cluster_secret), listening, lambda: self._watch.live)
@@ -153,7 +156,12 @@ class Backend:
         )  # fmt: skip
         self._resyncs = Resyncs(AllConnections(node), self._degraded)
         self._joined.on_gap = self._resyncs.everybody
-        if self._generations is not None:
+        if self.redis is not None and self._generations is not None:
+            self.heads = RedisHeads(
+                self.redis, self._generations, self._lease.incarnation, self._joined.own_heads,
+                self._joined.links.heads_count_from, int(machine_seconds() * 1000),
+            )  # fmt: skip
+            self._joined.share_heads(self.heads)
             self._generations.on_new.append(self._begun)
         redis = (
             RedisParts(self.redis, self._generations, self._inbox)
@@ -221,6 +229,8 @@ class Backend:
                     "neither redis_url nor cluster_secret: nodes of this cluster cannot reach each other; "
                     "run one node only"
                 )
+            if self.heads is not None:
+                nursery.start_soon(self.heads.run)
             if self._resyncs is not None:
                 nursery.start_soon(self._resyncs.run)
             nursery.start_soon(self.degradation.run)

@@ -15,6 +15,7 @@ from gateway.cluster.elsewhere import Elsewhere
 from gateway.cluster.handing_on import HandingOn
 from gateway.cluster.lease import Fenced, Lease
 from gateway.cluster.links import Links
+from gateway.cluster.own_heads import OwnHeads
 from gateway.cluster.ownership import SlotOwnership
 from gateway.cluster.parcels import (
     Answered,
@@ -26,9 +27,11 @@ from gateway.cluster.parcels import (
     Signalled,
     TableChanged,
 )
-from gateway.cluster.ports import Directory, Transport
+from gateway.cluster.ports import Directory, Heads, Transport
 from gateway.cluster.routing import Router
 from gateway.cluster.slots import slot_of
+from gateway.cluster.standing import Standing
+from gateway.cluster.table_looks import TableLooks
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.hub import Hub
@@ -68,7 +71,9 @@ class Cluster:
     Attributes:
         owner: the owner for the slots of this node.
         router: what the edge submits commands to.
-        on_gap: called when parcels got lost, so that sessions have to resync.
+        own_heads: the heads of the conversations that this node owns.
+        standing: says how conversations stand, whoever owns them.
+        on_gap: called when parcels got lost, or heads turned out not to count, so that sessions have to resync.
         on_fenced: called once this incarnation was found dead.
     """
 
@@ -85,6 +90,7 @@ class Cluster:
         *,
         clock_us: Callable[[], int],
     ) -> None:
+        self.own_heads = OwnHeads()
         self.lease = lease
         self.watch = watch
         self.directory = directory
@@ -103,6 +109,9 @@ class Cluster:
         self.router = Router(
             lease.incarnation, self.ownership, self.links, self.owner, edge, settings.pending_sends_max
         )
+        self.standing = Standing(self.own_heads, self.ownership, TableLooks(coordination.slot_table), self.router)
+        self.owner.on_loaded = self.handing_on.on_delivery = self._note_head
+        self.links.on_heads_void = lambda _sender: self.on_gap()
         self.handing_on.owner = self.owner
         self.handing_on.give_back = self.router.take_back
         self.links.received = self._received
@@ -116,6 +125,26 @@ class Cluster:
     def incarnation(self) -> str:
         """The name of this life of the node."""
         return self.lease.incarnation
+
+    def share_heads(self, heads: Heads) -> None:
+        """Let other nodes know the heads of this one's conversations, and this one theirs; call it before ``run``."""
+        self.standing.shared = heads
+        self.links.before_flush.append(heads.flush)
+        self.links.heads_from = lambda: heads.counts_from
+        heads.on_void = self.links.send_empty
+
+        def somebody_came_or_went() -> None:
+            if len(self.watch.live) > 1:
+                heads.begin()
+            else:
+                heads.end()
+
+        self.watch.on_change.append(somebody_came_or_went)
+
+    def _note_head(self, conversation_id: str) -> None:
+        known = self.owner.head(conversation_id)
+        if known is not None:
+            self.own_heads.note(conversation_id, *known)
 
     def follow(self, hub: Hub) -> None:
         """Keep the session directory up to date with who is connected here."""

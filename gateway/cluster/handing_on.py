@@ -79,6 +79,7 @@ class HandingOn:
     """Implements ``gateway.broker.EdgePort`` for the owner of a node in a cluster.
 
     Attributes:
+        on_delivery: called with a conversation's id before its delivery goes anywhere.
         give_back: takes commands of this node's own connections that its owner gave back (the router).
         owner: the owner that gets what other nodes forward.
         rounds: which rounds of forwarded commands were given back.
@@ -89,6 +90,7 @@ class HandingOn:
     def __init__(
         self, incarnation: str, local: EdgePort, links: Links, directory: Directory, watch: LiveIncarnations
     ) -> None:
+        self.on_delivery: Callable[[str], None] = lambda _conversation_id: None
         self.give_back: Callable[[Origin, Command], None] = lambda _origin, _command: None
         self.owner: OwnerPort
         self.rounds = Rounds()
@@ -191,6 +193,7 @@ class HandingOn:
 
     def deliver(self, delivery: Delivery) -> None:
         """See EdgePort.deliver."""
+        self.on_delivery(delivery.conversation_id)
         self._local.deliver(delivery)
         if self._links.alone:
             return

@@ -62,6 +62,8 @@ class Links:
         received: called with the sender and each item, in order.
         on_gap: called with a sender some of whose parcels got lost on the way, before the next item is handed over;
             so are those of a sender that lives and is not heard of.
+        heads_from: tells what parcels say of this node's heads.
+        on_heads_void: called with a sender that says that hashes of its heads do not count any more.
         before_flush, after_flush: called when a pass's parcels are about to leave, and when they have been sent.
         parcels, gaps: parcels sent and gaps noticed, ever.
     """
@@ -69,6 +71,8 @@ class Links:
     def __init__(self, incarnation: str, transport: Transport, watch: LiveIncarnations) -> None:
         self.received: Callable[[str, Item], None] = lambda _sender, _item: None
         self.on_gap: list[Callable[[str], None]] = []
+        self.heads_from: Callable[[], int] = lambda: 0
+        self.on_heads_void: Callable[[str], None] = lambda _sender: None
         self.before_flush: list[Callable[[], None]] = []
         self.after_flush: Callable[[], None] = lambda: None
         self.parcels = 0
@@ -81,6 +85,7 @@ class Links:
         self._sent_s: dict[str, float] = {}
         self._expected: dict[str, int] = {}
         self._heard_s: dict[str, float] = {}
+        self._heads_from: dict[str, int] = {}
         self._silences = Silences(incarnation)
         self._newcomers: dict[str, float] = {}  # since when nodes are known that the last look did not see yet
         self._welcomes: set[str] = set()
@@ -108,6 +113,17 @@ class Links:
         for incarnation in self._watch.live:
             if incarnation != self._incarnation:
                 self.send(incarnation, item)
+
+    def send_empty(self) -> None:
+        """Send every other living node a parcel soon, if only an empty one, for what it says besides its items."""
+        for incarnation in self._watch.live:
+            if incarnation != self._incarnation:
+                self._outgoing.setdefault(incarnation, [])
+        self._wake.set()
+
+    def heads_count_from(self, incarnation: str) -> int | None:
+        """Number of the first hash of a node's heads that counts; None: nothing was heard of that node."""
+        return self._heads_from.get(incarnation)
 
     async def introduce(self) -> None:
         """Say hello to everybody who lives, and return when all of them have answered or are dead.
@@ -176,7 +192,8 @@ class Links:
             number = self._sent[incarnation] = self._sent.get(incarnation, 0) + 1
             self._sent_s[incarnation] = now_s
             self.parcels += 1
-            self._transport.send(incarnation, encode_parcel(Parcel(self._incarnation, number, items)), _ignore)
+            parcel = Parcel(self._incarnation, number, items, self.heads_from())
+            self._transport.send(incarnation, encode_parcel(parcel), _ignore)
         self.after_flush()
 
     async def _keep_alive(self) -> None:
@@ -199,6 +216,7 @@ class Links:
             forgotten_s = trio.current_time() - FORGET_S
             for ended in [each for each, heard_s in self._heard_s.items() if heard_s < forgotten_s]:
                 del self._expected[ended], self._heard_s[ended]
+                self._heads_from.pop(ended, None)
 
     def _look_for_silence(self) -> None:
         if self._transport.away:
@@ -229,6 +247,9 @@ class Links:
         if parcel.number < expected:
             return  # it came by two ways
         self._expected[sender] = parcel.number + 1
+        if parcel.heads_from > self._heads_from.setdefault(sender, parcel.heads_from):
+            self._heads_from[sender] = parcel.heads_from
+            self.on_heads_void(sender)
         if parcel.number > expected:
             log.warning("parcels lost", sender=sender, lost=parcel.number - expected)
             self._note_gap(sender)

@@ -84,11 +84,19 @@ Item = Forwarded | Answered | GivenBack | Delivered | Signalled | LinkBroken | T
 
 
 class Parcel(Struct, array_like=True, gc=False):
-    """Items in the order in which they happened. ``number`` counts from 1 per sender and receiver."""
+    """Items in the order in which they happened.
+
+    Attributes:
+        sender: its incarnation.
+        number: counts from 1 per sender and receiver.
+        items: what happened.
+        heads_from: number of the first hash of the sender's heads that counts: see ``heads.py``.
+    """
 
     sender: str
     number: int
     items: list[Item]
+    heads_from: int = 0
 
 
 encode_parcel: Final = msgspec.msgpack.Encoder().encode

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from gateway.broker import Head
+
 Command = Sequence[str | bytes | int]
 """A Redis command and its arguments: ``("SADD", key, member)``."""
 
@@ -176,18 +178,6 @@ class Directory(Protocol):
         """Call ``done(True)`` once all changes that Redis made so far were reported; False: Redis is away."""
 
 
-class Head(Struct, frozen=True, gc=False):
-    """The last entry of a conversation.
-
-    Attributes:
-        seq: its place in the log.
-        time_us: its time, microseconds since 1970.
-    """
-
-    seq: int
-    time_us: int
-
-
 class SlotView(Struct, frozen=True, gc=False):
     """Who owns a conversation's slot, as far as this node knows."""
 
@@ -199,16 +189,22 @@ class SlotView(Struct, frozen=True, gc=False):
 class Heads(Protocol):
     """The heads of conversations, so that a client that comes back need not bother owners and store.
 
-    A head counts only if the incarnation that wrote it still owns the slot, under the epoch it wrote it with, and has
-    been heard of by Redis within the last seconds. So a head that is given is at least as high as everything that was
-    acknowledged before, if the owner wrote it in front of the commands whose replies it waited for.
+    A head that is given was written by an owner that others could believe, under the epoch asked for. If that owner
+    still owns the slot under that epoch when the answer is there, it is at least as high as everything that was
+    acknowledged before the question.
+
+    Attributes:
+        counts_from: number of the first hash of this node that others may believe; told in every parcel.
+        on_void: called when that has risen.
     """
 
-    def write(self, conversation_id: str, epoch: int, head: Head) -> None:
-        """The conversation's head is ``head`` now. Goes out with ``flush``."""
+    on_void: Callable[[], None]
+
+    @property
+    def counts_from(self) -> int: ...
 
     def flush(self) -> None:
-        """Submit what was written since: once per tick, before the parcels of that tick are sent."""
+        """Submit what changed since: once per tick, before the parcels of that tick are sent."""
 
     def begin(self) -> None:
         """Other nodes may read heads from now on; until then, and while nobody else lives, nothing is written."""
@@ -216,14 +212,7 @@ class Heads(Protocol):
     def end(self) -> None:
         """No other node lives: void all heads that this node wrote, and write no more."""
 
-    async def give_up(self, epochs: Mapping[int, int]) -> None:
-        """Void the heads of slots (slot: the epoch that ends) before they are handed over.
-
-        Returns when nobody can read them any more: confirmed, or, Redis being away, expired after some seconds.
-        A cancellation leaves them void or not.
-        """
-
-    async def heads(self, conversation_ids: Collection[str]) -> Mapping[str, Head]:
+    async def heads(self, views: Mapping[str, SlotView]) -> Mapping[str, Head]:
         """Those that are known, in one round trip; the others have to be asked of their owners. Empty while away."""
 
 

@@ -2,7 +2,8 @@
 
 Both are read from the store after the command came, and the connection was registered before that: what is durable by
 then is in the answer, what becomes durable later is pushed. Nothing can fall between the two, and the client drops by
-seq what it gets twice. A client that missed nothing costs one read of the store.
+seq what it gets twice. A client that missed nothing costs one read of the store: on a single node of all its
+conversations with their last entries, in a cluster of which they are, their heads being known elsewhere.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -17,6 +18,7 @@ from msgspec import Raw
 
 from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
+from gateway.edge.moved import Heads, standing
 from gateway.pages import fit
 from gateway.refusals import Refused, beyond_head, overloaded, too_long, unavailable
 from gateway.task_pool import TaskPool
@@ -98,6 +100,7 @@ class Catchup:
         overloaded: commands refused because too many waited.
         before_reading: awaited with the user before the store is read for one: from then on whatever becomes durable
             has to reach this node. Immediate on a single node.
+        heads: knows heads of conversations without reading their logs; None on a single node, whose store knows them.
     """
 
     def __init__(self, settings: Settings, store: Store, owner: OwnerMemory, edge: EdgePort) -> None:
@@ -106,6 +109,7 @@ class Catchup:
         self.lists = 0
         self.overloaded = 0
         self.before_reading: Callable[[str], Awaitable[None]] = _at_once
+        self.heads: Heads | None = None
         self._store = store
         self._owner = owner
         self._edge = edge
@@ -166,7 +170,7 @@ class Catchup:
         cursors = command.cursors or {}
         if len(cursors) > limits.SYNC_CURSORS_MAX:
             raise too_long("cursors", len(cursors), limits.SYNC_CURSORS_MAX, "conversations")
-        memberships = {each.conversation_id: each for each in await self._store.memberships(origin.user)}
+        memberships = await standing(self._store, self.heads, origin.user, cursors, command.only_named)
         for conversation_id, cursor in cursors.items():
             membership = memberships.get(conversation_id)
             if membership is not None and cursor > membership.head_seq:
@@ -228,7 +232,7 @@ class Catchup:
         """The newest entries after the cursor that a page may hold, oldest first."""
         conversation_id, head_seq = membership.conversation_id, membership.head_seq
         after_seq = max(cursor, head_seq - limits.SYNC_ENTRIES_MAX)
-        if after_seq == head_seq - 1:
+        if after_seq == head_seq - 1 and membership.last_encoded:
             return [membership.last_encoded]
         entries: Sequence[bytes] | None = self._owner.recent(conversation_id, after_seq, head_seq)
         if entries is None:

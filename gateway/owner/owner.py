@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from gateway.broker import Delivery, EdgePort, Origin
+from gateway.broker import Delivery, EdgePort, Head, Origin
 from gateway.config import Settings
 from gateway.owner import members
 from gateway.owner.append import Appender
@@ -60,6 +60,7 @@ class Owner:
     Attributes:
         counters: what happened since the start.
         backlog: how much waits now.
+        on_loaded: called with a conversation's id when it was loaded.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Owner:
     ) -> None:
         self.counters = OwnerCounters()
         self.backlog = Backlog(settings.pending_sends_max)
+        self.on_loaded: Callable[[str], None] = lambda _conversation_id: None
         self._edge = edge
         self._ownership = ownership
         self._running = False
@@ -228,6 +230,16 @@ class Owner:
         member = conversation.members.get(user) if conversation is not None else None
         return (member.delivered_seq, member.read_seq) if member is not None else None
 
+    def head(self, conversation_id: str) -> tuple[int, Head] | None:
+        """The epoch under which a conversation was loaded, and its head; None if it is not in memory.
+
+        The head's time is that of the last entry that was given a seq, which may be a later one.
+        """
+        conversation = self._find(conversation_id)
+        if conversation is None or not conversation.loaded:
+            return None
+        return conversation.epoch, Head(conversation.head_seq, conversation.last_time_us)
+
     def excludes(self, conversation_id: str, user: str) -> bool:
         """True if memory is sure that the user is not in the conversation, whatever was read from the store."""
         conversation = self._find(conversation_id)
@@ -304,6 +316,7 @@ class Owner:
             self._edge.reply(origin, reply, conversation_id)
 
     def _filled(self, conversation: Conversation) -> None:
+        self.on_loaded(conversation.conversation_id)
         self._receipts.restore(conversation)
         self._resume(conversation)
 

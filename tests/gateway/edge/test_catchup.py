@@ -4,6 +4,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.broker import Head
 from gateway.config import Settings
 from gateway.edge import catchup as catchup_module
 from gateway.edge.catchup import Catchup
@@ -401,3 +402,74 @@ async def test_who_joins_sees_the_group(place, alice, bob):
     await place.own(alice, AddMembers(1, group, "a1", ["bob"]))
     (reply,) = await place.ask(bob, ListConversations(1))
     assert [each.conversation_id for each in reply.conversations] == [group]
+
+
+class KnownHeads:
+    """Heads as a cluster knows them."""
+
+    def __init__(self, **heads):
+        self.known = heads
+        self.asked = []
+
+    async def heads(self, user, conversation_ids):
+        await trio.lowlevel.checkpoint()
+        self.asked.append(set(conversation_ids))
+        return {each: self.known[each] for each in conversation_ids if each in self.known}
+
+
+@pytest.fixture
+async def crowded(place, alice):
+    """Twenty conversations of five entries each, whose heads are known."""
+    ids = [await place.create(alice, GROUP, "bob", name=f"c{n}") for n in range(20)]
+    for conversation_id in ids:
+        await place.fill(alice, conversation_id, 4)
+    place.ids = ids
+    place.catchup.heads = KnownHeads(**{each: Head(5, n) for n, each in enumerate(ids)})
+    return place
+
+
+async def test_with_known_heads_nothing_missed_costs_one_read_however_many_there_are(crowded, bob):
+    page, synced = await crowded.sync(bob, dict.fromkeys(crowded.ids, 5))
+    assert synced == {}
+    assert page.resumed
+    assert crowded.store.calls == {"involvements": 1}
+    assert crowded.catchup.heads.asked == [set(crowded.ids)]
+
+
+async def test_with_known_heads_only_the_logs_of_what_moved_are_read(crowded, alice, bob):
+    moved = crowded.ids[7]
+    crowded.owner.recent = lambda *_window: None  # another node owns it
+    page, synced = await crowded.sync(bob, dict.fromkeys(crowded.ids, 5) | {moved: 2})
+    assert list(synced) == [moved]
+    assert seqs(synced[moved]) == [3, 4, 5]
+    assert page.resumed
+    assert crowded.store.calls == {"involvements": 1, "read": 1}
+    page, synced = await crowded.sync(bob, {moved: 4}, only_named=True)
+    assert seqs(synced[moved]) == [5]
+    assert crowded.store.calls == {"involvements": 1, "read": 1}
+    assert crowded.catchup.heads.asked[-1] == {moved}
+
+
+async def test_with_known_heads_the_newest_come_first_and_who_left_is_told(crowded, alice, bob):
+    await crowded.own(alice, RemoveMembers(9, crowded.ids[3], "removal", ["bob"]))
+    _, synced = await crowded.sync(bob, {crowded.ids[3]: 5, crowded.ids[1]: 1, crowded.ids[2]: 5})
+    assert synced[crowded.ids[3]].removed
+    changed = [each for each in synced if not synced[each].removed]
+    assert changed == [each for n, each in reversed(list(enumerate(crowded.ids))) if n not in (2, 3)]
+
+
+async def test_what_nobody_knows_is_read_in_the_log(crowded, alice, bob):
+    unknown, behind = crowded.ids[4], crowded.ids[5]
+    del crowded.catchup.heads.known[unknown]
+    crowded.catchup.heads.known[behind] = Head(3, 5)  # lower than what the client has
+    _, synced = await crowded.sync(bob, dict.fromkeys(crowded.ids, 5) | {unknown: 3})
+    assert list(synced) == [unknown]
+    assert seqs(synced[unknown]) == [4, 5]
+    assert crowded.store.calls["memberships"] == 1
+
+
+async def test_with_known_heads_a_cursor_beyond_the_log_is_still_refused(crowded, bob):
+    crowded.catchup.submit(bob, Sync(3, {crowded.ids[0]: 6}))
+    await wait_all_tasks_blocked()
+    (reply,) = crowded.edge.replies_to(bob)
+    assert reply.code == ErrorCode.BEYOND_HEAD
