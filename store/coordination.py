@@ -25,7 +25,7 @@ class LeaseRecord(Struct, frozen=True):
         address: where other nodes reach it, ``host:port``.
         owns: whether it takes slots (the owner role).
         draining: whether it gives its slots away.
-        protocol: version of the protocol between nodes that it speaks.
+        protocol: versions of the protocol between nodes that it speaks, as one number.
     """
 
     incarnation: str

@@ -169,6 +169,7 @@ def explain(error: BaseException, settings: Settings) -> CliError | None:
     """What an operator has to put right when a node ended with ``error``; None if it is none of their doing."""
     from gateway.auth import AuthMisconfigured, SecretUnusable
     from gateway.check.witness import HistoryUnwritable
+    from gateway.cluster.joining import CannotJoin
     from gateway.cluster.peer_address import PeerPortUnusable
     from gateway.edge.tls import TlsMisconfigured
     from store.embedded import DataDirLocked
@@ -178,7 +179,7 @@ def explain(error: BaseException, settings: Settings) -> CliError | None:
         return CliError(str(error), USAGE)
     if isinstance(error, StoreError | SecretUnusable):
         return CliError(str(error), UNAVAILABLE if isinstance(error, DataDirLocked) else FAILURE)
-    if isinstance(error, PeerPortUnusable):
+    if isinstance(error, PeerPortUnusable | CannotJoin):
         return CliError(str(error), UNAVAILABLE)
     if isinstance(error, OSError):
         reason = _listen_failure(error, f"{settings.host}:{settings.port}")

@@ -15,7 +15,6 @@ from gateway.cluster.directory import SessionDirectory
 from gateway.cluster.generation import Generation
 from gateway.cluster.heads import RedisHeads
 from gateway.cluster.lease import Lease, machine_seconds
-from gateway.cluster.parcels import NODE_PROTOCOL
 from gateway.cluster.peer_address import open_for_peers
 from gateway.cluster.peer_handshake import key_of
 from gateway.cluster.peers import Peers
@@ -25,6 +24,7 @@ from gateway.cluster.redis_transport import RedisInbox, RedisTransport
 from gateway.cluster.resyncs import Resyncs
 from gateway.cluster.succession import Forebear, RedisParts, Succession
 from gateway.cluster.two_ways import TwoWays
+from gateway.cluster.versions import OWN
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.connection import GONE, JSON, Connection, ConnectionTable
@@ -95,7 +95,7 @@ class Backend:
             node=node,
             address=address,
             owns=settings.roles in ("both", "owner"),
-            protocol=NODE_PROTOCOL,
+            protocol=OWN.packed,
             lease_s=settings.lease_s,
             renew_s=settings.lease_renew_s,
             incarnation=forebear.incarnation if forebear is not None else "",

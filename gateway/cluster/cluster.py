@@ -13,6 +13,7 @@ from gateway.broker import Delivery, EdgePort
 from gateway.check.witness import witnessed
 from gateway.cluster.elsewhere import Elsewhere
 from gateway.cluster.handing_on import HandingOn
+from gateway.cluster.joining import CannotJoin, wait_for_place
 from gateway.cluster.lease import Fenced, Lease
 from gateway.cluster.links import Links
 from gateway.cluster.own_heads import OwnHeads
@@ -32,6 +33,7 @@ from gateway.cluster.routing import Router
 from gateway.cluster.slots import slot_of
 from gateway.cluster.standing import Standing
 from gateway.cluster.table_looks import TableLooks
+from gateway.cluster.versions import OWN, understood, versions_of
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.hub import Hub
@@ -98,6 +100,9 @@ class Cluster:
         self.on_gap: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[], None] = lambda: None
         self._edge = edge
+        self._coordination = coordination
+        self._renew_s = settings.lease_renew_s
+        self._strangers: set[str] = set()
         self.ownership = SlotOwnership(coordination, lease, watch, Slots(lambda: self.owner))
         self.links = Links(lease.incarnation, transport, watch)
         self.handing_on = HandingOn(lease.incarnation, edge, self.links, directory, watch)
@@ -118,6 +123,7 @@ class Cluster:
         self.links.on_gap.append(lambda _sender: self.on_gap())
         self.ownership.on_change.append(self._tell_others)
         self.ownership.on_removed.append(transport.forget)
+        watch.on_change.append(self._tell_of_strangers)
         watch.on_change.append(self.elsewhere.nodes_changed)
         watch.on_change += [self.router.reroute, lambda: self.handing_on.rounds.forget(watch.live.keys())]
 
@@ -166,13 +172,15 @@ class Cluster:
         The owner, which lives longer, and the transport and directory, which have to be there before, are not run here.
 
         Raises:
-            NameTaken: a node of this name is there already.
+            CannotJoin: a node that lives is in the way of this one.
 
         A cancellation leaves the lease to be watched: call ``leave`` and ``release`` before.
         """
+        if not self.lease.taken:
+            await wait_for_place(self._coordination, self.lease.record, self._renew_s)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._keep_lease, nursery.cancel_scope)
-            await nursery.start(self.watch.run)
+            await nursery.start(self._look_out)
             await nursery.start(self.ownership.run)
             nursery.start_soon(self.links.run)
             nursery.start_soon(self.router.run)
@@ -190,6 +198,25 @@ class Cluster:
             self.on_fenced()
             scope.cancel()
 
+    async def _look_out(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch the others; if this node turns out to be in their way, it owns nothing any more, and they know."""
+        try:
+            await self.watch.run(task_status=task_status)
+        except CannotJoin:
+            self.ownership.fence()
+            await self.release()
+            raise
+
+    def _tell_of_strangers(self) -> None:
+        """Log who lives here and is not understood, once."""
+        for incarnation, row in self.watch.live.items():
+            if incarnation not in self._strangers and not understood(row.protocol):
+                self._strangers.add(incarnation)
+                log.error(
+                    "a node of a tidegate that this one does not understand has joined: it gets no slots; stop it",
+                    node=row.node, address=row.address, speaks=str(versions_of(row.protocol)), here=str(OWN),
+                )  # fmt: skip
+
     async def leave(self) -> None:
         """Hand all slots over while everything else goes on; returns when that is done, or nobody can take them.
 
@@ -204,7 +231,8 @@ class Cluster:
 
     def _has_heirs(self) -> bool:
         return any(
-            row.owns and not row.draining and row.incarnation != self.incarnation for row in self.watch.live.values()
+            row.owns and not row.draining and row.incarnation != self.incarnation and understood(row.protocol)
+            for row in self.watch.live.values()
         )
 
     async def release(self) -> None:

@@ -98,6 +98,11 @@ class Lease:
         return self._record
 
     @property
+    def taken(self) -> bool:
+        """Whether another process has taken it, in whose place this one goes on."""
+        return self._taken
+
+    @property
     def draining(self) -> bool:
         """Whether this node gives its slots away."""
         return self._draining

@@ -17,6 +17,7 @@ import trio
 
 from gateway.cluster.lease import Lease
 from gateway.cluster.slots import rightful_owners, slot_of
+from gateway.cluster.versions import understood
 from gateway.cluster.watch import Watch
 from store.coordination import SLOTS, Coordination, Slot, SlotTable
 from store.interface import Unavailable
@@ -185,7 +186,7 @@ class SlotOwnership:
         """For each slot the incarnation that should own it; empty where nobody can."""
         candidates: dict[str, str] = {}
         for row in self._watch.live.values():
-            if row.owns and not row.draining:
+            if row.owns and not row.draining and understood(row.protocol):
                 candidates[row.node] = max(row.incarnation, candidates.get(row.node, ""))
         return [candidates.get(node, "") for node in rightful_owners(candidates)]
 

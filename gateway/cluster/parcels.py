@@ -10,7 +10,10 @@ import msgspec
 from msgspec import Struct
 
 NODE_PROTOCOL: Final = 1
-"""Version of what nodes send each other. Two nodes whose versions differ do not exchange parcels: see ``Watch``."""
+"""Version of what nodes send each other, as this program speaks it to all who know it."""
+
+NODE_PROTOCOL_OLDEST: Final = 1
+"""The oldest version that this program still speaks with nodes that know no newer one: see ``versions``."""
 
 
 class Forwarded(Struct, tag=1, array_like=True, gc=False):

@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 import trio
 
+from gateway.cluster.joining import RENEWALS_OF_THE_LIVING, conflict
 from gateway.cluster.lease import Lease, machine_seconds
 from store.coordination import Coordination, LeaseRecord
 from store.interface import Unavailable
@@ -21,18 +22,10 @@ WATCH_S: Final = 1.0
 WATCH_GAP_SHARE: Final = 0.5
 """Share of a lease between two looks above which this node itself must have been asleep: its watches begin again."""
 
-RENEWALS_OF_THE_LIVING: Final = 2
-"""Renewals to be seen before somebody surely lives. One can be the last of a node that was killed, arriving late; no
-second one can, because a renewal names the one before it, which that node would have to know of."""
-
 YOUNG_SHARE: Final = 2.0
-"""Leases that a node looks for an older one of its name: those renewals are seen by then."""
+"""Leases that a node looks for an older one in whose way it is: those renewals are seen by then."""
 
 log = structlog.get_logger(__name__)
-
-
-class NameTaken(Exception):
-    """Another node with this node's name is running."""
 
 
 class Watch:
@@ -83,7 +76,7 @@ class Watch:
         """Look until cancelled; started after the first look that succeeded.
 
         Raises:
-            NameTaken: another node with this node's name renews its lease, and was there before.
+            CannotJoin: this node is in the way of one that renews its lease, and was there before.
         """
         started = False
         while True:
@@ -101,7 +94,7 @@ class Watch:
             self._wake = trio.Event()
 
     async def look(self) -> None:
-        """Read the leases and mark dead whose nonce stood still for a lease. Raises Unavailable, NameTaken."""
+        """Read the leases and mark dead whose nonce stood still for a lease. Raises Unavailable, CannotJoin."""
         began_s = self._clock()
         if began_s - self.looked_s > self._lease_s * WATCH_GAP_SHARE:
             self._watched.clear()
@@ -132,24 +125,20 @@ class Watch:
             if row.nonce != nonce:
                 since_s, renewals = now_s, renewals + 1
                 if renewals >= RENEWALS_OF_THE_LIVING:
-                    self._check_name(row, now_s - self._began_s)
+                    self._give_way(row, now_s - self._began_s)
             elif now_s - since_s >= self._lease_s:
                 silent.append(row)
             watched[row.incarnation] = (row.nonce, since_s, renewals)
         self._watched = watched
         return silent
 
-    def _check_name(self, other: LeaseRecord, age_s: float) -> None:
-        """Two living nodes of one name: the younger gives way, or one of the two when they are of an age."""
+    def _give_way(self, other: LeaseRecord, age_s: float) -> None:
+        """Two living nodes in conflict: the younger gives way, or one of the two when they are of an age."""
         own = self._lease.record
-        if other.node != own.node:
-            return
+        reason = conflict(own, other)
         young = age_s < self._lease_s * YOUNG_SHARE
-        if young and (-other.nonce, other.incarnation) < (-own.nonce, own.incarnation):
-            raise NameTaken(
-                f"a node named {own.node!r} is running already at {other.address}: names have to differ; "
-                "give this one another with --node-name"
-            )
+        if reason is not None and young and (-other.nonce, other.incarnation) < (-own.nonce, own.incarnation):
+            raise reason
 
     def _set_live(self, live: dict[str, LeaseRecord]) -> None:
         before, self.live = self.live, live

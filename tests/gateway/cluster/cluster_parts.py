@@ -8,6 +8,7 @@ from gateway.cluster.cluster import Cluster
 from gateway.cluster.lease import Lease
 from gateway.cluster.ports import Directory, Transport
 from gateway.cluster.slots import slot_of
+from gateway.cluster.versions import OWN
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.owner.members import direct_id
@@ -28,11 +29,13 @@ def clock_us() -> int:
     return 1_700_000_000_000_000 + int(trio.current_time() * 1_000_000)
 
 
-def lease_of(coordination: MemoryCoordination, node: str, *, address: str = "", owns: bool = True) -> Lease:
+def lease_of(
+    coordination: MemoryCoordination, node: str, *, address: str = "", owns: bool = True, protocol: int = OWN.packed
+) -> Lease:
     """A lease of a new incarnation, as a node takes it."""
     return Lease(
-        coordination, node=node, address=address or f"{node}:1", owns=owns, protocol=1, lease_s=LEASE_S, renew_s=2.0,
-        clock=trio.current_time,
+        coordination, node=node, address=address or f"{node}:1", owns=owns, protocol=protocol, lease_s=LEASE_S,
+        renew_s=2.0, clock=trio.current_time,
     )  # fmt: skip
 
 

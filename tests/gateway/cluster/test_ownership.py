@@ -8,9 +8,9 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
+from gateway.cluster.joining import NameTaken
 from gateway.cluster.ownership import HANDOVER_MAX_S, SlotOwnership
 from gateway.cluster.slots import rightful_owners, slot_of
-from gateway.cluster.watch import NameTaken
 from store.coordination import SLOTS, LeaseRecord, Slot
 from tests.fakes.coordination import MemoryCoordination
 from tests.gateway.cluster.cluster_parts import lease_of, watch_of
