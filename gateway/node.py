@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from gateway.addresses import http_url
+from gateway.answers import answer
 from gateway.api.app import Api
 from gateway.api.ports import Check
 from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
@@ -141,6 +142,7 @@ class Node:
         self._life = trio.CancelScope()
         self.started = False
         self.metrics = Metrics(self)
+        self._face_operators()
         self.hub.fanout.on_written = self.metrics.observe_delivery
         self.api = Api(self, version("tidegate"))
         self.http = HttpServer(self.api, settings)
@@ -163,6 +165,13 @@ class Node:
             self.catchup.heads = self.cluster.standing
             self.cluster.elsewhere.listener = self.presences
             self.presences.elsewhere = self.cluster.elsewhere
+
+    def _face_operators(self) -> None:
+        """Let operators see and steer this node's part of the cluster, if there is one."""
+        if self._backend is not None:
+            self._backend.add_metrics(self.metrics.registry)
+            if self._backend.peers is not None:
+                self._backend.peers.answer = partial(answer, self)
 
     def _listener(self) -> Listener:
         return Listener(
@@ -406,9 +415,7 @@ def _clustered(settings: Settings, verifier: Verifier, sockets: Sequence[socket.
 
     host, port = sockets[-1].getsockname()[:2]
     backend = Backend(settings, settings.node_name or socket.gethostname(), f"{host}:{port}")
-    node = Node(settings, backend.store, verifier, sockets, backend)
-    backend.add_metrics(node.metrics.registry)
-    return node
+    return Node(settings, backend.store, verifier, sockets, backend)
 
 
 def _estate(node: Node) -> Estate:

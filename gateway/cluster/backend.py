@@ -103,7 +103,7 @@ class Backend:
         self._watch = Watch(self.coordination, self._lease, lease_s=settings.lease_s)
         self._directory: SessionDirectory | None = None
         self.heads: RedisHeads | None = None
-        self.degradation = Degradation(self._degraded, self._away_reason, directly=bool(settings.cluster_secret))
+        self.degradation = Degradation(self._degraded, self.away_reason, directly=bool(settings.cluster_secret))
         self.peers = (
             Peers(self._lease.incarnation, key_of(settings.cluster_secret), listening, lambda: self._watch.live)
             if listening is not None
@@ -181,7 +181,8 @@ class Backend:
         cluster = self._cluster()
         return cluster.transport.away and not cluster.links.alone
 
-    def _away_reason(self) -> str:
+    def away_reason(self) -> str:
+        """Why this node does without Redis, where it does."""
         return self.redis.away_reason if self.redis is not None else "there is no redis_url"
 
     def add_metrics(self, registry: MetricRegistry) -> None:

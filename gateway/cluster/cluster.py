@@ -226,10 +226,11 @@ class Cluster:
         self.ownership.wake()
         asked_s = self.watch.now_s()
         self.watch.wake()  # an heir may have come since the last look
-        while self.watch.looked_s < asked_s or (self.ownership.named and self._has_heirs()):  # noqa: ASYNC110 - looked at while draining only
+        while self.watch.looked_s < asked_s or (self.ownership.named and self.has_heirs()):  # noqa: ASYNC110 - looked at while draining only
             await trio.sleep(LEAVE_CHECK_S)
 
-    def _has_heirs(self) -> bool:
+    def has_heirs(self) -> bool:
+        """Whether other nodes could take this one's slots."""
         return any(
             row.owns and not row.draining and row.incarnation != self.incarnation and understood(row.protocol)
             for row in self.watch.live.values()

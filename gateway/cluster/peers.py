@@ -40,6 +40,10 @@ some, so either nobody reads there any more, or nothing is sent this way any mor
 FLAG_BYTES: Final = 1
 """In front of each parcel behind its length: whether the sender cannot reach Redis."""
 
+QUESTION: Final = b"\2"
+"""In the place of that flag: what follows is no parcel but a question of an operator (see ``questions``), whose answer
+comes back, with its length in front, in the place of a count."""
+
 COUNT_BYTES: Final = 8
 """Size of what confirms: parcels received on this connection so far."""
 
@@ -100,6 +104,7 @@ class Peers:
 
     Attributes:
         received: takes each parcel that arrives; set before ``run``.
+        answer: takes each question that arrives and returns its answer; set before ``run``.
         sent, not_taken, arrived: parcels given to it, those of them that were surely or perhaps not received, and
             parcels received, ever.
         refused: incoming connections that were refused, ever.
@@ -113,6 +118,7 @@ class Peers:
         live: Callable[[], Mapping[str, LeaseRecord]],
     ) -> None:
         self.received: Callable[[bytes], None] = lambda _parcel: None
+        self.answer: Callable[[bytes], bytes] = lambda _question: b""
         self.sent = self.not_taken = self.arrived = self.refused = 0
         self._incarnation = incarnation
         self._key = key
@@ -297,9 +303,13 @@ class Peers:
                 size = int.from_bytes(await incoming.exactly(4), "big")
                 if size > PARCEL_BYTES_MAX:
                     raise PeerRefused(f"it sent a parcel of {size} bytes; allowed are {PARCEL_BYTES_MAX}")
-                without_redis = (await incoming.exactly(FLAG_BYTES)) != b"\0"
+                flag = await incoming.exactly(FLAG_BYTES)
                 parcel = await incoming.exactly(size)
-                if without_redis:
+                if flag == QUESTION:
+                    answer = self.answer(parcel)
+                    await stream.send_all(len(answer).to_bytes(4, "big") + answer)
+                    continue
+                if flag != b"\0":
                     self._cut_off_s[sender] = trio.current_time()
                 else:
                     self._cut_off_s.pop(sender, None)
