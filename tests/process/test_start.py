@@ -1,30 +1,16 @@
 """Starts that must fail: one clear line on standard error, an exit code, no traceback; and the first node unharmed."""
 
+import os
 import socket
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bench.processes import NodeProcess
+from tests.process.failing import UNAVAILABLE, fails
 
 pytestmark = pytest.mark.process
-
-ROOT = Path(__file__).parents[2]
-UNAVAILABLE = 69
-
-
-def _fails(*options: str) -> tuple[int, str]:
-    """Start a node that must not start; its exit code and the one line that it says besides log lines."""
-    command = [sys.executable, "-m", "gateway.cli.main", "serve", "--port", "0", *options]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.stdout == ""
-    assert "Traceback" not in ended.stderr, ended.stderr
-    said = [line for line in ended.stderr.splitlines() if line.startswith("tidegate: ")]
-    assert len(said) == 1, ended.stderr
-    return ended.returncode, said[0]
 
 
 @pytest.fixture
@@ -37,7 +23,7 @@ def stopped(tmp_path: Path) -> Path:
 
 
 def test_a_second_node_on_the_same_data_learns_the_pid_of_the_first(node: NodeProcess) -> None:
-    code, line = _fails("--data-dir", str(node.data_dir))
+    code, line = fails("--data-dir", str(node.data_dir))
     assert code == UNAVAILABLE
     assert str(node.pid) in line
     assert str(node.data_dir) in line
@@ -52,7 +38,7 @@ def test_a_data_directory_whose_node_was_killed_is_free_again(tmp_path: Path) ->
 
 
 def test_a_port_in_use_is_named(node: NodeProcess, tmp_path: Path) -> None:
-    code, line = _fails("--data-dir", str(tmp_path / "data"), "--port", str(node.port))
+    code, line = fails("--data-dir", str(tmp_path / "data"), "--port", str(node.port))
     assert code == UNAVAILABLE
     assert str(node.port) in line
     assert "in use" in line
@@ -72,7 +58,7 @@ def test_a_database_of_a_newer_schema_is_refused_and_left_alone(stopped: Path) -
         database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})", future)
     database.close()
     before = path.read_bytes()
-    code, line = _fails("--data-dir", str(stopped))
+    code, line = fails("--data-dir", str(stopped))
     assert code == 1
     assert "newer" in line
     assert "99" in line
@@ -81,18 +67,32 @@ def test_a_database_of_a_newer_schema_is_refused_and_left_alone(stopped: Path) -
 
 def test_a_data_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a directory")
-    code, line = _fails("--data-dir", str(tmp_path / "data"))
+    code, line = fails("--data-dir", str(tmp_path / "data"))
     assert code in (1, 2)
     assert str(tmp_path / "data") in line
 
 
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_data_directory_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path, existing: bool) -> None:
+    closed = tmp_path / "closed"
+    if os.geteuid() == 0:
+        closed = Path("/sys/kernel")  # where not even root makes files
+    else:
+        closed.mkdir(mode=0o555)
+    data_dir = closed if existing else closed / "data"
+    code, line = fails("--data-dir", str(data_dir))
+    assert code == 1
+    assert str(data_dir) in line
+    assert "--data-dir" in line or "data_dir" in line
+
+
 def test_an_unknown_option_and_an_unknown_key_are_named_with_the_nearest(tmp_path: Path) -> None:
-    code, line = _fails("--data-dri", "x")
+    code, line = fails("--data-dri", "x")
     assert code == 2
     assert "--data-dir" in line
     config = tmp_path / "tidegate.toml"
     config.write_text("idle_timout_s = 5\n")
-    code, line = _fails("--config", str(config), "--data-dir", str(tmp_path / "data"))
+    code, line = fails("--config", str(config), "--data-dir", str(tmp_path / "data"))
     assert code == 2
     assert "idle_timout_s" in line
     assert "idle_timeout_s" in line
