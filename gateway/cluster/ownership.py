@@ -85,6 +85,8 @@ class SlotOwnership:
         self._go_on.set()
         self._looking = False
         watch.on_change.append(self.wake)
+        watch.on_look.append(self._looked)
+        self._waits_for_look = False
 
     # --- gateway.owner.ports.Ownership ------------------------------------------------------------------------------
 
@@ -179,8 +181,19 @@ class SlotOwnership:
             self.wake()
             return
         self.claims += len(claimed)
-        await self._hand_over(rightful)
+        if self._watch.looked_s > self._adopted_s:
+            await self._hand_over(rightful)
+        else:
+            # Who has just given this node slots may be leaving, which the last look at the leases did not see yet:
+            # they would go back, and again, until it has left with them.
+            self._waits_for_look = True
+            self._watch.wake()
         await self._remove_dead_leases()
+
+    def _looked(self) -> None:
+        if self._waits_for_look:
+            self._waits_for_look = False
+            self.wake()
 
     def _rightful(self) -> list[str]:
         """For each slot the incarnation that should own it; empty where nobody can."""

@@ -36,6 +36,7 @@ class Watch:
         dead: incarnations whose row is still there and says so.
         looked_s: when the last look that succeeded began, seconds of the clock; -1 before the first.
         marked_dead: incarnations that this node marked dead, ever.
+        on_look: called after each look that succeeded.
         on_change: called after a look that changed who lives, or what a living row says besides its nonce.
     """
 
@@ -52,6 +53,7 @@ class Watch:
         self.looked_s = -1.0
         self.marked_dead = 0
         self.on_change: list[Callable[[], None]] = []
+        self.on_look: list[Callable[[], None]] = []
         self._coordination = coordination
         self._lease = lease
         self._lease_s = lease_s
@@ -109,6 +111,8 @@ class Watch:
         self.looked_s = began_s
         self.dead = [row.incarnation for row in rows if not row.alive]
         self._set_live({row.incarnation: row for row in rows if row.alive})
+        for notify in self.on_look:
+            notify()
 
     def _note(self, rows: Sequence[LeaseRecord]) -> list[LeaseRecord]:
         """Take notice of renewals; those returned stood still for a lease."""

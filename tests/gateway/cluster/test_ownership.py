@@ -135,6 +135,26 @@ async def test_a_node_that_leaves_gives_everything_away_first(autojump_clock: Mo
         assert_one_owner_each([first, third])
 
 
+async def test_what_a_leaving_node_gives_does_not_go_back_because_its_heir_has_not_heard_of_that(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster("a", "b") as (coordination, (first, second), _):
+        before = coordination.changes
+        await trio.sleep(0.2)  # just after the heir's look at the leases
+        first.lease.drain()
+        await trio.sleep(0.01)
+        first.watch.wake()
+        while first.owned:  # noqa: ASYNC110 - virtual time
+            second.ownership.wake()  # it hears at once that the table changed, though not why
+            await trio.sleep(0.01)
+        for _ in range(10):
+            second.ownership.wake()
+            await trio.sleep(0.01)
+        assert second.owned == SLOTS
+        assert second.ownership.handovers == 0
+        assert coordination.changes - before == 2, "announced, then handed over"
+
+
 async def test_a_slot_that_cannot_be_released_stays(autojump_clock: MockClock) -> None:
     async with cluster("a") as (coordination, (first,), nursery):
         first.holder.release_s = 60
