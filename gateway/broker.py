@@ -5,7 +5,7 @@ process these are plain calls (LocalBroker); between nodes they travel.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -47,6 +47,30 @@ class Head(Struct, frozen=True, gc=False):
 
     seq: int
     time_us: int
+
+
+CHANNEL_ID_CHARS: Final = 25
+
+
+def channel_id_of(digest: str) -> str:
+    """The id of a channel, made of 24 characters; what is a channel is told by it everywhere."""
+    return "c" + digest
+
+
+def is_channel(conversation_id: str) -> bool:
+    """Whether a conversation is a channel."""
+    return conversation_id[0] == "c" and len(conversation_id) == CHANNEL_ID_CHARS
+
+
+def followers_of(channel_id: str) -> str:
+    """The recipient that stands for all who follow a channel, wherever they are connected.
+
+    A channel's members are too many to be named, or even looked up, for every entry. So its deliveries are for this one
+    recipient. Each node knows which of the users connected to it follow the channel (``gateway.edge.followers``), and
+    the session directory knows by this name, as if it were a user's, at which nodes anybody does. Users whom an entry
+    adds or removes are recipients besides, so that their nodes learn of it; where they alone are, it is told again.
+    """
+    return f"channel:{channel_id}"
 
 
 class OwnerPort(Protocol):

@@ -147,6 +147,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, _setting("connections of one user on this node; one more closes the oldest", "connections", ge=1)
     ] = 32
     group_members_max: Annotated[int, _setting("members of a group", "users", ge=2)] = limits.GROUP_MEMBERS_MAX
+    channel_members_max: Annotated[int, _setting("members of a channel", "users", ge=2)] = limits.CHANNEL_MEMBERS_MAX
     commands_per_s_max: Annotated[
         float, _setting("commands of one connection per second, sustained; 0: no limit", "1/s", ge=0)
     ] = 100.0

@@ -52,8 +52,8 @@ class _Decoder(Protocol):
     def decode(self, buf: bytes, /) -> Any: ...
 
 
-COMMAND_TAGS: Final = range(1, 15)
-SERVER_TAGS: Final = frozenset((*range(40, 50), *range(80, 88)))
+COMMAND_TAGS: Final = range(1, 16)
+SERVER_TAGS: Final = frozenset((*range(40, 51), *range(80, 88)))
 
 encode_msgpack: Final = msgspec.msgpack.Encoder().encode
 encode_json: Final = msgspec.json.Encoder().encode

@@ -44,10 +44,11 @@ class EntryKind(IntEnum):
 
 @unique
 class ConversationKind(IntEnum):
-    """What a conversation is: between two users (or one: a note to self), or a group."""
+    """What a conversation is: between two users (or one: a note to self), a group, or a group too large to list."""
 
     DIRECT = 1
     GROUP = 2
+    CHANNEL = 3
 
 
 class Entry(Struct, array_like=True, frozen=True, gc=False):
@@ -99,7 +100,7 @@ class Send(Frame, tag=3, gc=False):
 
 
 class CreateConversation(Frame, tag=4):
-    """Create a conversation, or find it: a direct one by its two members, a group by creator and client_msg_id.
+    """Create a conversation, or find it: a direct one by its two members, others by creator and client_msg_id.
 
     ``members`` names the others; the creator is always in. A direct conversation with nobody else is the note to self.
     """
@@ -112,7 +113,7 @@ class CreateConversation(Frame, tag=4):
 
 
 class AddMembers(Frame, tag=5):
-    """Add users to a group. Any member may. Those already in are passed over."""
+    """Add users to a group or channel. Any member may. Those already in are passed over."""
 
     id: RequestId
     conversation_id: ConversationId
@@ -122,7 +123,7 @@ class AddMembers(Frame, tag=5):
 
 
 class RemoveMembers(Frame, tag=6):
-    """Remove users from a group: oneself (leave), or, by the creator, anybody."""
+    """Remove users from a group or channel: oneself (leave), or, by the creator, anybody."""
 
     id: RequestId
     conversation_id: ConversationId
@@ -132,7 +133,7 @@ class RemoveMembers(Frame, tag=6):
 
 
 class Rename(Frame, tag=7, gc=False):
-    """Give a group a new title."""
+    """Give a group or channel a new title."""
 
     id: RequestId
     conversation_id: ConversationId
@@ -187,7 +188,7 @@ class ListConversations(Frame, tag=12, gc=False):
 
 
 class GetConversation(Frame, tag=13, gc=False):
-    """One conversation with its members and their receipts."""
+    """One conversation with its members and their receipts, if they are no more than GROUP_MEMBERS_MAX."""
 
     id: RequestId
     conversation_id: ConversationId
@@ -200,9 +201,19 @@ class WatchPresence(Frame, tag=14):
     users: Annotated[list[UserId], Meta(max_length=limits.PRESENCE_WATCH_USERS_MAX)]
 
 
+class ListMembers(Frame, tag=15, gc=False):
+    """A page of a conversation's members, ordered by the bytes of their ids: those behind ``after``."""
+
+    id: RequestId
+    conversation_id: ConversationId
+    after: Annotated[str, Meta(max_length=limits.USER_ID_CHARS_MAX)] = ""
+    limit: Annotated[int, Meta(ge=1, le=limits.LIST_MEMBERS_MAX)] = limits.LIST_MEMBERS_DEFAULT
+
+
 Command = (
     Authenticate | Ping | Send | CreateConversation | AddMembers | RemoveMembers | Rename | MarkReceipt | Typing
     | Sync | History | ListConversations | GetConversation | WatchPresence
+    | ListMembers
 )  # fmt: skip
 
 # --- Replies --------------------------------------------------------------------------------------------------------
@@ -227,7 +238,8 @@ class Presence(Struct, array_like=True, frozen=True, gc=False):
 class Conversation(Struct, array_like=True, frozen=True):
     """A conversation as a list shows it, for one user. Unread is ``head_seq - read_seq``.
 
-    ``members`` is complete in a direct conversation and in answers to create and get, and empty in lists of groups.
+    ``members`` is complete in a direct conversation and, for a group of at most GROUP_MEMBERS_MAX, in answers to create
+    and get; otherwise it is empty, and ListMembers gives them by pages.
     ``last_entry`` is decoded with the rest; a node may put it in encoded (Raw alone, or None, cannot be told apart
     by a decoder, so the type names all three).
     """
@@ -341,9 +353,18 @@ class Authenticated(Frame, tag=49, gc=False):
     token_expires_in_s: int
 
 
+class MembersPage(Frame, tag=50):
+    """Answer to ListMembers. ``has_more``: there are others behind the last of these."""
+
+    id: int
+    conversation_id: str
+    members: list[Member]
+    has_more: bool
+
+
 Reply = (
     Ok | ErrorReply | Pong | SendAck | ConversationReply | SyncPage | HistoryPage | ConversationList | PresenceReply
-    | Authenticated
+    | Authenticated | MembersPage
 )  # fmt: skip
 
 # --- Pushes ---------------------------------------------------------------------------------------------------------

@@ -64,7 +64,12 @@ DEDUPLICATION_WINDOW_S: Final = 86_400
 # --- Conversations --------------------------------------------------------------------------------------------------
 
 GROUP_MEMBERS_MAX: Final = 1_024
-"""Members of a group (default of the node's ``group_members_max``): everything is pushed to all of them."""
+"""Members of a group (default of the node's ``group_members_max``): everything is pushed to all of them. Answers name
+the members of a group up to this number, whatever the node's setting."""
+
+CHANNEL_MEMBERS_MAX: Final = 100_000
+"""Members of a channel (default of the node's ``channel_members_max``): pushed to those who are connected and have
+synced; nobody holds a list of all."""
 
 MEMBERS_PER_COMMAND_MAX: Final = 256
 """Users named in one create, add or remove command: 256 ids of 128 characters fit a command's 64 KiB."""
@@ -100,6 +105,12 @@ LIST_CONVERSATIONS_MAX: Final = 100
 
 LIST_CONVERSATIONS_DEFAULT: Final = 50
 """Conversations of one page of the conversation list when the command names no limit."""
+
+LIST_MEMBERS_MAX: Final = 256
+"""Members of one page: 256 ids of 128 characters and their receipts fit a page's PAGE_BYTES_MAX."""
+
+LIST_MEMBERS_DEFAULT: Final = 100
+"""Members of one page when the command names no limit."""
 
 # --- Time -----------------------------------------------------------------------------------------------------------
 
@@ -138,6 +149,7 @@ assert (
     BODY_CHARS_MAX * 4 + METADATA_KEYS_MAX * 4 * (METADATA_KEY_CHARS_MAX + METADATA_VALUE_CHARS_MAX) < COMMAND_BYTES_MAX
 )
 assert MEMBERS_PER_COMMAND_MAX * (USER_ID_CHARS_MAX + 3) < COMMAND_BYTES_MAX
+assert LIST_MEMBERS_MAX * (4 * USER_ID_CHARS_MAX + 22) < PAGE_BYTES_MAX
 assert 6 * PAGE_BYTES_MAX + COMMAND_BYTES_MAX <= SERVER_FRAME_BYTES_MAX
 assert IDLE_TIMEOUT_S > 2 * HEARTBEAT_INTERVAL_S
 assert TYPING_ENDS_S > TYPING_INTERVAL_S

@@ -60,6 +60,7 @@ class CassandraTables:
 
     Attributes:
         waiting_for: what ``run`` waits for before it starts, in words; empty once it has started.
+        reads: statements sent that read, those behind a transaction whose outcome is unknown included, ever.
     """
 
     def __init__(self, access: Access, requests_max: int) -> None:
@@ -67,6 +68,7 @@ class CassandraTables:
         self._access = access
         self._requests_max = requests_max
         self.waiting_for = "no connection to Cassandra was tried yet"
+        self.reads = 0
         self._requests: Requests | None = None
         self._prepared: dict[str, PreparedStatement] = {}
         self._replicas_of: Callable[[bytes], object] = lambda _key: None
@@ -136,6 +138,7 @@ class CassandraTables:
     async def _read(self, name: str, values: Sequence[Any], profile: object = READS) -> Rows:
         if self._requests is None:
             raise Unavailable("there is no session with Cassandra")
+        self.reads += 1
         return await self._requests.run(self._bind(name, values), 0, profile)
 
     async def _transact(self, name: str, values: Sequence[Any]) -> bool:
@@ -305,11 +308,11 @@ def _count(outcomes: list[StoreError | None], error: StoreError | None, expected
 def _members(rows: Rows) -> Members:
     found = [
         MemberRow(user, joined, left or 0, delivered or 0, read or 0)
-        for _, _, user, joined, left, delivered, read in rows
+        for _, _, _, user, joined, left, delivered, read in rows
         if user is not None  # a title without members: they are being written
     ]
-    title, count = rows[0][:2] if rows else ("", 0)
-    return Members(title or "", count or 0, found)
+    title, count, described_us = rows[0][:3] if rows else ("", 0, 0)
+    return Members(title or "", count or 0, found, described_us or 0)
 
 
 def _statements_of(row: RowWrite) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -12,9 +12,19 @@ from typing import Final
 from msgspec import Struct
 
 from protocol.codec import decode_entry
+from protocol.frames import ConversationKind, Entry
 from store import segments as rule
 from store.cassandra_log import OpenLog
-from store.cassandra_members import after_entry, before_entry, change_rows, members_of, read_roster
+from store.cassandra_members import (
+    Roster,
+    after_entry,
+    before_entry,
+    before_entry_of_channel,
+    change_rows,
+    members_of,
+    read_roster,
+    read_stays_of_entry,
+)
 from store.cassandra_reads import Tail, read_tail
 from store.entries import NO_CHANGES, ConversationRecord, Loaded, StoredEntry, changes_of
 from store.interface import NotWritten, OutcomeUnknown, StaleEpoch, StoreError, Unavailable
@@ -152,22 +162,35 @@ class Loader:
         Raises Unavailable. After a cancellation some member rows may be written: they are written again next time.
         """
         row, tail = opened.row, opened.tail
-        roster = await read_roster(self._tables, row.conversation_id)
         last = decode_entry(tail.rows[-1].encoded)
-        if changes_of(last) != NO_CHANGES:
-            if not self._may_speak(row.conversation_id, log.last.epoch):
-                raise Unavailable(f"this node is not sure to own {row.conversation_id}")
-            changed = change_rows(row.conversation_id, row.kind, last, before_entry(roster, last.seq))
-            try:
-                await self._tables.write(changed.rows)
-            except (NotWritten, OutcomeUnknown) as error:
-                raise Unavailable(str(error)) from None
-            roster = after_entry(roster, last.seq, changed)
+        if row.kind is ConversationKind.CHANNEL:
+            some, described_us = await read_stays_of_entry(self._tables, row.conversation_id, last)
+            roster = await self._redo(log, last, before_entry_of_channel(some, described_us, last))
+            roster.stays = []
+        else:
+            everybody = await read_roster(self._tables, row.conversation_id)
+            changes = changes_of(last) != NO_CHANGES
+            roster = await self._redo(log, last, before_entry(everybody, last.seq) if changes else everybody)
         log.title, log.member_count = roster.title, roster.member_count
         record = ConversationRecord(row.conversation_id, row.kind, roster.title, row.creator, row.created_us)
         newest = tail.rows[-entries:] if entries else []
         stored = [StoredEntry(decode_entry(each.encoded), each.encoded) for each in newest]
-        return Loaded(record, members_of(roster.stays), tail.head_seq, last.time_us, stored)
+        members = members_of(roster.stays)
+        return Loaded(record, members, tail.head_seq, last.time_us, stored, roster.member_count)
+
+    async def _redo(self, log: OpenLog, last: Entry, before: Roster) -> Roster:
+        """Write the member rows of the last entry again; answers the roster with it. Raises Unavailable."""
+        if changes_of(last) == NO_CHANGES:
+            return before
+        conversation_id = log.conversation_id
+        if not self._may_speak(conversation_id, log.last.epoch):
+            raise Unavailable(f"this node is not sure to own {conversation_id}")
+        changed = change_rows(conversation_id, log.kind, last, before)
+        try:
+            await self._tables.write(changed.rows)
+        except (NotWritten, OutcomeUnknown) as error:
+            raise Unavailable(str(error)) from None
+        return after_entry(before, last.seq, changed)
 
 
 def _fill(log: OpenLog, row: ConversationRow, tail: Tail) -> None:

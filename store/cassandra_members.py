@@ -3,6 +3,10 @@
 Members and title are the log's, told by its entries; the rows only spare reading it all. They are written when their
 entry is durable and before it is answered, and an entry that changes them has nothing sent behind it meanwhile. So
 only those of a log's last entry can be missing, and whoever takes a conversation over writes these again.
+
+A user's stay is a row of its own in the conversation's partition, some 60 bytes: 100,000 members make 6 MB, well below
+what Cassandra reads comfortably, and a million still do. They are read by pages; those of a channel, which may be so
+many, are not read when an owner takes it over, but only where a command names them.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -29,6 +33,9 @@ PAGE_ROWS: Final = 2_000
 
 USERS_PER_READ: Final = 100
 """Users that one read of a conversation's members names."""
+
+LAST_SEQ: Final = 2**63 - 1
+"""Greater than any seq: behind all stays of a user."""
 
 T = TypeVar("T")
 
@@ -115,6 +122,32 @@ def after_entry(roster: Roster, seq: int, changed: Changed) -> Roster:
     return Roster(changed.title, changed.member_count, list(stays.values()))
 
 
+def before_entry_of_channel(roster: Roster, described_us: int, entry: Entry) -> Roster:
+    """What is known of a channel as it was before its last entry, of whose users alone ``roster`` has the stays.
+
+    Nobody counts all members of a channel. Its number of members was written with the time of the entry that it is of:
+    either this one's, and then what that changed is taken back, or an earlier one's.
+    """
+    if described_us < entry.time_us:
+        return roster
+    changes = changes_of(entry)
+    present, ended = _now(roster.stays, entry.seq)
+    joined = len(set(changes.added) - present.keys())
+    left = len(set(changes.removed) & (present.keys() | ended.keys()))
+    return Roster(roster.title, roster.member_count - joined + left, roster.stays)
+
+
+async def read_stays_of_entry(tables: ConversationTables, conversation_id: str, entry: Entry) -> tuple[Roster, int]:
+    """Title, number of members, and the stays of the users that an entry names; and the time of what tells the former.
+
+    Raises Unavailable. Cancelling is safe.
+    """
+    described = await tables.members(conversation_id, after=None, limit=1)
+    changes = changes_of(entry)
+    stays = await read_stays(tables, conversation_id, dict.fromkeys((*changes.added, *changes.removed)))
+    return Roster(described.title, described.member_count, stays), described.described_us
+
+
 def members_of(stays: Iterable[MemberRow]) -> dict[str, MemberRecord]:
     """Those who are members now, in order of joining."""
     lasting = sorted((stay for stay in stays if not stay.left_seq), key=lambda stay: (stay.joined_seq, stay.user))
@@ -141,6 +174,20 @@ async def read_stays(tables: ConversationTables, conversation_id: str, users: Co
     for names in chunks(users, USERS_PER_READ):
         found += (await tables.stays(conversation_id, names)).rows
     return found
+
+
+async def read_members(tables: ConversationTables, conversation_id: str, after: str, limit: int) -> list[MemberRecord]:
+    """Members behind a user, by user; fewer than ``limit`` only at the end. Raises Unavailable. Cancelling is safe."""
+    found: list[MemberRecord] = []
+    behind = (after, LAST_SEQ) if after else None
+    while True:
+        rows = (await tables.members(conversation_id, after=behind, limit=limit)).rows
+        found += (
+            MemberRecord(row.user, row.joined_seq, row.delivered_seq, row.read_seq) for row in rows if not row.left_seq
+        )
+        if len(rows) < limit or len(found) >= limit:
+            return found[:limit]
+        behind = (rows[-1].user, rows[-1].joined_seq)
 
 
 async def read_involvements(tables: ConversationTables, user: str) -> list[InvolvementRow]:

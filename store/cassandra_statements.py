@@ -10,7 +10,7 @@ _LEASE: Final = "incarnation, node, nonce, alive, address, owns, draining, proto
 _ENTRIES: Final = """
     SELECT seq, epoch, encoded FROM log_entries WHERE conversation_id = ? AND bucket = ? AND seq > ? AND seq < ?"""
 _MEMBERS: Final = """
-    SELECT title, member_count, user, joined_seq, left_seq, delivered_seq, read_seq
+    SELECT title, member_count, WRITETIME(member_count), user, joined_seq, left_seq, delivered_seq, read_seq
     FROM members WHERE conversation_id = ?"""
 _INVOLVEMENTS: Final = """
     SELECT conversation_id, joined_seq, left_seq, kind, peer, delivered_seq, read_seq

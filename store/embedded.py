@@ -15,7 +15,16 @@ from store.embedded_directory import DATABASE_FILE, DataDirectory, DataDirLocked
 from store.embedded_log import Log, read_back
 from store.embedded_recent import Generations, Recent
 from store.embedded_writer import AppendJob, CallJob, Job, T, Writer
-from store.entries import Append, ConversationRecord, Involvement, Loaded, Membership, ReceiptRecord, StoredEntry
+from store.entries import (
+    Append,
+    ConversationRecord,
+    Involvement,
+    Loaded,
+    MemberRecord,
+    Membership,
+    ReceiptRecord,
+    StoredEntry,
+)
 from store.interface import Done, NotWritten, OutcomeUnknown, StoreError, Unavailable
 from store.migrations import SchemaTooNew, embedded_migrations, migrate, refuse_newer, schema_number
 
@@ -200,6 +209,14 @@ class EmbeddedStore:
     async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
         """See ``Store.find``. Cancelling is safe."""
         return await self._read(queries.find, conversation_id, sender, client_msg_id, since_us)
+
+    async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
+        """See ``Store.find_members``. Cancelling is safe."""
+        return await self._read(queries.find_members, conversation_id, users)
+
+    async def list_members(self, conversation_id: str, *, after: str, limit: int) -> list[MemberRecord]:
+        """See ``Store.list_members``. Cancelling is safe."""
+        return await self._read(queries.list_members, conversation_id, after, limit)
 
     async def memberships(self, user: str) -> list[Membership]:
         """See ``Store.memberships``. Cancelling is safe."""

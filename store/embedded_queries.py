@@ -22,10 +22,17 @@ VALUES_PER_QUERY: Final = 500
 SEQ_MAX: Final = 2**63 - 1
 """Largest integer of SQLite: a bound beyond it means the same as itself."""
 
-_SELECT_CONVERSATION: Final = "SELECT key, kind, title, creator, created_us FROM conversations WHERE id = ?"
+_SELECT_CONVERSATION: Final = """
+    SELECT key, kind, title, creator, created_us, member_count FROM conversations WHERE id = ?"""
 _SELECT_KEY: Final = "SELECT key FROM conversations WHERE id = ?"
 _SELECT_MEMBERS: Final = """
     SELECT user, joined_seq, delivered_seq, read_seq FROM members WHERE conversation = ? ORDER BY joined_seq, user"""
+_SELECT_SOME_MEMBERS: Final = """
+    SELECT user, joined_seq, delivered_seq, read_seq FROM members
+    WHERE conversation = (SELECT key FROM conversations WHERE id = ?) AND user IN ({})"""
+_SELECT_MEMBERS_PAGE: Final = """
+    SELECT user, joined_seq, delivered_seq, read_seq FROM members
+    WHERE conversation = (SELECT key FROM conversations WHERE id = ?) AND user > ? ORDER BY user LIMIT ?"""
 _SELECT_INDEXED: Final = """
     SELECT entry_index.seq, encoded FROM entry_index JOIN entries USING (position)
     WHERE entry_index.conversation = ? AND entry_index.seq > ? AND entry_index.seq < ?
@@ -73,20 +80,42 @@ def load(
     row = connection.execute(_SELECT_CONVERSATION, (conversation_id,)).fetchone()
     if row is None:
         return None
-    key, kind, title, creator, created_us = row
-    members = {user: MemberRecord(user, *rest) for user, *rest in connection.execute(_SELECT_MEMBERS, (key,))}
+    key, number, title, creator, created_us, member_count = row
+    kind = ConversationKind(number)
+    # A channel's owner asks about those it meets.
+    rows = () if kind is ConversationKind.CHANNEL else connection.execute(_SELECT_MEMBERS, (key,))
+    members = {user: MemberRecord(user, *rest) for user, *rest in rows}
     encoded = entries_between(connection, generations, key, 0, SEQ_MAX, max(1, tail_entries_max), newest=True)
     tail = [StoredEntry(decode_entry(each), each) for each in encoded]
     if not tail:
         return None  # created after the generations were taken: not there yet
     last = tail[-1].entry
     return Loaded(
-        record=ConversationRecord(conversation_id, ConversationKind(kind), title, creator, created_us),
+        record=ConversationRecord(conversation_id, kind, title, creator, created_us),
         members=members,
         head_seq=last.seq,
         head_time_us=last.time_us,
         tail=tail if tail_entries_max else [],
+        member_count=member_count,
     )
+
+
+def find_members(
+    connection: sqlite3.Connection, _generations: Generations, conversation_id: str, users: Collection[str]
+) -> dict[str, MemberRecord]:
+    """Those of ``users`` who are members."""
+    found: dict[str, MemberRecord] = {}
+    for names in _chunks(users):
+        rows = connection.execute(_SELECT_SOME_MEMBERS.format(_marks(names)), [conversation_id, *names])
+        found.update((user, MemberRecord(user, *rest)) for user, *rest in rows)
+    return found
+
+
+def list_members(
+    connection: sqlite3.Connection, _generations: Generations, conversation_id: str, after: str, limit: int
+) -> list[MemberRecord]:
+    """A page of a conversation's members."""
+    return [MemberRecord(*row) for row in connection.execute(_SELECT_MEMBERS_PAGE, (conversation_id, after, limit))]
 
 
 def entries(

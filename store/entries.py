@@ -35,7 +35,8 @@ class Loaded(Struct):
     """A conversation as its owner finds it when it takes it over.
 
     ``tail`` holds the newest entries (at most the number asked for), oldest first; ``head_seq`` is the seq of the last
-    entry and ``head_time_us`` its time. ``members`` maps user ids to records, in order of joining.
+    entry and ``head_time_us`` its time. ``members`` maps user ids to records, in order of joining; a channel's are not
+    read, as there may be very many (``Store.find_members`` asks about some).
     """
 
     record: ConversationRecord
@@ -43,6 +44,7 @@ class Loaded(Struct):
     head_seq: int
     head_time_us: int
     tail: list[StoredEntry]
+    member_count: int
 
 
 class Append(Struct, frozen=True):

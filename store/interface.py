@@ -10,7 +10,16 @@ from typing import Protocol
 
 import trio
 
-from store.entries import Append, ConversationRecord, Involvement, Loaded, Membership, ReceiptRecord, StoredEntry
+from store.entries import (
+    Append,
+    ConversationRecord,
+    Involvement,
+    Loaded,
+    MemberRecord,
+    Membership,
+    ReceiptRecord,
+    StoredEntry,
+)
 
 
 class StoreError(Exception):
@@ -89,6 +98,15 @@ class Store(Protocol):
 
     async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
         """The entry that ``sender`` appended under ``client_msg_id`` at ``since_us`` or later. Raises Unavailable."""
+
+    async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
+        """Those of ``users`` who are members now, after every change that was answered before. Raises Unavailable."""
+
+    async def list_members(self, conversation_id: str, *, after: str, limit: int) -> list[MemberRecord]:
+        """Members ordered by the bytes of their ids (UTF-8), those behind ``after``; fewer than ``limit``: the last.
+
+        Raises Unavailable. Cancelling is safe.
+        """
 
     async def memberships(self, user: str) -> list[Membership]:
         """All conversations that the user is a member of now, in no particular order. Raises Unavailable."""

@@ -79,11 +79,15 @@ class MemberRow(Struct, frozen=True, gc=False):
 
 
 class Members(Struct, frozen=True):
-    """A page of ``members``, by user and joined_seq. ``title`` and ``member_count`` are the conversation's."""
+    """A page of ``members``, by user and joined_seq.
+
+    ``title`` and ``member_count`` are the conversation's, as of the entry with the time ``described_us``.
+    """
 
     title: str
     member_count: int
     rows: list[MemberRow]
+    described_us: int
 
 
 class InvolvementRow(Struct, frozen=True, gc=False):

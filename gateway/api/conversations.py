@@ -81,6 +81,13 @@ async def send_message(request: Request) -> Answer:
     )
 
 
+async def list_members(request: Request) -> Answer:
+    """A page of a conversation's members."""
+    query: schemas.MembersQuery = request.query
+    command = frames.ListMembers(REQUEST_ID, request.path["conversation_id"], query.after, query.limit)
+    return Answer(HTTPStatus.OK, schemas.members_page(await _ask(request, command, frames.MembersPage)))
+
+
 async def add_members(request: Request) -> Answer:
     """Add users to a group."""
     body: schemas.AddMembers = request.body

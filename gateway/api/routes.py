@@ -90,6 +90,17 @@ ROUTES: Final = (
         tag=CHATTING,
     ),
     Route(
+        method="GET",
+        path=f"{_ID}/members",
+        handler=conversations.list_members,
+        summary="A page of a conversation's members and their receipts",
+        query=schemas.MembersQuery,
+        answers={200: schemas.MembersPage},
+        refusals=(ErrorCode.NOT_FOUND,),
+        token=True,
+        tag=CHATTING,
+    ),
+    Route(
         method="POST",
         path=f"{_ID}/members",
         handler=conversations.add_members,

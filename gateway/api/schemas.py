@@ -4,7 +4,7 @@ Field types, and with them all limits, are those of ``protocol.frames``; here ar
 descriptions for the API page. Fields that a node does not know are ignored, as everywhere in the protocol.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Raw, Struct
 
@@ -13,7 +13,7 @@ from protocol import frames, limits
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind, EntryKind
 
-KindName = Literal["direct", "group"]
+KindName = Literal["direct", "group", "channel"]
 
 Body = Annotated[
     str,
@@ -57,6 +57,15 @@ class EntriesQuery(Struct, frozen=True):
     )
 
 
+class MembersQuery(Struct, frozen=True):
+    """Which page of a conversation's members, who are ordered by the bytes of their ids."""
+
+    after: Annotated[str, Meta(max_length=limits.USER_ID_CHARS_MAX, description="last user of the page before")] = ""
+    limit: Annotated[int, Meta(ge=1, le=limits.LIST_MEMBERS_MAX, description="members of the page, at most")] = (
+        limits.LIST_MEMBERS_DEFAULT
+    )
+
+
 class RemoveMemberQuery(Struct, frozen=True):
     """Identity of the removal, for a client that repeats it; without one every request is a new intent."""
 
@@ -65,7 +74,7 @@ class RemoveMemberQuery(Struct, frozen=True):
 
 
 class CreateConversation(Struct, frozen=True):
-    """Create a conversation, or find it: a direct one by its two members, a group by creator and client_msg_id."""
+    """Create a conversation, or find it: a direct one by its two members, others by creator and client_msg_id."""
 
     kind: KindName
     client_msg_id: ClientMsgId
@@ -132,7 +141,10 @@ class Member(Struct, frozen=True):
 
 
 class Conversation(Struct, frozen=True):
-    """A conversation as the user sees it. ``members`` is empty in lists of groups; ``member_count`` always counts."""
+    """A conversation as the user sees it. ``member_count`` always counts.
+
+    ``members`` is empty in lists of groups, in groups of more than 1,024, and in channels: list them by pages.
+    """
 
     conversation_id: str
     kind: KindName
@@ -144,6 +156,13 @@ class Conversation(Struct, frozen=True):
     last_entry: Entry | None
     members: list[Member]
     member_count: int
+
+
+class MembersPage(Struct, frozen=True):
+    """A page of members. ``has_more``: there are others behind the last of these."""
+
+    members: list[Member]
+    has_more: bool
 
 
 class ConversationList(Struct, frozen=True):
@@ -211,7 +230,7 @@ def conversation(shown: frames.Conversation) -> Conversation:
     """A conversation as the API shows it."""
     return Conversation(
         conversation_id=shown.conversation_id,
-        kind="direct" if shown.kind == ConversationKind.DIRECT else "group",
+        kind=_KIND_NAMES.get(shown.kind, "group"),
         title=shown.title,
         head_seq=shown.head_seq,
         read_seq=shown.read_seq,
@@ -220,6 +239,13 @@ def conversation(shown: frames.Conversation) -> Conversation:
         last_entry=None if shown.last_entry is None else entry(shown.last_entry),
         members=[Member(member.user, member.delivered_seq, member.read_seq) for member in shown.members],
         member_count=shown.member_count,
+    )
+
+
+def members_page(reply: frames.MembersPage) -> MembersPage:
+    """A page of members."""
+    return MembersPage(
+        [Member(member.user, member.delivered_seq, member.read_seq) for member in reply.members], reply.has_more
     )
 
 
@@ -237,5 +263,7 @@ def appended(reply: frames.SendAck) -> Appended:
     """The acknowledgement of an append."""
     return Appended(reply.seq, reply.time_us, reply.duplicate)
 
+
+_KIND_NAMES: Final[dict[int, KindName]] = {1: "direct", 2: "group", 3: "channel"}
 
 _ENTRY_KIND_NAMES = {int(kind): kind.name.lower() for kind in EntryKind}

@@ -111,7 +111,7 @@ async def open_chat(client: Client, goal: Goal) -> Chat:
     conversation = await _find(client, goal)
     users = [member.user for member in conversation.members]
     others = [user for user in users if user != goal.user]
-    if conversation.kind == ConversationKind.GROUP:
+    if conversation.kind != ConversationKind.DIRECT:
         title = conversation.title or conversation.conversation_id
     else:
         title = others[0] if others else "note to self"

@@ -66,6 +66,7 @@ class Commands:
             frames.Typing,
             frames.History,
             frames.GetConversation,
+            frames.ListMembers,
         ):
             self.handlers[command] = owner.submit
 

@@ -29,6 +29,7 @@ OWNER_COUNTERS: Final = {
     "sends": ("sends", "Send commands taken in hand, refused ones included."),
     "duplicates": ("duplicate_sends", "Repeats of a client_msg_id that were answered with their first seq."),
     "lookups": ("duplicate_lookups", "Repeats that memory could not answer, so that the store was asked."),
+    "member_lookups": ("member_lookups", "Commands that waited until the store was asked who is in a channel."),
     "appended": ("entries_appended", "Entries that became durable."),
     "batches": ("append_batches", "Batches handed to the store."),
     "not_written": ("entries_not_written", "Entries that the store refused."),

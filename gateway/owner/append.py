@@ -81,6 +81,7 @@ class Appender:
 
         Raises:
             Refused: the command breaks a rule, the conversation gets too many, or too many wait.
+            MembersUnknown: whether users that it is from or about are in the channel.
         """
         self._counters.sends += 1
         user = origin.user
@@ -89,6 +90,8 @@ class Appender:
         if seq is not None:
             self._repeated(conversation, origin, command, seq)
             return
+        if conversation.is_channel:
+            conversation.require_known((user, *getattr(command, "users", ())))
         if command.attempt > 1 and not looked_up:
             self._look_up(conversation, origin, command)
             return
@@ -101,7 +104,7 @@ class Appender:
             check_message(command)
             self._assign(conversation, origin, command.id, key, MESSAGE, command.body, command.metadata, None)
             return
-        change = draft(conversation, user, command, self._settings.group_members_max)  # type: ignore[arg-type]
+        change = draft(conversation, user, command, self._settings)  # type: ignore[arg-type]
         if change is not None:
             self._change(conversation, origin, command.id, key, change)
         elif command.id:

@@ -9,7 +9,8 @@ from collections.abc import Collection
 
 from msgspec import Struct
 
-from gateway.broker import Origin
+from gateway.broker import Origin, followers_of
+from gateway.refusals import not_found
 from protocol.codec import decode_entry
 from protocol.frames import Command, ConversationKind, Entry
 from store.entries import Append, Loaded, MemberRecord, StoredEntry, changes_of
@@ -37,13 +38,24 @@ class Pending(Struct, gc=False):
     repeats: list[tuple[Origin, int]] | None = None
 
 
+class MembersUnknown(Exception):
+    """A command cannot be judged before it is known whether ``users`` are in the channel."""
+
+    def __init__(self, users: list[str]) -> None:
+        super().__init__()
+        self.users = users
+
+
 class Conversation:
     """A conversation that is being loaded or is loaded.
 
     Attributes:
         loaded: False until ``fill`` was called; nothing but id, waiting and is_open means anything before.
-        members: the members as of head_seq, in order of joining.
-        recipients: their ids, a snapshot that is replaced and never changed.
+        members: the members as of head_seq, in order of joining; of a channel those who are known (see ``Census``).
+        outsiders: of a channel, users who are known not to be in, as of head_seq.
+        member_count: how many there are, known or not.
+        member_changes: how often members have changed since it was loaded.
+        recipients: their ids, a snapshot that is replaced and never changed; in a channel that of all followers.
         tail: encoded entries up to the head, oldest first.
         recent: for each key of the tail and of what is pending, its seq.
         pending: sends with seqs head_seq + 1 … last_seq, in that order.
@@ -75,8 +87,11 @@ class Conversation:
         "leaving",
         "loaded",
         "lookups",
+        "member_changes",
+        "member_count",
         "members",
         "outcomes",
+        "outsiders",
         "pending",
         "recent",
         "recipients",
@@ -95,6 +110,9 @@ class Conversation:
         self.creator = ""
         self.epoch = 0
         self.members: dict[str, MemberRecord] = {}
+        self.outsiders: dict[str, None] = {}
+        self.member_count = 0
+        self.member_changes = 0
         self.recipients: tuple[str, ...] = ()
         self.head_seq = 0
         self.last_seq = 0
@@ -122,12 +140,35 @@ class Conversation:
         self.creator = loaded.record.creator
         self.epoch = epoch
         self.members = loaded.members
-        self.recipients = tuple(loaded.members)
+        self.member_count = loaded.member_count
+        self.recipients = (followers_of(self.conversation_id),) if self.is_channel else tuple(loaded.members)
         self.head_seq = self.last_seq = loaded.head_seq
         self.last_time_us = loaded.head_time_us
         self.tail = [stored.encoded for stored in loaded.tail]
         self._tail_keys = [(stored.entry.sender, stored.entry.client_msg_id) for stored in loaded.tail]
         self.recent = {key: self.first_tail_seq + index for index, key in enumerate(self._tail_keys)}
+
+    @property
+    def is_channel(self) -> bool:
+        """Whether its members are not all in memory."""
+        return self.kind is ConversationKind.CHANNEL
+
+    def excludes(self, user: str) -> bool:
+        """Whether a user is surely not in."""
+        return self.loaded and (user in self.outsiders if self.is_channel else user not in self.members)
+
+    def require_member(self, user: str) -> None:
+        """Raises Refused: not a member; MembersUnknown: that is not known."""
+        if user not in self.members:
+            self.require_known((user,))
+            raise not_found()
+
+    def require_known(self, users: Collection[str]) -> None:
+        """Raises MembersUnknown unless it is known of all these users whether they are in."""
+        if self.is_channel:
+            unknown = [user for user in users if user not in self.members and user not in self.outsiders]
+            if unknown:
+                raise MembersUnknown(unknown)
 
     @property
     def first_tail_seq(self) -> int:
@@ -181,16 +222,25 @@ class Conversation:
     def apply(self, entry: Entry) -> Collection[str]:
         """Carry out what a durable entry does to members and title; answers who is to get that entry.
 
-        Who is removed gets the removal itself and nothing later; who is added gets the entry that added it.
+        Who is removed gets the removal itself and nothing later; who is added gets the entry that added it. (An entry
+        of a channel names nobody whom it does not add or remove, so that it can be counted without looking.)
         """
         changes = changes_of(entry)
         if changes.title is not None:
             self.title = changes.title
         before = self.recipients
+        if changes.added or changes.removed:
+            self.member_changes += 1
         for user in changes.added:
+            self.outsiders.pop(user, None)
             self.members.setdefault(user, MemberRecord(user, joined_seq=entry.seq))
         for user in changes.removed:
             self.members.pop(user, None)
+        if self.is_channel:
+            self.outsiders.update(dict.fromkeys(changes.removed))
+            self.member_count += len(changes.added) - len(changes.removed)
+            return (*before, *changes.added, *changes.removed)
         if changes.added or changes.removed:
             self.recipients = tuple(self.members)
+            self.member_count = len(self.members)
         return before if changes.removed else self.recipients

@@ -10,6 +10,7 @@ class OwnerCounters(Struct):
         sends: send commands taken in hand, refused ones included.
         duplicates: repeats of a client_msg_id that were answered with their first seq.
         lookups: repeats that memory could not answer, so that the store was asked.
+        member_lookups: commands for channels that had to wait until the store was asked who is in.
         appended: entries that became durable.
         batches: calls of ``store.append``.
         not_written: entries that the store refused.
@@ -33,6 +34,7 @@ class OwnerCounters(Struct):
     sends: int = 0
     duplicates: int = 0
     lookups: int = 0
+    member_lookups: int = 0
     appended: int = 0
     batches: int = 0
     not_written: int = 0

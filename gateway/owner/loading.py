@@ -18,7 +18,7 @@ from gateway.refusals import NotOwner, Refused, not_found, outcome_unknown, unav
 from gateway.task_pool import TaskPool
 from protocol.codec import encode_entry
 from protocol.frames import ConversationReply, CreateConversation
-from store.entries import Loaded, StoredEntry
+from store.entries import Loaded, MemberRecord, StoredEntry
 from store.interface import OutcomeUnknown, StaleEpoch, Store, StoreError
 
 LOAD_TIMEOUT_S: Final = 5.0
@@ -114,7 +114,7 @@ class Loader:
             try:
                 if not isinstance(command, CreateConversation):
                     raise not_found()
-                members.creation(origin.user, command, 0, self._settings.group_members_max)
+                members.creation(origin.user, command, 0, self._settings)
             except Refused as refusal:
                 self._edge.reply(origin, refusal.reply(command.id))
                 self._backlog.waiting -= 1
@@ -124,7 +124,7 @@ class Loader:
         return None
 
     async def _create(self, origin: Origin, command: CreateConversation, epoch: int) -> bool:
-        record, first = members.creation(origin.user, command, self._clock_us(), self._settings.group_members_max)
+        record, first = members.creation(origin.user, command, self._clock_us(), self._settings)
         return await self._store.create(record, StoredEntry(first, encode_entry(first)), epoch)
 
     def _announce(
@@ -136,9 +136,13 @@ class Loader:
         conversation.waiting.popleft()
         self._backlog.waiting -= 1
         self._counters.created += 1
+        first, recipients = loaded.tail[0], conversation.recipients
+        users = first.entry.users or ()
+        if conversation.is_channel:
+            conversation.members.update((user, MemberRecord(user, joined_seq=1)) for user in users)
+            recipients = (*recipients, *users)
+        self._edge.deliver(Delivery(conversation.conversation_id, recipients, [first.encoded], [origin]))
         self._wrote(conversation, origin.user, 1)
-        first = loaded.tail[0].encoded
-        self._edge.deliver(Delivery(conversation.conversation_id, conversation.recipients, [first], [origin]))
         if command.id:
             reply = ConversationReply(command.id, describe(conversation, origin.user), created=True)
             self._edge.reply(origin, reply, conversation.conversation_id)

@@ -64,10 +64,7 @@ class Lookups:
             self._counters.overloaded += 1
             raise overloaded(self._backlog.waiting)
         self._counters.lookups += 1
-        if conversation.lookups is None:
-            conversation.lookups = {}
-        conversation.lookups[id(origin)] = deque()
-        conversation.update_open()
+        begin_waiting(conversation, origin)
 
     async def _look_up(self, conversation: Conversation, origin: Origin, command: Appending) -> None:
         """Ask the store; what was cancelled is not answered."""
@@ -80,7 +77,7 @@ class Lookups:
                 refusal = unavailable(f"the store could not be asked whether this was sent before ({error})")
         if timeout.cancelled_caught:
             refusal = unavailable(f"the store did not say within {LOOKUP_TIMEOUT_S:g} s whether this was sent before")
-        waiting = self._end(conversation, origin)
+        waiting = end_waiting(conversation, origin)
         if refusal is not None:
             self._edge.reply(origin, refusal.reply(command.id))
         elif self._find(conversation.conversation_id) is conversation and conversation.waiting is None:
@@ -104,12 +101,20 @@ class Lookups:
             if stored is not None or conversation.first_tail_seq <= head_seq + 1:
                 return stored
 
-    @staticmethod
-    def _end(conversation: Conversation, origin: Origin) -> deque[tuple[Origin, Command]]:
-        """Take the lookup out of the conversation; answers the commands that waited behind it."""
-        assert conversation.lookups is not None
-        waiting = conversation.lookups.pop(id(origin))
-        if not conversation.lookups:
-            conversation.lookups = None
-        conversation.update_open()
-        return waiting
+
+def begin_waiting(conversation: Conversation, origin: Origin) -> None:
+    """Let what else comes from an origin wait behind a command of its that the store is asked about."""
+    if conversation.lookups is None:
+        conversation.lookups = {}
+    conversation.lookups[id(origin)] = deque()
+    conversation.update_open()
+
+
+def end_waiting(conversation: Conversation, origin: Origin) -> deque[tuple[Origin, Command]]:
+    """The store has answered: take out the commands that waited behind."""
+    assert conversation.lookups is not None
+    waiting = conversation.lookups.pop(id(origin))
+    if not conversation.lookups:
+        conversation.lookups = None
+    conversation.update_open()
+    return waiting

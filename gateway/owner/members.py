@@ -6,6 +6,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from gateway.broker import channel_id_of
+from gateway.config import Settings
 from gateway.owner.conversation import Conversation
 from gateway.refusals import Refused, too_long
 from protocol import limits
@@ -15,6 +17,8 @@ from store.entries import ConversationRecord
 
 ID_DIGEST_BYTES: Final = 18
 """Bytes of SHA-256 that make an id: 24 characters of base64, and 144 bits against collisions."""
+
+_NAMES: Final = {ConversationKind.GROUP: "group", ConversationKind.CHANNEL: "channel"}
 
 GroupChange = AddMembers | RemoveMembers | Rename
 
@@ -37,6 +41,11 @@ def group_id(creator: str, client_msg_id: str) -> str:
     return "g" + _digest(creator, client_msg_id)
 
 
+def channel_id(creator: str, client_msg_id: str) -> str:
+    """The id of a channel: the same for each repeat of the command that created it."""
+    return channel_id_of(_digest(creator, client_msg_id))
+
+
 def _digest(*parts: str) -> str:
     lengths_and_parts = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in parts)
     return urlsafe_b64encode(sha256(lengths_and_parts).digest()[:ID_DIGEST_BYTES]).decode()
@@ -46,6 +55,8 @@ def id_of(creator: str, command: CreateConversation) -> str:
     """The id that the conversation has or will have. Raises Refused where ``_others`` does."""
     if command.kind is ConversationKind.GROUP:
         return group_id(creator, command.client_msg_id)
+    if command.kind is ConversationKind.CHANNEL:
+        return channel_id(creator, command.client_msg_id)
     others = [user for user in dict.fromkeys(command.members) if user != creator]
     if len(others) > 1:
         raise Refused(
@@ -57,7 +68,7 @@ def id_of(creator: str, command: CreateConversation) -> str:
 
 
 def creation(
-    creator: str, command: CreateConversation, time_us: int, group_members_max: int
+    creator: str, command: CreateConversation, time_us: int, settings: Settings
 ) -> tuple[ConversationRecord, Entry]:
     """The record of a new conversation and its first entry.
 
@@ -65,9 +76,9 @@ def creation(
         Refused: too many members, a title too long, or a title for a direct conversation.
     """
     users = list(dict.fromkeys((creator, *command.members)))
-    if command.kind is ConversationKind.GROUP:
+    if command.kind is not ConversationKind.DIRECT:
         _check_title(command.title)
-        _check_size(len(users), group_members_max)
+        _check_size(command.kind, len(users), settings)
     elif command.title:
         raise Refused(
             ErrorCode.BAD_REQUEST, "title is given, but a direct conversation has none: leave it out, or create a group"
@@ -84,8 +95,10 @@ def same_creation(first: Entry, command: CreateConversation) -> bool:
     )
 
 
-def draft(conversation: Conversation, user: str, command: GroupChange, group_members_max: int) -> Draft | None:
-    """The entry for a change of a group; None when there is nothing to change.
+def draft(conversation: Conversation, user: str, command: GroupChange, settings: Settings) -> Draft | None:
+    """The entry for a change of a group or channel; None when there is nothing to change.
+
+    Who of those named is in has to be known.
 
     Raises:
         Refused: not a group, not allowed to this user, too many members, or a title too long.
@@ -100,13 +113,13 @@ def draft(conversation: Conversation, user: str, command: GroupChange, group_mem
         return None if command.title == conversation.title else Draft(int(EntryKind.RENAMED), body=command.title)
     if isinstance(command, AddMembers):
         added = [name for name in dict.fromkeys(command.users) if name not in conversation.members]
-        _check_size(len(conversation.members) + len(added), group_members_max)
+        _check_size(conversation.kind, conversation.member_count + len(added), settings)
         return Draft(int(EntryKind.MEMBERS_ADDED), users=added) if added else None
     removed = [name for name in dict.fromkeys(command.users) if name in conversation.members]
     if user != conversation.creator and any(name != user for name in command.users):
         raise Refused(
             ErrorCode.FORBIDDEN,
-            "only the creator of a group may remove others, and anybody themselves: "
+            f"only the creator of a {_NAMES[conversation.kind]} may remove others, and anybody themselves: "
             "name only yourself to leave, or ask the creator",
         )
     return Draft(int(EntryKind.MEMBERS_REMOVED), users=removed) if removed else None
@@ -117,9 +130,11 @@ def _check_title(title: str) -> None:
         raise too_long("the title", len(title), limits.TITLE_CHARS_MAX, "characters")
 
 
-def _check_size(members: int, members_max: int) -> None:
+def _check_size(kind: ConversationKind, members: int, settings: Settings) -> None:
+    channel = kind is ConversationKind.CHANNEL
+    members_max = settings.channel_members_max if channel else settings.group_members_max
     if members > members_max:
         raise Refused(
             ErrorCode.MEMBERS_LIMIT,
-            f"the group would have {members} members, at most {members_max} are allowed; name fewer users",
+            f"the {_NAMES[kind]} would have {members} members, at most {members_max} are allowed; name fewer users",
         )

@@ -15,7 +15,8 @@ from gateway.config import Settings
 from gateway.owner import members
 from gateway.owner.append import Appender
 from gateway.owner.backlog import Backlog
-from gateway.owner.conversation import Conversation
+from gateway.owner.census import Census
+from gateway.owner.conversation import Conversation, MembersUnknown
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.deduplication import Appending
 from gateway.owner.loading import Loader
@@ -25,8 +26,9 @@ from gateway.owner.ports import Ownership
 from gateway.owner.reads import Reader, describe
 from gateway.owner.receipts import Receipts
 from gateway.owner.typists import Typists
-from gateway.refusals import NotOwner, Refused, client_msg_id_reused, not_found, overloaded, unavailable
+from gateway.refusals import NotOwner, Refused, client_msg_id_reused, overloaded, unavailable
 from gateway.task_pool import TaskPool
+from protocol.codec import decode_entry
 from protocol.frames import (
     AddMembers,
     Command,
@@ -34,13 +36,14 @@ from protocol.frames import (
     CreateConversation,
     GetConversation,
     History,
+    ListMembers,
     MarkReceipt,
     RemoveMembers,
     Rename,
     Send,
     Typing,
 )
-from store.entries import StoredEntry
+from store.entries import StoredEntry, changes_of
 from store.interface import Store
 
 STORE_TASKS_MAX: Final = 64
@@ -77,8 +80,8 @@ class Owner:
         self._edge = edge
         self._ownership = ownership
         self._running = False
-        self._pools = [TaskPool(STORE_TASKS_MAX, STORE_TASKS_WAITING_MAX) for _ in range(3)]
-        loads, lookups, reads = self._pools
+        self._pools = [TaskPool(STORE_TASKS_MAX, STORE_TASKS_WAITING_MAX) for _ in range(4)]
+        loads, lookups, reads, censuses = self._pools
         self._memory = Memory(settings.loaded_conversations_max, self._has_unsaved, self.counters)
         self._find = self._memory.find
         self._use = self._memory.use
@@ -91,6 +94,9 @@ class Owner:
         )  # fmt: skip
         self._lookups = Lookups(
             store, edge, clock_us, self.counters, self.backlog, lookups, self._find, self._looked_up, self.submit
+        )
+        self._census = Census(
+            store, edge, self.counters, self.backlog, censuses, self._receipts.restore_member, self.submit
         )
         self._appender = Appender(
             settings, store, edge, ownership, clock_us, self.counters, self.backlog,
@@ -128,7 +134,7 @@ class Owner:
                 conversation = self._find(command.conversation_id)
                 if conversation is not None and conversation.is_open:
                     self._use(command.conversation_id)
-                    self._appender.submit(conversation, origin, command)
+                    self._carry_out(conversation, origin, command)
                     return
             self._route(origin, command)
         except NotOwner:
@@ -152,7 +158,7 @@ class Owner:
         if behind is None and conversation.lookups is not None:
             behind = conversation.lookups.get(id(origin))
         if behind is None:
-            self._handle(conversation, origin, command)
+            self._carry_out(conversation, origin, command)
         elif self.backlog.full:
             self.counters.overloaded += 1
             raise overloaded(self.backlog.waiting)
@@ -228,7 +234,9 @@ class Owner:
         """delivered_seq and read_seq as memory has them, newer than the store's; None if it has none."""
         conversation = self._find(conversation_id)
         member = conversation.members.get(user) if conversation is not None else None
-        return (member.delivered_seq, member.read_seq) if member is not None else None
+        if member is None:
+            return self._receipts.unsaved(conversation_id, user)
+        return member.delivered_seq, member.read_seq
 
     def head(self, conversation_id: str) -> tuple[int, Head] | None:
         """The epoch under which a conversation was loaded, and its head; None if it is not in memory.
@@ -243,7 +251,7 @@ class Owner:
     def excludes(self, conversation_id: str, user: str) -> bool:
         """True if memory is sure that the user is not in the conversation, whatever was read from the store."""
         conversation = self._find(conversation_id)
-        return conversation is not None and conversation.loaded and user not in conversation.members
+        return conversation is not None and conversation.excludes(user)
 
     def recent(self, conversation_id: str, after_seq: int, head_seq: int) -> list[bytes] | None:
         """Encoded durable entries with after_seq < seq <= head_seq, if the tail reaches that far; else None.
@@ -273,8 +281,15 @@ class Owner:
             raise overloaded(STORE_TASKS_WAITING_MAX)
         return conversation
 
+    def _carry_out(self, conversation: Conversation, origin: Origin, command: Command) -> None:
+        """Handle a command for a conversation that is loaded, if need be after asking who is in. Raises Refused."""
+        try:
+            self._handle(conversation, origin, command)
+        except MembersUnknown as unknown:
+            self._census.start(conversation, origin, command, unknown)
+
     def _handle(self, conversation: Conversation, origin: Origin, command: Command) -> None:
-        """Carry out a command for a conversation that is loaded. Raises Refused."""
+        """Carry out a command for a conversation that is loaded. Raises Refused, MembersUnknown."""
         match command:
             case Send() | AddMembers() | RemoveMembers() | Rename():
                 self._appender.submit(conversation, origin, command)
@@ -282,12 +297,14 @@ class Owner:
                 self._receipts.mark(conversation, origin, command)
             case Typing():
                 self._typists.submit(conversation, origin, command)
-            case History() | GetConversation() if not self._may_speak(conversation):
+            case History() | GetConversation() | ListMembers() if not self._may_speak(conversation):
                 raise NotOwner
             case History():
                 self._reader.history(conversation, origin, command)
             case GetConversation():
                 self._reader.get(conversation, origin, command.id)
+            case ListMembers():
+                self._reader.list_members(conversation, origin, command)
             case CreateConversation():
                 self._exists(conversation, origin, command)
             case _:
@@ -302,8 +319,7 @@ class Owner:
         While nothing followed the first entry it is delivered again, because who created it may have had no answer.
         What a repeat asks for is compared with that entry as long as the tail reaches back to it.
         """
-        if origin.user not in conversation.members:
-            raise not_found()
+        conversation.require_member(origin.user)
         first = conversation.entry_in_tail(1)
         if first is not None and not members.same_creation(first, command):
             raise client_msg_id_reused(command.client_msg_id, 1)
@@ -318,7 +334,23 @@ class Owner:
     def _filled(self, conversation: Conversation) -> None:
         self.on_loaded(conversation.conversation_id)
         self._receipts.restore(conversation)
+        if conversation.is_channel and conversation.epoch > 1:
+            self._tell_members_again(conversation)
         self._resume(conversation)
+
+    def _tell_members_again(self, conversation: Conversation) -> None:
+        """Deliver the tail's changes of a channel's members again, to those who joined or left by them.
+
+        The owner of the epoch before may have died between storing a change and handing it on. Nodes would then go on
+        to push to somebody who has left, or not begin to push to somebody who has joined, and no later entry would
+        tell them. In the order of the log this leaves every node where the last change left it.
+        """
+        for encoded in conversation.tail:
+            entry = decode_entry(encoded)
+            changes = changes_of(entry)
+            users = (*changes.added, *changes.removed)
+            if users:
+                self._edge.deliver(Delivery(conversation.conversation_id, users, [encoded], [None]))
 
     def _failed(self, conversation: Conversation, refusal: Refused) -> None:
         """Refuse all that waits for a conversation that could not be loaded."""
@@ -364,6 +396,8 @@ class Owner:
                 self._appender.submit(conversation, origin, command, looked_up=True)
             else:
                 self._appender.answer_from_log(conversation, origin, command, stored)
+        except MembersUnknown:
+            self.submit(origin, command)  # forgotten meanwhile
         except Refused as refusal:
             self._edge.reply(origin, refusal.reply(command.id))
 

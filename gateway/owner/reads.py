@@ -15,7 +15,9 @@ from gateway.refusals import Refused, beyond_head, not_found, overloaded, unavai
 from gateway.task_pool import TaskPool
 from protocol import frames
 from protocol.errors import ErrorCode
-from protocol.frames import History, HistoryPage
+from protocol.frames import History, HistoryPage, ListMembers
+from protocol.limits import GROUP_MEMBERS_MAX
+from store.entries import MemberRecord
 from store.interface import Store, Unavailable
 
 READ_TIMEOUT_S: Final = 5.0
@@ -31,8 +33,10 @@ class Window(Struct, frozen=True):
 
 
 def describe(conversation: Conversation, user: str) -> frames.Conversation:
-    """The conversation with all its members, for ``user``, who is one of them."""
+    """The conversation for ``user``, who is one of its members; with all of them, if they are not too many."""
     member = conversation.members[user]
+    few = not conversation.is_channel and conversation.member_count <= GROUP_MEMBERS_MAX
+    shown = conversation.members.values() if few else ()
     return frames.Conversation(
         conversation.conversation_id,
         int(conversation.kind),
@@ -41,8 +45,8 @@ def describe(conversation: Conversation, user: str) -> frames.Conversation:
         member.read_seq,
         member.delivered_seq,
         Raw(conversation.tail[-1]) if conversation.tail else None,
-        [frames.Member(each.user, each.delivered_seq, each.read_seq) for each in conversation.members.values()],
-        len(conversation.members),
+        [frames.Member(each.user, each.delivered_seq, each.read_seq) for each in shown],
+        conversation.member_count,
     )
 
 
@@ -67,7 +71,7 @@ def window_of(conversation: Conversation, command: History) -> Window:
 
 
 class Reader:
-    """Answers History and GetConversation, from memory where it can, else from the store, a bounded number at once."""
+    """Answers History, GetConversation and ListMembers: from memory, or from the store for a bounded number at once."""
 
     def __init__(
         self,
@@ -84,20 +88,49 @@ class Reader:
         self._find = find
 
     def get(self, conversation: Conversation, origin: Origin, request_id: int) -> None:
-        """Answer GetConversation. Raises Refused: not a member."""
-        if origin.user not in conversation.members:
-            raise not_found()
+        """Answer GetConversation. Raises as ``require_member`` does."""
+        conversation.require_member(origin.user)
         reply = frames.ConversationReply(request_id, describe(conversation, origin.user))
         self._edge.reply(origin, reply, conversation.conversation_id)
+
+    def list_members(self, conversation: Conversation, origin: Origin, command: ListMembers) -> None:
+        """Answer ListMembers when the store was read. Raises as ``require_member`` does, or when too many wait."""
+        conversation.require_member(origin.user)
+        if not self._pool.start(partial(self._list, conversation, origin, command)):
+            self._counters.overloaded += 1
+            raise overloaded(self._pool.waiting)
+
+    async def _list(self, conversation: Conversation, origin: Origin, command: ListMembers) -> None:
+        """Read a page of members; what was cancelled is not answered."""
+        refusal: Refused | None = None
+        found: Sequence[MemberRecord] = ()
+        conversation_id, limit = conversation.conversation_id, command.limit
+        with trio.move_on_after(READ_TIMEOUT_S) as timeout:
+            try:
+                found = await self._store.list_members(conversation_id, after=command.after, limit=limit + 1)
+            except Unavailable as error:
+                refusal = unavailable(f"the store could not be read ({error})")
+        if timeout.cancelled_caught:
+            refusal = unavailable(f"the store was not read within {READ_TIMEOUT_S:g} s")
+        current = self._find(conversation_id) or conversation
+        if refusal is None and current.excludes(origin.user):
+            refusal = not_found()
+        if refusal is not None:
+            self._edge.reply(origin, refusal.reply(command.id))
+            return
+        # What is in memory is newer than what the store was told.
+        members = [current.members.get(each.user, each) for each in found[:limit]]
+        page = [frames.Member(each.user, each.delivered_seq, each.read_seq) for each in members]
+        self._edge.reply(origin, frames.MembersPage(command.id, conversation_id, page, len(found) > limit))
 
     def history(self, conversation: Conversation, origin: Origin, command: History) -> None:
         """Answer History, now or when the store was read.
 
         Raises:
             Refused: not a member, a window that makes no sense, or too many reads waiting.
+            MembersUnknown: whether the user is one.
         """
-        if origin.user not in conversation.members:
-            raise not_found()
+        conversation.require_member(origin.user)
         window = window_of(conversation, command)
         first = conversation.first_tail_seq
         if window.first >= first or window.first > window.last:
@@ -126,7 +159,7 @@ class Reader:
             refusal = unavailable(f"the store was not read within {READ_TIMEOUT_S:g} s")
         # Memory may have let go of the conversation, or of this member, meanwhile.
         current = self._find(conversation.conversation_id) or conversation
-        if refusal is None and current.loaded and origin.user not in current.members:
+        if refusal is None and current.excludes(origin.user):
             refusal = not_found()
         if refusal is None:
             self._reply(conversation, origin, command, window, entries)

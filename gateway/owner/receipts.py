@@ -13,7 +13,7 @@ from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
-from gateway.refusals import beyond_head, not_found
+from gateway.refusals import beyond_head
 from protocol.frames import MarkReceipt, Ok, ReceiptPush
 from store.entries import MemberRecord, ReceiptRecord
 from store.interface import Store, StoreError
@@ -57,10 +57,10 @@ class Receipts:
 
         Raises:
             Refused: not a member, or a seq beyond the head.
+            MembersUnknown: whether the user is one.
         """
-        member = conversation.members.get(origin.user)
-        if member is None:
-            raise not_found()
+        conversation.require_member(origin.user)
+        member = conversation.members[origin.user]
         conversation_id = conversation.conversation_id
         for name, seq in (("delivered_seq", command.delivered_seq), ("read_seq", command.read_seq)):
             if seq > conversation.head_seq:
@@ -106,11 +106,22 @@ class Receipts:
 
     def restore(self, conversation: Conversation) -> None:
         """Put what is not saved yet into a conversation that was loaded anew."""
-        for user, (record, _) in self._unsaved.get(conversation.conversation_id, {}).items():
+        for user in self._unsaved.get(conversation.conversation_id, {}):
             member = conversation.members.get(user)
             if member is not None:
-                member.delivered_seq = max(member.delivered_seq, record.delivered_seq)
-                member.read_seq = max(member.read_seq, record.read_seq)
+                self.restore_member(conversation, member)
+
+    def restore_member(self, conversation: Conversation, member: MemberRecord) -> None:
+        """Put what is not saved yet into a member that was read anew."""
+        unsaved = self._unsaved.get(conversation.conversation_id, {}).get(member.user)
+        if unsaved is not None:
+            member.delivered_seq = max(member.delivered_seq, unsaved[0].delivered_seq)
+            member.read_seq = max(member.read_seq, unsaved[0].read_seq)
+
+    def unsaved(self, conversation_id: str, user: str) -> tuple[int, int] | None:
+        """delivered_seq and read_seq of a member if the store does not know them yet."""
+        unsaved = self._unsaved.get(conversation_id, {}).get(user)
+        return (unsaved[0].delivered_seq, unsaved[0].read_seq) if unsaved is not None else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Save what has moved every ``receipt_delay_s``; a cancellation saves what is left first."""
@@ -157,9 +168,9 @@ class Receipts:
         if origin is None:
             return
         conversation = self._find(record.conversation_id)
-        if conversation is None or record.user not in conversation.members:
+        if conversation is None or (record.user not in conversation.members and not conversation.is_channel):
             return
-        if len(conversation.members) > RECEIPT_PUSH_MEMBERS_MAX:
+        if conversation.is_channel or len(conversation.members) > RECEIPT_PUSH_MEMBERS_MAX:
             self._counters.receipts_unpushed += 1
             return
         push = ReceiptPush(record.conversation_id, record.user, record.delivered_seq, record.read_seq)

@@ -10,7 +10,6 @@ from msgspec import Struct
 from gateway.broker import EdgePort, Origin
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
-from gateway.refusals import not_found
 from protocol.frames import Ok, Typing, TypingPush
 from protocol.limits import TYPING_ENDS_S, TYPING_INTERVAL_S, TYPING_MEMBERS_MAX
 
@@ -38,10 +37,9 @@ class Typists:
         self._wake = trio.Event()
 
     def submit(self, conversation: Conversation, origin: Origin, command: Typing) -> None:
-        """Note that the origin's user types, or has stopped. Raises Refused: not a member."""
-        if origin.user not in conversation.members:
-            raise not_found()
-        if len(conversation.members) > TYPING_MEMBERS_MAX:
+        """Note that the origin's user types, or has stopped. Raises as ``require_member`` does."""
+        conversation.require_member(origin.user)
+        if conversation.is_channel or len(conversation.members) > TYPING_MEMBERS_MAX:
             self._counters.typing_shed += 1
         elif command.typing:
             self._begin(conversation, origin.user)

@@ -24,7 +24,10 @@ from protocol.frames import (
     History,
     HistoryPage,
     ListConversations,
+    ListMembers,
     MarkReceipt,
+    Member,
+    MembersPage,
     Ok,
     Presence,
     PresenceReply,
@@ -90,6 +93,15 @@ class Commands(ABC):
         """Create a group of the user and ``members``. The same ``client_msg_id`` again finds the same group."""
         return await self._create(ConversationKind.GROUP, members, title, client_msg_id)
 
+    async def create_channel(
+        self, title: str, members: Sequence[str], *, client_msg_id: str | None = None
+    ) -> Conversation:
+        """Create a channel, a group for very many, of the user and ``members``; others are added by ``add_members``.
+
+        The same ``client_msg_id`` again finds the same channel.
+        """
+        return await self._create(ConversationKind.CHANNEL, members, title, client_msg_id)
+
     async def add_members(self, conversation_id: str, users: Sequence[str]) -> None:
         """Add users to a group; those already in are passed over."""
         name = uuid.uuid4().hex
@@ -117,9 +129,20 @@ class Commands(ABC):
         )
 
     async def get_conversation(self, conversation_id: str) -> Conversation:
-        """One conversation with its members and how far they are."""
+        """One conversation; with its members and how far they are, unless those are too many: see ``members``."""
         reply = await self._ask(lambda request_id, _: GetConversation(request_id, conversation_id), ConversationReply)
         return reply.conversation
+
+    def members(self, conversation_id: str) -> "Members":
+        """All members of a conversation and how far they are, fetched page by page while iterating."""
+
+        async def fetch(after: str) -> MembersPage:
+            return await self._ask(
+                lambda request_id, _: ListMembers(request_id, conversation_id, after, limits.LIST_MEMBERS_MAX),
+                MembersPage,
+            )
+
+        return Members(fetch)
 
     def conversations(self) -> "Conversations":
         """The user's conversations, newest first, fetched page by page while iterating."""
@@ -203,4 +226,28 @@ class Conversations:
             page = await self._fetch(self._cursor)
             self._page.extend(page.conversations)
             self._cursor = page.next_cursor or None
+        return self._page.popleft()
+
+
+class Members:
+    """Iterator over a conversation's members: see ``Commands.members``. It may be left half-way."""
+
+    def __init__(self, fetch: Callable[[str], Awaitable[MembersPage]]) -> None:
+        self._fetch = fetch
+        self._page: deque[Member] = deque()
+        self._after = ""
+        self._has_more = True
+
+    def __aiter__(self) -> "Members":
+        return self
+
+    async def __anext__(self) -> Member:
+        while not self._page:
+            if not self._has_more:
+                raise StopAsyncIteration
+            page = await self._fetch(self._after)
+            self._page.extend(page.members)
+            self._has_more = page.has_more
+            if page.members:
+                self._after = page.members[-1].user
         return self._page.popleft()

@@ -161,13 +161,13 @@ class MemoryStore:
             raise StaleEpoch(f"epoch {epoch} is older than {log.epoch}")
         log.epoch = epoch
         tail = [StoredEntry(decode_entry(encoded), encoded) for encoded in log.entries[-tail_entries_max:]]
-        members = {
-            user: MemberRecord(user, member.joined_seq, member.delivered_seq, member.read_seq)
-            for user, member in log.members.items()
-        }
+        members = {user: _copy(member) for user, member in log.members.items()}
+        count = len(members)
+        if log.record.kind is ConversationKind.CHANNEL:
+            members = {}
         old = log.record
         record = ConversationRecord(old.conversation_id, old.kind, log.title, old.creator, old.created_us)
-        return Loaded(record, members, len(log.entries), decode_entry(log.entries[-1]).time_us, tail)
+        return Loaded(record, members, len(log.entries), decode_entry(log.entries[-1]).time_us, tail, count)
 
     async def create(self, record: ConversationRecord, first: StoredEntry, epoch: int) -> bool:
         self._count("create")
@@ -203,6 +203,21 @@ class MemoryStore:
             if (entry.sender, entry.client_msg_id) == (sender, client_msg_id):
                 return StoredEntry(entry, encoded)
         return None
+
+    async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
+        # As with find: what is written while it waits is not seen.
+        log = self.logs.get(conversation_id)
+        members = log.members if log is not None else {}
+        found = {user: _copy(members[user]) for user in users if user in members}
+        await self._begin("find_members")
+        return found
+
+    async def list_members(self, conversation_id: str, *, after: str, limit: int) -> list[MemberRecord]:
+        await self._begin("list_members")
+        log = self.logs.get(conversation_id)
+        members = log.members if log is not None else {}
+        names = sorted((user for user in members if user.encode() > after.encode()), key=str.encode)
+        return [_copy(members[user]) for user in names[:limit]]
 
     async def memberships(self, user: str) -> list[Membership]:
         await self._begin("memberships")
@@ -255,3 +270,7 @@ class MemoryStore:
     async def last_seen(self, users: Collection[str]) -> dict[str, int]:
         await self._begin("last_seen")
         return {user: self.seen_ms[user] for user in users if user in self.seen_ms}
+
+
+def _copy(member: MemberRecord) -> MemberRecord:
+    return MemberRecord(member.user, member.joined_seq, member.delivered_seq, member.read_seq)

@@ -166,9 +166,9 @@ class MemoryTables:
         return self._members(conversation_id, keys)
 
     def _members(self, conversation_id: str, keys: Sequence[tuple[str, int]]) -> Members:
-        _, title, count = self.described.get(conversation_id, (0, "", 0))
+        described_us, title, count = self.described.get(conversation_id, (0, "", 0))
         rows = [MemberRow(*key, *_pointers(self.stays_[conversation_id, *key])) for key in keys]
-        return Members(title, count, rows)
+        return Members(title, count, rows, described_us)
 
     async def involvements(self, user: str, *, after: tuple[str, int] | None, limit: int) -> list[InvolvementRow]:
         await self._read("involvements")

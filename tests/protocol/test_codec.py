@@ -184,7 +184,7 @@ def test_unknown_commands(fields: list[Any], tag: int, request_id: int) -> None:
         assert (caught.value.tag, caught.value.request_id) == (tag, request_id)
 
 
-@pytest.mark.parametrize("tag", [1, 14, 39, 50, 79, 88, 127, 128])
+@pytest.mark.parametrize("tag", [1, 14, 39, 51, 79, 88, 127, 128])
 def test_unknown_frames_of_a_node(tag: int) -> None:
     with pytest.raises(UnknownFrame):
         decode_server_frame(encode_msgpack([tag, 1]))
@@ -201,7 +201,7 @@ def test_unknown_frames_of_a_node(tag: int) -> None:
         ([3, 5, "d1", "m1", "hi", None, 0], 5, ">= 1"),
         ([3, -5, "d1", "m1", "hi"], 0, ">= 0"),
         ([3, 2**32, "d1", "m1", "hi"], 0, "<= 4294967295"),
-        ([4, 5, 3, [], "m1"], 5, "Invalid enum value 3"),
+        ([4, 5, 4, [], "m1"], 5, "Invalid enum value 4"),
         ([4, 5, 2, ["u"] * 257, "m1"], 5, "length <= 256"),
         ([8, 5, "d1", 2**53], 5, "<= 9007199254740991"),
         ([10, 5, {"d1": -1}], 5, ">= 0"),

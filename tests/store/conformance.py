@@ -7,7 +7,7 @@ import trio
 
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind, EntryKind
-from store.entries import Append, Involvement, ReceiptRecord
+from store.entries import Append, Involvement, MemberRecord, ReceiptRecord
 from store.interface import NotWritten, StaleEpoch
 from tests.store.entries import T0_US, append, created, entry, record
 from tests.store.outcomes import Outcomes, append_all
@@ -314,6 +314,62 @@ class Members:
         assert await store.acquainted(odd[0], odd[1:]) == set(odd[1:])
 
 
+class LargeConversations:
+    async def test_some_members_are_asked_about_by_name(self, store):
+        await make(store, "g1", "alice", "bob", "carol")
+        await append_all(store, Append("g1", 1, [entry(2, kind=EntryKind.MEMBERS_REMOVED, users=["carol"])]))
+        await append_all(store, Append("g1", 1, [entry(3, kind=EntryKind.MEMBERS_ADDED, users=["dave"])]))
+        await store.save_receipts([ReceiptRecord("g1", "bob", 3, 2)])
+        found = await store.find_members("g1", ["bob", "carol", "dave", "nobody", "bob"])
+        assert found == {"bob": MemberRecord("bob", 1, 3, 2), "dave": MemberRecord("dave", 3)}
+        assert await store.find_members("g1", []) == {}
+        assert await store.find_members("nowhere", ["bob"]) == {}
+
+    async def test_members_are_listed_by_pages_in_the_order_of_their_bytes(self, store):
+        users = ["Zoë", "alice", "bob", "zoe", "Ωmega", "🌊", "\ufffd"]  # UTF-16 would put the wave before the last
+        await make(store, "g1", *users)
+        await append_all(store, Append("g1", 1, [entry(2, kind=EntryKind.MEMBERS_REMOVED, users=["bob", "🌊"])]))
+        await append_all(store, Append("g1", 1, [entry(3, kind=EntryKind.MEMBERS_ADDED, users=["🌊"])]))
+        wanted = sorted(set(users) - {"bob"}, key=str.encode)
+        for limit in (1, 2, 5, 100):
+            found = []
+            while True:
+                page = await store.list_members("g1", after=found[-1].user if found else "", limit=limit)
+                found += page
+                if len(page) < limit:
+                    break
+            assert [each.user for each in found] == wanted
+        assert found[wanted.index("🌊")] == MemberRecord("🌊", 3)
+        assert await store.list_members("g1", after="zz", limit=1) == [MemberRecord("Ωmega", 1)]
+        assert await store.list_members("nowhere", after="", limit=5) == []
+
+    async def test_a_channel_is_taken_over_without_its_members(self, store):
+        await make(store, "c1", "alice", "bob", kind=ConversationKind.CHANNEL, title="News")
+        await append_all(store, Append("c1", 1, [entry(2, kind=EntryKind.MEMBERS_ADDED, users=["bob", "carol"])]))
+        for epoch in (1, 2):  # the second time the last entry is looked at again
+            loaded = await store.take_over("c1", epoch, 10)
+            assert (loaded.record.kind, loaded.record.title) == (ConversationKind.CHANNEL, "News")
+            assert (loaded.members, loaded.member_count, loaded.head_seq) == ({}, 3, 2)
+        gone = entry(3, kind=EntryKind.MEMBERS_REMOVED, users=["alice", "nobody"])
+        await append_all(store, Append("c1", 2, [gone, entry(4)]))
+        assert (await store.take_over("c1", 3, 10)).member_count == 2
+        assert set(await store.find_members("c1", ["alice", "bob", "carol"])) == {"bob", "carol"}
+
+    async def test_the_members_of_others_are_counted_as_well(self, store):
+        await make(store, "g1", "alice", "bob", "carol")
+        assert (await store.take_over("g1", 1, 10)).member_count == 3
+
+    async def test_a_member_of_a_channel_reads_what_all_do_and_keeps_pointers_of_its_own(self, store):
+        await make(store, "c1", "alice", "bob", kind=ConversationKind.CHANNEL, title="News")
+        await append_all(store, append("c1", 2, 3))
+        await store.save_receipts([ReceiptRecord("c1", "bob", 3, 2, joined_seq=1)])
+        [bobs] = await store.memberships("bob")
+        assert (bobs.kind, bobs.head_seq, bobs.read_seq, bobs.member_count) == (ConversationKind.CHANNEL, 3, 2, 2)
+        assert (bobs.title, bobs.peers) == ("News", ())
+        [alices] = await store.involvements("alice")
+        assert (alices.kind, alices.read_seq) == (ConversationKind.CHANNEL, 0)
+
+
 class Pointers:
     async def test_receipts_only_ever_rise(self, store):
         await make(store)
@@ -370,5 +426,5 @@ class Cancelling:
         assert store.writable
 
 
-class StoreConformance(Creating, Appending, Epochs, Reading, Members, Pointers, Cancelling):
+class StoreConformance(Creating, Appending, Epochs, Reading, Members, LargeConversations, Pointers, Cancelling):
     """All of it."""

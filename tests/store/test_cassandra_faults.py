@@ -1,12 +1,13 @@
 """The cluster's store when answers are missing, when buckets end, and when two owners meet; on tables in memory."""
 
 from collections import deque
+from itertools import product
 
 import pytest
 import trio
 
 from protocol.codec import decode_entry
-from protocol.frames import EntryKind
+from protocol.frames import ConversationKind, EntryKind
 from store import cassandra_append
 from store.cassandra import CassandraStore
 from store.entries import Append
@@ -240,6 +241,44 @@ async def test_member_rows_that_were_not_written_are_written_by_the_next_owner(s
     assert list(loaded.members) == ["alice", "bob", "carol", "dave"]
     [carols] = await new.memberships("carol")
     assert carols.member_count == 4
+
+
+@pytest.mark.parametrize("written", list(product((False, True), repeat=3)))
+@pytest.mark.parametrize("kind", [EntryKind.MEMBERS_ADDED, EntryKind.MEMBERS_REMOVED])
+async def test_whatever_was_written_of_a_channels_last_change_its_members_are_counted_right(
+    stores, tables, monkeypatch, kind, written
+):
+    old, new = stores
+    await make(old, "c1", "alice", "bob", "carol", kind=ConversationKind.CHANNEL)
+    await append_all(old, append("c1", 2))
+    write = tables.write
+
+    async def broken_off(rows):
+        assert len(rows) == len(written), rows
+        await write([row for row, there in zip(rows, written, strict=True) if there])
+        raise OutcomeUnknown("broken off")
+
+    added = kind == EntryKind.MEMBERS_ADDED
+    users = ["bob", "dave", "erin"] if added else ["bob", "dave", "carol"]  # one of them changes nothing
+    monkeypatch.setattr(tables, "write", broken_off)
+    [error] = await append_all(old, Append("c1", 1, [entry(3, kind=kind, users=users)]))
+    assert isinstance(error, OutcomeUnknown)
+    monkeypatch.undo()
+    for epoch in (2, 3):
+        assert (await new.take_over("c1", epoch, 10)).member_count == (5 if added else 1)
+    members = await new.find_members("c1", ["alice", "bob", "carol", "dave", "erin"])
+    assert set(members) == ({"alice", "bob", "carol", "dave", "erin"} if added else {"alice"})
+    [alices] = await new.memberships("alice")
+    assert alices.member_count == len(members)
+
+
+async def test_taking_a_channel_over_reads_no_more_of_its_members_than_its_last_entry_names(stores, tables):
+    old, new = stores
+    await make(old, "c1", *(f"user{number}" for number in range(250)), kind=ConversationKind.CHANNEL)
+    await append_all(old, append("c1", 2))
+    tables.calls.clear()
+    assert (await new.take_over("c1", 2, 10)).member_count == 250
+    assert (tables.calls.count("members"), tables.calls.count("stays"), tables.calls.count("write")) == (1, 0, 0)
 
 
 async def test_nothing_is_sent_behind_a_change_of_members_until_its_rows_are_written(store, tables):

@@ -18,6 +18,7 @@ from store.interface import StaleEpoch, Unavailable
 from store.migrations import Migration, SchemaTooNew
 from tests.store.conformance import StoreConformance, make, seqs
 from tests.store.entries import append
+from tests.store.huge import check_channel
 from tests.store.outcomes import append_all
 from tests.store.test_cassandra_coordination import live
 
@@ -66,6 +67,10 @@ async def store(tables):
 
 class TestCassandra(StoreConformance):
     """With one replica."""
+
+
+async def test_a_channel_of_many_members(store):
+    await check_channel(store, 10_000)
 
 
 async def test_appends_of_many_conversations_travel_together(store, tables):

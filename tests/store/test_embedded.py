@@ -15,6 +15,7 @@ from store.embedded import DataDirLocked, DataDirUnusable, EmbeddedStore, Schema
 from store.interface import NotWritten, Unavailable
 from tests.store.conformance import EVERYTHING, make, seqs
 from tests.store.entries import append, created, record
+from tests.store.huge import check_channel
 from tests.store.outcomes import Outcomes, append_all
 from tests.store.processes import run_with_store
 
@@ -175,6 +176,11 @@ class TestRunning:
                 await append_all(store, append("g1", 2))
                 await store.memberships("alice")
         assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+class TestHugeConversations:
+    async def test_a_channel_of_a_hundred_thousand(self, store):
+        await check_channel(store, 100_000)
 
 
 class TestIndex:

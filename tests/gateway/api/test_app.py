@@ -14,10 +14,10 @@ ENTRIES = "/v1/conversations/dABC/entries"
 MESSAGE = {"client_msg_id": "m1", "body": "hello"}
 
 
-def shown(**more: object) -> frames.Conversation:
+def shown(kind: ConversationKind = ConversationKind.DIRECT, **more: object) -> frames.Conversation:
     members = [frames.Member("alice", 3, 2), frames.Member("bob", 5, 5)]
     values = {"last_entry": encoded_entry(5), "members": members, "member_count": 2, **more}
-    return frames.Conversation("dABC", ConversationKind.DIRECT, "", 5, 2, 3, **values)  # type: ignore[arg-type]
+    return frames.Conversation("dABC", kind, "", 5, 2, 3, **values)  # type: ignore[arg-type]
 
 
 # --- Without a token ------------------------------------------------------------------------------------------------
@@ -204,6 +204,27 @@ async def test_a_body_as_long_as_allowed_and_any_unicode_gets_through(front: Fro
 
 
 # --- Members and receipts -------------------------------------------------------------------------------------------
+
+
+async def test_members_are_listed_by_pages(front: Front) -> None:
+    front.node.reply = frames.MembersPage(1, "cABC", [frames.Member("bob", 3, 2), frames.Member("carol")], True)
+    response = await front.ask("GET", "/v1/conversations/cABC/members?after=alice&limit=2")
+    assert front.node.asked == [("alice", frames.ListMembers(1, "cABC", "alice", 2))]
+    assert response.json == {
+        "members": [
+            {"user": "bob", "delivered_seq": 3, "read_seq": 2},
+            {"user": "carol", "delivered_seq": 0, "read_seq": 0},
+        ],
+        "has_more": True,
+    }
+
+
+async def test_a_channel_is_called_one(front: Front) -> None:
+    front.node.reply = frames.ConversationReply(1, shown(kind=ConversationKind.CHANNEL), True)
+    body = {"kind": "channel", "client_msg_id": "c1", "title": "News"}
+    response = await front.ask("POST", "/v1/conversations", body)
+    assert response.json["kind"] == "channel"
+    assert front.node.asked == [("alice", frames.CreateConversation(1, ConversationKind.CHANNEL, [], "c1", "News"))]
 
 
 async def test_add_members(front: Front) -> None:

@@ -81,6 +81,17 @@ class World:
         self.edge.forget()
         return reply.conversation.conversation_id
 
+    async def channel(self, creator: FakeOrigin, *others: str, title: str = "news") -> str:
+        """A new channel; what its creation brought is forgotten."""
+        request_id = self.next_id()
+        command = CreateConversation(
+            request_id, ConversationKind.CHANNEL, list(others), client_msg_id=f"create-{request_id}", title=title
+        )
+        reply = await self.ask(creator, command)
+        assert isinstance(reply, ConversationReply), reply
+        self.edge.forget()
+        return reply.conversation.conversation_id
+
     async def direct(self, creator: FakeOrigin, other: str) -> str:
         """The conversation of two; what its creation brought is forgotten."""
         command = CreateConversation(self.next_id(), ConversationKind.DIRECT, [other], client_msg_id="direct")

@@ -140,7 +140,7 @@ async def test_unsaved_pointers_survive_a_reload(chat, alice, bob, autojump_cloc
     world.store.verdicts.append(NotWritten("disk full"))
     world.send(alice, conversation_id, "lost")
     await wait_all_tasks_blocked()
-    assert world.owner.pointers(conversation_id, "bob") is None
+    assert world.owner.pointers(conversation_id, "bob") == (4, 0)
     await world.ask(alice, Send(1, conversation_id, "m99", "found"))
     assert world.owner.pointers(conversation_id, "bob") == (4, 0)
     await trio.sleep(3)
