@@ -144,7 +144,7 @@ async def test_what_a_leaving_node_gives_does_not_go_back_because_its_heir_has_n
         first.lease.drain()
         await trio.sleep(0.01)
         first.watch.wake()
-        while first.owned:  # noqa: ASYNC110 - virtual time
+        while first.owned:
             second.ownership.wake()  # it hears at once that the table changed, though not why
             await trio.sleep(0.01)
         for _ in range(10):
