@@ -27,6 +27,7 @@ from protocol.frames import (
     Command,
     GetConversation,
     History,
+    ListMembers,
     RemoveMembers,
     Rename,
     Send,
@@ -39,7 +40,7 @@ ANSWER_MAX_S: Final = 10.0
 SWEEP_S: Final = 0.5
 """Seconds between two looks for commands that are overdue, and for owners that are to be asked once more."""
 
-READS: Final = (History, GetConversation)
+READS: Final = (History, GetConversation, ListMembers)
 WRITES_WITH_ATTEMPT: Final = (Send, AddMembers, RemoveMembers, Rename)
 
 
