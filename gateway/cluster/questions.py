@@ -4,6 +4,7 @@ Leases and slots are in Cassandra for everybody to read. What only the node know
 drain. Whoever asks proves to know ``cluster_secret``, as another node does; no client can.
 """
 
+import os
 from types import TracebackType
 from typing import Final, Self
 
@@ -155,4 +156,4 @@ def _in_words(error: BaseException) -> str:
         return f"its answer is not understood, it may be of another version ({error})"
     while isinstance(error.__cause__, BaseExceptionGroup):  # trio tells that all attempts failed, and there why
         error = error.__cause__.exceptions[0]
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
