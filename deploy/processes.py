@@ -146,6 +146,21 @@ class ServerProcess:
             self._process.kill()
         self._reap()
 
+    def terminate(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Ask it to end (SIGTERM), wait, and return its exit code.
+
+        Raises ServerFailed when it is not running, or does not end within ``timeout_s`` seconds; then it was killed.
+        """
+        process = self._running_process()
+        process.terminate()
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise ServerFailed(f"{self.name} did not end within {timeout_s:g} s\n{self.log_tail()}") from None
+        self._reap()
+        return code
+
     def log_tail(self) -> str:
         """The end of its log."""
         data = self.log_path.read_bytes() if self.log_path.exists() else b""

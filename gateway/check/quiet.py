@@ -13,13 +13,13 @@ def undelivered(facts: Facts, members: Members) -> Iterator[Breach]:
 
     Wanted on a connection is what was sent while it was open, and what lies behind the cursor that it resumed from.
     """
-    opened: dict[str, tuple[int, str]] = {}
+    opened: dict[str, tuple[int, str, str]] = {}
     cursors: dict[tuple[str, str], int] = {}
     fresh: dict[str, list[Attempt]] = {}
     ended = {resume.ended: resume for resume in facts.resumes if resume.head_seq is not None}
     for when, record in enumerate(facts.records):
         if record.op == "connect":
-            opened[record.connection] = (when, record.user)
+            opened[record.connection] = (when, record.user, record.process)
         elif record.op == "disconnect":
             opened.pop(record.connection, None)
         elif when in ended:
@@ -30,9 +30,10 @@ def undelivered(facts: Facts, members: Members) -> Iterator[Breach]:
             if attempt.acknowledged is not None:
                 fresh.setdefault(attempt.conversation, []).append(attempt)
         elif record.op == "quiet":
-            for connection, (since, user) in opened.items():
+            for connection, (since, user, process) in opened.items():
                 for conversation in members.conversations(user):
-                    reader = _Reader(connection, user, conversation, since, cursors.get((connection, conversation)))
+                    cursor = cursors.get((connection, conversation))
+                    reader = _Reader(connection, user, process, conversation, since, cursor)
                     yield from _missing(facts, members, reader, when, fresh.get(conversation, []))
             fresh = {}
 
@@ -60,10 +61,14 @@ def compared(facts: Facts) -> Iterator[tuple[str, str, float, float]]:
 
 
 class _Reader(NamedTuple):
-    """One connection and one conversation of its user; ``cursor`` is None when it was not resumed there."""
+    """One connection and one conversation of its user; ``cursor`` is None when it was not resumed there.
+
+    What ``process`` sent itself on whatever connection, it need not be given.
+    """
 
     connection: str
     user: str
+    process: str
     conversation: str
     since: int
     cursor: int | None
@@ -79,6 +84,6 @@ def _missing(facts: Facts, members: Members, reader: _Reader, quiet: int, wanted
             continue
         if seen.get(seq, quiet) < quiet or not members.at(reader.conversation, reader.user, seq):
             continue
-        if not facts.sent_by(attempt.key, connection=reader.connection):
+        if not facts.sent_by(attempt.key, connection=reader.connection, process=reader.process):
             what = f"connection {reader.connection} of {reader.user} never got seq {seq}"
             yield Breach("leak", reader.conversation, what)

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "restore": "put a backup into a new data directory",
     "bench": "measure a node and its peers on this machine",
     "check": "check a recorded history for lost, doubled or reordered messages",
+    "torture": "harm a cluster on this machine, and judge how it took it",
 }
 """Every subcommand, with its line in ``tidegate --help``; gateway/cli/NAME.py has each as ``command``."""
 

@@ -168,3 +168,13 @@ def test_owners_that_follow_each_other_are_no_split_brain() -> None:
     assert report.ok, report.as_text()
     assert report.judged["split-brain"] == 6
     assert report.sometimes["takeover"] == 2
+
+
+def test_a_device_needs_not_be_given_what_it_sent_itself_on_whatever_connection() -> None:
+    history = chat()
+    history.push(B, FIRST)
+    history.record("ok", "connect", A, user=A, connection="alice-2")
+    history.send(A, "m", 2, connection="")
+    history.push(B, message(2, A, "m"))
+    history.record("info", "quiet", "harness")
+    expect(history)

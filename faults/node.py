@@ -1,0 +1,112 @@
+"""One node of a cluster under trial: a real process whose every way to others leads through a proxy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from deploy.processes import ServerFailed, ServerProcess
+from faults.proxy import Address, FaultProxy, Faults
+
+PORT: Final = 8480
+"""Where a node serves clients, and the proxy before it, each at an address of its own."""
+
+PEER_PORT: Final = 8500
+"""Where a node listens for other nodes, and the proxy before it."""
+
+START_TIMEOUT_S: Final = 60.0
+"""From start until a node must be ready, seconds: two on an idle machine, many on one that runs a Cassandra, too."""
+
+POLL_S: Final = 0.1
+"""How often a node is asked whether it is ready, seconds."""
+
+ANSWER_TIMEOUT_S: Final = 2.0
+"""Seconds that a node may take to say whether it is ready."""
+
+
+@dataclass
+class Ways:
+    """How the network is on each of a node's ways.
+
+    Attributes:
+        cassandra: of its connections to Cassandra.
+        redis: of its connections to Redis.
+        peers: of the connections that other nodes make to it.
+        clients: of its clients' connections.
+    """
+
+    cassandra: Faults = field(default_factory=Faults)
+    redis: Faults = field(default_factory=Faults)
+    peers: Faults = field(default_factory=Faults)
+    clients: Faults = field(default_factory=Faults)
+
+    def heal(self) -> None:
+        """A good network everywhere."""
+        for faults in (self.cassandra, self.redis, self.peers, self.clients):
+            faults.heal()
+
+
+class TrialNode(ServerProcess):
+    """A node and the proxies around it.
+
+    Attributes:
+        host: where it listens itself.
+        front: where its clients connect: the proxy before it.
+        ways: how the network around it is.
+        proxies: those before its clients' port, before its port for other nodes, and before Redis.
+        wanted: whether it is meant to run: False while a trial has it down.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        number: int,
+        directory: Path,
+        options: tuple[str, ...],
+        redis: Address | None,
+        environment: Mapping[str, str],
+        prefix: tuple[str, ...],
+    ) -> None:
+        """Describe node ``number`` (from 1) in the loopback ``network``; nothing is started yet."""
+        self.host = f"{network}{number}"
+        self.front: Address = (f"{network}{number + 50}", PORT)
+        peers_front: Address = (f"{network}{number + 100}", PEER_PORT)
+        self.ways = Ways()
+        self.wanted = False
+        self.number = number
+        self.proxies = [
+            FaultProxy(self.front, (self.host, PORT), self.ways.clients),
+            FaultProxy(peers_front, (self.host, PEER_PORT), self.ways.peers),
+        ]
+        if redis is not None:
+            front: Address = (f"{network}{number + 150}", redis[1])
+            self.proxies.append(FaultProxy(front, redis, self.ways.redis))
+            options = (*options, "--redis-url", f"redis://{front[0]}:{front[1]}/0")
+        name = f"node-{number}"
+        command = [*prefix, "serve", "--host", self.host, "--port", str(PORT), "--node-name", name, *options]
+        command += ["--advertise", f"{peers_front[0]}:{peers_front[1]}", "--data-dir", str(directory / name)]
+        super().__init__(name, command, directory / f"{name}.log", environment)
+
+    async def ready(self) -> bool:
+        """Whether it takes new work now."""
+        with trio.move_on_after(ANSWER_TIMEOUT_S):
+            try:
+                async with await trio.open_tcp_stream(self.host, PORT) as stream:
+                    request = f"GET /health/ready HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n"
+                    await stream.send_all(request.encode())
+                    return bytes(await stream.receive_some(64)).startswith(b"HTTP/1.1 200 ")
+            except (OSError, trio.BrokenResourceError):
+                return False
+        return False
+
+    async def wait_ready(self) -> None:
+        """Wait until it takes new work. Raises ServerFailed."""
+        with trio.move_on_after(START_TIMEOUT_S):
+            while not await self.ready():
+                if not self.running:
+                    raise ServerFailed(f"{self.name} ended by itself\n{self.log_tail()}")
+                await trio.sleep(POLL_S)
+            return
+        raise ServerFailed(f"{self.name} was not ready within {START_TIMEOUT_S:g} s\n{self.log_tail()}")
