@@ -27,7 +27,7 @@ NEWCOMER_S: Final = 30.0
 """Seconds that a node which said hello counts although no look has seen its lease: three leases."""
 
 FORGET_S: Final = 300.0
-"""Seconds of silence after which a sender's number is forgotten: it has ended long ago."""
+"""Seconds of silence after which a node's numbers are forgotten: it has ended long ago."""
 
 log = structlog.get_logger(__name__)
 
@@ -205,8 +205,6 @@ class Links:
                     self._outgoing.setdefault(incarnation, [])
                     self._wake.set()
             self._look_for_silence()
-            for ended in [each for each in self._sent if each not in self._watch.live]:
-                del self._sent[ended], self._sent_s[ended]
             for seen in [
                 each
                 for each, since_s in self._newcomers.items()
@@ -214,6 +212,10 @@ class Links:
             ]:
                 del self._newcomers[seen]
             forgotten_s = trio.current_time() - FORGET_S
+            # Not at once: who has just said hello does not count as living yet, and must not get a number twice.
+            for ended in [each for each, sent_s in self._sent_s.items() if sent_s < forgotten_s]:
+                if ended not in self._watch.live:
+                    del self._sent[ended], self._sent_s[ended]
             for ended in [each for each, heard_s in self._heard_s.items() if heard_s < forgotten_s]:
                 del self._expected[ended], self._heard_s[ended]
                 self._heads_from.pop(ended, None)

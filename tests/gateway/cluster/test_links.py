@@ -1,0 +1,100 @@
+"""Links between two nodes: numbers without a repeat, and a pause in which nothing is lost."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.cluster.links import Links
+from gateway.cluster.parcels import Hello, Item, Parcel, TableChanged, Welcome, decode_parcel, encode_parcel
+from gateway.cluster.ports import Taken
+
+
+class Wires:
+    """A Transport that keeps what is sent."""
+
+    away = False
+
+    def __init__(self) -> None:
+        self.received: Callable[[bytes], None] = lambda _parcel: None
+        self.sent: list[Parcel] = []
+
+    def send(self, incarnation: str, parcel: bytes, taken: Taken) -> None:
+        self.sent.append(decode_parcel(parcel))
+        taken(True)
+
+    def forget(self, incarnation: str) -> None:
+        pass
+
+    def bring(self, number: int, *items: Item) -> None:
+        """A parcel of ``b`` arrives."""
+        self.received(encode_parcel(Parcel("b", number, list(items))))
+
+
+async def test_who_said_hello_gets_no_number_twice_though_no_look_has_seen_it_yet(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object()}))
+    nursery.start_soon(links.run)
+    wires.bring(1, Hello())
+    await trio.sleep(5)
+    links.send("b", TableChanged(1))
+    await wait_all_tasks_blocked()
+    assert [parcel.number for parcel in wires.sent] == [1, 2]
+    assert [parcel.items for parcel in wires.sent] == [[Welcome()], [TableChanged(1)]]
+
+
+async def test_what_comes_during_a_pause_is_read_after_it_in_order(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
+    heard: list[Item] = []
+    links.received = lambda _sender, item: heard.append(item)
+    nursery.start_soon(links.run)
+    await wait_all_tasks_blocked()
+    links.pause()
+    wires.bring(1, TableChanged(1))
+    links.pause()  # once more changes nothing
+    wires.bring(2, TableChanged(2))
+    assert heard == []
+    links.resume()
+    wires.bring(3, TableChanged(3))
+    links.resume()
+    assert heard == [TableChanged(1), TableChanged(2), TableChanged(3)]
+    assert links.gaps == 0
+
+
+async def test_another_process_goes_on_with_the_links_and_nobody_notices(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    live = SimpleNamespace(live={"a": object(), "b": object()})
+    wires = Wires()
+    first = Links("a", wires, live)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as running:
+            running.start_soon(first.run)
+            wires.bring(1, Hello(), Welcome())
+            await wait_all_tasks_blocked()
+            first.pause()
+            wires.bring(2, TableChanged(2))
+            state = first.state()
+            scope.cancel()
+    assert first.idle
+
+    second = Links("a", wires, live)
+    heard: list[Item] = []
+    second.received = lambda _sender, item: heard.append(item)
+    second.restore(state)
+    wires.bring(3, TableChanged(3))
+    assert heard == [], "nothing before it runs"
+    nursery.start_soon(second.run)
+    await second.introduce()  # all know it already
+    await wait_all_tasks_blocked()
+    assert heard == [TableChanged(2), TableChanged(3)]
+    assert second.gaps == 0
+    second.send("b", TableChanged(4))
+    await wait_all_tasks_blocked()
+    assert [parcel.number for parcel in wires.sent] == [1, 2]
