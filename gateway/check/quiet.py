@@ -11,7 +11,8 @@ from gateway.check.report import Breach
 def undelivered(facts: Facts, members: Members) -> Iterator[Breach]:
     """I12: acknowledged before a quiet record, and never arrived where a member was connected.
 
-    Wanted on a connection is what was sent while it was open, and what lies behind the cursor that it resumed from.
+    Wanted on a connection is what was sent while it was open, and what lies behind the cursor that it resumed from; but
+    who was removed while resuming may not read any more what was lost on the way.
     """
     opened: dict[str, tuple[int, str, str]] = {}
     cursors: dict[tuple[str, str], int] = {}
@@ -84,6 +85,20 @@ def _missing(facts: Facts, members: Members, reader: _Reader, quiet: int, wanted
             continue
         if seen.get(seq, quiet) < quiet or not members.at(reader.conversation, reader.user, seq):
             continue
+        if _removed_while_resuming(facts, members, reader, seq):
+            continue
         if not facts.sent_by(attempt.key, connection=reader.connection, process=reader.process):
             what = f"connection {reader.connection} of {reader.user} never got seq {seq}"
             yield Breach("leak", reader.conversation, what)
+
+
+def _removed_while_resuming(facts: Facts, members: Members, reader: _Reader, seq: int) -> bool:
+    """Whether the reader knew that it had missed something, and was removed before it could read that."""
+    left = any(stay.joined <= seq and stay.left is not None for stay in members.stays(reader.conversation, reader.user))
+    logged = facts.log[reader.conversation][seq]
+    return left and any(
+        resume.head_seq is None
+        and (resume.connection, resume.conversation) == (reader.connection, reader.conversation)
+        and resume.ended > logged.first
+        for resume in facts.resumes
+    )

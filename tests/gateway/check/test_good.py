@@ -46,6 +46,18 @@ def test_a_repeated_push_and_a_duplicate_answer_are_no_breach() -> None:
     expect(history)
 
 
+def test_who_was_removed_while_resuming_may_have_missed_what_was_lost_on_the_way() -> None:
+    history = chat()
+    history.push(B, FIRST)
+    history.send(A, "m", 2)
+    call = history.invoke("resume", B, connection="bob-1", conversation="c", cursor=1)
+    history.change("remove", A, "out", 3, B)
+    history.push(B, SeenEntry(3, A, "out", kind="removed", users=(B,)))
+    history.record("info", "resume", B, call=call)
+    history.record("info", "quiet", "harness")
+    expect(history)
+
+
 def test_a_removed_member_that_comes_back_misses_what_lies_between() -> None:
     history = chat()
     history.push(B, FIRST)
