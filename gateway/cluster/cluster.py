@@ -52,15 +52,17 @@ log = structlog.get_logger(__name__)
 
 
 class Slots:
-    """Implements ``gateway.cluster.ownership.SlotHolder`` with an owner."""
+    """Implements ``gateway.cluster.ownership.SlotHolder`` with an owner and what hands on what it says."""
 
-    def __init__(self, owner: Callable[[], Owner]) -> None:
+    def __init__(self, owner: Callable[[], Owner], handing_on: Callable[[], HandingOn]) -> None:
         self._owner = owner
+        self._handing_on = handing_on
 
     async def release(self, slots: Collection[int]) -> None:
-        """See SlotHolder.release."""
+        """See SlotHolder.release. The next owner's deliveries and acknowledgements come behind all of this one's."""
         chosen = frozenset(slots)
         await self._owner().release(lambda conversation_id: slot_of(conversation_id) in chosen)
+        await self._handing_on().handed_on(lambda conversation_id: slot_of(conversation_id) in chosen)
 
     def drop_all(self) -> None:
         """See SlotHolder.drop_all."""
@@ -103,7 +105,7 @@ class Cluster:
         self._coordination = coordination
         self._renew_s = settings.lease_renew_s
         self._strangers: set[str] = set()
-        self.ownership = SlotOwnership(coordination, lease, watch, Slots(lambda: self.owner))
+        self.ownership = SlotOwnership(coordination, lease, watch, Slots(lambda: self.owner, lambda: self.handing_on))
         self.links = Links(lease.incarnation, transport, watch)
         self.handing_on = HandingOn(lease.incarnation, edge, self.links, directory, watch)
         self.elsewhere = Elsewhere(

@@ -21,6 +21,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 import structlog
+import trio
 from msgspec import DecodeError
 
 from gateway.broker import Delivery, EdgePort, Origin, OwnerPort
@@ -35,6 +36,9 @@ from protocol.frames import Command, Push, Reply
 HELD_MAX: Final = 65_536
 """Deliveries and replies held back at once, above which deliveries are handed on unconfirmed: as many as sends may
 wait. Only a Redis that takes commands and answers none lets so many gather, and its loss is noticed by then."""
+
+HANDED_ON_CHECK_S: Final = 0.01
+"""Seconds between two looks at whether all is handed on, before slots are handed over."""
 
 log = structlog.get_logger(__name__)
 
@@ -116,6 +120,11 @@ class HandingOn:
     def held(self) -> int:
         """Deliveries and replies that are held back now."""
         return self._held
+
+    async def handed_on(self, concerns: Callable[[str], bool]) -> None:
+        """Wait until nothing of the conversations that ``concerns`` says is held back. Cancelling changes nothing."""
+        while any(concerns(conversation_id) for conversation_id in self._strands):  # noqa: ASYNC110 - in handovers only
+            await trio.sleep(HANDED_ON_CHECK_S)
 
     # --- What other nodes ask ---------------------------------------------------------------------------------------
 

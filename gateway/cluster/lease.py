@@ -214,7 +214,8 @@ class Lease:
             row = next((row for row in rows if row.incarnation == self.incarnation), None)
         if patience.cancelled_caught:
             return None
-        if row is None or not row.alive:
+        # A row with a renewal that was overtaken long ago was removed, and came back with an insertion that was late.
+        if row is None or not row.alive or not (row.nonce == self._record.nonce or row.nonce in self._sent_s):
             self._fence()
         assert row is not None
         self._note(row.nonce)

@@ -175,6 +175,19 @@ async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_
         assert b.cluster.ownership.owned == 0
 
 
+async def test_a_slot_is_handed_over_when_all_that_its_owner_said_is_handed_on(autojump_clock: MockClock) -> None:
+    async with talk(owner="a", readers="b") as (each, a, b, alice, conversation_id, _peer):
+        each.network.delay_s = 2.0
+        a.submit(alice, Send(100, conversation_id, "m", "m"))
+        each.nursery.start_soon(a.cluster.leave)
+        await trio.sleep(3.5)
+        assert not a.acks(alice), "the barrier takes four seconds"
+        assert each.owner_of(conversation_id) is a
+        await trio.sleep(5)
+        assert a.acks(alice) == [100]
+        assert each.owner_of(conversation_id) is b
+
+
 async def test_lost_parcels_are_noticed_and_commands_sent_again(autojump_clock: MockClock) -> None:
     async with talk(owner="b") as (each, a, b, alice, conversation_id, _peer):
         lost = 0

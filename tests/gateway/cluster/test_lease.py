@@ -108,6 +108,20 @@ async def test_marked_dead_means_fenced_for_ever(autojump_clock: MockClock, gone
     assert not lease.valid()
 
 
+async def test_a_removed_row_that_a_late_insertion_brings_back_is_no_lease(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the nursery is what raises
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lease.run)
+            first = coordination.rows[lease.incarnation]
+            await trio.sleep(20)
+            coordination.rows[lease.incarnation] = first
+            await trio.sleep(20)
+    assert caught.group_contains(Fenced)
+    assert not lease.valid()
+
+
 async def test_waits_for_the_store_to_be_there(autojump_clock: MockClock) -> None:
     coordination = MemoryCoordination()
     coordination.away = True
