@@ -40,7 +40,7 @@ class Talker:
             if isinstance(event, StateChanged) and isinstance(event.state, Online):
                 self.connects += 1
             if isinstance(event, EntryEvent):
-                fields = {"user": self.user, "conversation": event.conversation_id, "entry": _seen(event)}
+                fields = {"user": self.user, "conversation": event.conversation_id, "entry": seen(event)}
                 self.recorder.record("ok", "deliver", self.user, **fields)
             if isinstance(event, MessageReceived):
                 self.heard.append(event.body)
@@ -63,7 +63,7 @@ class Talker:
         call = self.recorder.next_call()
         self.recorder.record("invoke", "read", self.user, call=call, conversation=conversation, final=True)
         page = await self.client.history(conversation, after_seq=0, limit=200)
-        entries = tuple(_seen(event) for event in page.entries)
+        entries = tuple(seen(event) for event in page.entries)
         span = {"first_seq": 1, "last_seq": len(entries), "head_seq": len(entries)}
         self.recorder.record("ok", "read", self.user, call=call, entries=entries, **span)
 
@@ -103,7 +103,7 @@ async def test_a_node_killed_between_two_messages_is_a_pause_and_nothing_more(tm
     _judge(path)
 
 
-def _seen(event: EntryEvent) -> SeenEntry:
+def seen(event: EntryEvent) -> SeenEntry:
     place = (event.seq, event.sender, event.client_msg_id)
     if isinstance(event, MessageReceived):
         return SeenEntry(*place, payload_of(event.body))
