@@ -48,6 +48,9 @@ def draw_all(results: Mapping[str, Result], directory: Path) -> list[Path]:
         "send": send,
         "stall": stall,
         "upgrade": upgrade,
+        "send_cassandra": send_cassandra,
+        "send_cross": send_cross,
+        "takeover": takeover,
     }
     paths = []
     for name, result in results.items():
@@ -93,8 +96,19 @@ def fanout(result: Result, path: Path) -> None:
 
 def send(result: Result, path: Path) -> None:
     """Durable sends, and the delay of their deliveries."""
+    title = f"1:1 messages of {result['pairs']} pairs: fsynced, acknowledged, delivered"
+    _rate_and_delays(result, "bare SQLite commits", result["bare_commits_per_s"], title, path)
+
+
+def send_cassandra(result: Result, path: Path) -> None:
+    """The same with Cassandra behind the node, on the same two cores."""
+    title = f"1:1 messages of {result['pairs']} pairs: written by Cassandra, acknowledged, delivered"
+    _rate_and_delays(result, "bare inserts of the driver", result["bare_inserts_per_s"], title, path)
+
+
+def _rate_and_delays(result: Result, limit: str, limit_per_s: float, title: str, path: Path) -> None:
     figure, (rate, delay) = plt.subplots(1, 2, figsize=(11, 2.6))
-    _bars(rate, {"node": result["sends_per_s"], "bare SQLite commits": result["bare_commits_per_s"]})
+    _bars(rate, {"node": result["sends_per_s"], limit: limit_per_s})
     rate.set_title("durable sends a second")
     delays = {"median": "delivery_p50_ms", "99 %": "delivery_p99_ms", "99.9 %": "delivery_p999_ms"}
     _bars(
@@ -104,7 +118,50 @@ def send(result: Result, path: Path) -> None:
         accent=lambda name: "half" in name,
     )
     delay.set_title("milliseconds from send to delivery")
-    figure.suptitle(f"1:1 messages of {result['pairs']} pairs: fsynced, acknowledged, delivered")
+    figure.suptitle(title)
+    _write(figure, path)
+
+
+def send_cross(result: Result, path: Path) -> None:
+    """What the way between two nodes costs."""
+    figure, (delay, time) = plt.subplots(1, 2, figsize=(11, 2.2))
+    _bars(
+        delay,
+        {
+            "median": result["delivery_p50_ms"],
+            "99 %": result["delivery_p99_ms"],
+            "99 %, all on one node": result["alone_delivery_p99_ms"],
+        },
+        accent=lambda name: "one" not in name,
+    )
+    delay.set_title("milliseconds from send to delivery on the other node")
+    _bars(
+        time,
+        {
+            "two nodes, together": result["both_nodes_cpu_us"],
+            "one node, the same load": result["node_alone_cpu_us"],
+            "the hop, each node": result["hop_cpu_us"],
+        },
+        accent=lambda name: "hop" in name,
+    )
+    time.set_title("microseconds of CPU a message")
+    figure.suptitle(f"senders on one node, recipients on the other, {result['sends_per_s']:,.0f} messages/s")
+    _write(figure, path)
+
+
+def takeover(result: Result, path: Path) -> None:
+    """When the conversations of a killed node answer again."""
+    figure, axes = plt.subplots(figsize=(7, 2.2))
+    _bars(
+        axes,
+        {
+            "the last one answers": result["takeover_s"],
+            "the first one answers": result["first_answer_s"],
+            "lease": result["lease_s"],
+        },
+        accent=lambda name: name.startswith("the last"),
+    )
+    axes.set_title(f"seconds from a kill, {result['orphaned_conversations']:,} conversations of the killed node")
     _write(figure, path)
 
 

@@ -49,6 +49,23 @@ REQUIREMENTS = (
     ),
     Requirement("send", "sends_per_s", "1/s", 15_000, 30_000, False, "durable, acknowledged and delivered"),
     Requirement("send", "half_load.delivery_p99_ms", "ms", 50, 10, True, "send due to delivery read, half that load"),
+    Requirement(
+        "send_cassandra", "ratio", "x", 0.6, 2.0, False, "sends a second to the driver's own inserts, one each"
+    ),
+    Requirement(
+        "send_cassandra", "statements_per_send", "", 1.2, 1.2, True, "statements to Cassandra, in batches or not"
+    ),
+    Requirement(
+        "send_cassandra", "redis_commands_per_send", "", 0, 0, True, "commands to Redis, of a node that is alone"
+    ),
+    Requirement(
+        "send_cross", "delivery_p99_ms", "ms", 100, 30, True, "send due to delivery on the other node, half load"
+    ),
+    Requirement("send_cross", "hop_cpu_us", "us", 60, 25, True, "CPU of the way between nodes, a message and node"),
+    Requirement(
+        "send_cross", "redis_commands_per_send", "", 1.2, 1.2, True, "commands to Redis, of both nodes together"
+    ),
+    Requirement("takeover", "takeover_s", "s", 15, 12, True, "until the last conversation of a killed node answers"),
     Requirement("upgrade", "connections_lost", "", 0, 0, True, "connections that did not survive"),
     Requirement("upgrade", "longest_send_wait_ms", "ms", 1_000, 250, True, "longest a send waited for its answer"),
     Requirement("stall", "longest_stall_ms", "ms", 25, 5, True, "longest pass of the node's event loop"),

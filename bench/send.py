@@ -140,21 +140,24 @@ def _commits(node: NodeProcess) -> _Commits:
 def _bare_commits(cores: Cores, parent: Path | None, row_bytes: int, batch: int) -> tuple[float, float]:
     """Rows per second, and per processor second, of SQLite alone on the server's core."""
     directory = Path(tempfile.mkdtemp(prefix="tidegate-bench-", dir=parent or disk_directory()))
-    command = [sys.executable, "-m", "bench.peers.bare_commits", str(directory / "bare.db")]
-    command += [str(row_bytes), str(batch), str(BARE_S)]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            cwd=Path(__file__).parents[1],
-            preexec_fn=lambda: os.sched_setaffinity(0, {cores.server}),
-        )
+        return bare_rate(cores, "bare_commits", str(directory / "bare.db"), str(row_bytes), str(batch), str(BARE_S))
     finally:
         shutil.rmtree(directory)
+
+
+def bare_rate(cores: Cores, peer: str, *arguments: str) -> tuple[float, float]:
+    """Rows per second, and per processor second, that a peer on the server's core prints before it ends."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.peers.{peer}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[1],
+        preexec_fn=lambda: os.sched_setaffinity(0, {cores.server}),
+    )
     if done.returncode:
-        raise BenchError(f"the bare commits failed: {done.stderr.strip()[-500:]}")
+        raise BenchError(f"{peer.replace('_', ' ')} failed: {done.stderr.strip()[-500:]}")
     rows_per_s, rows_per_cpu_s = done.stdout.split()
     return float(rows_per_s), float(rows_per_cpu_s)

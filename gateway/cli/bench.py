@@ -9,7 +9,7 @@ import click
 
 from gateway.cli.errors import FAILURE, UNAVAILABLE, CliError
 
-NAMES: Final = ("density", "roundtrip", "fanout", "send", "stall", "upgrade")
+NAMES: Final = ("density", "roundtrip", "fanout", "send", "stall", "storm", "upgrade")
 
 
 @click.group(
@@ -86,10 +86,28 @@ def fanout(as_json: bool, save: Path | None, **options: Any) -> None:
 @_count("pairs", 500, "pairs of users, each with a conversation of their own")
 @_count("window", 8, "sends that each sender has unacknowledged")
 @_count("repeats", 3, "windows; medians count")
+@click.option(
+    "--store",
+    type=click.Choice(["embedded", "cassandra"]),
+    help="where the node keeps its conversations; cassandra and a Redis are started for it  [default: embedded]",
+)
+@click.option("--nodes", type=click.IntRange(1, 2), default=1, show_default=True, help="nodes of one cluster")
+@click.option("--cross", is_flag=True, help="with two nodes: senders are connected to one, recipients to the other")
 @_output_options
-def send(as_json: bool, save: Path | None, **options: Any) -> None:
+def send(
+    as_json: bool, save: Path | None, store: str | None, nodes: int = 1, cross: bool = False, **options: Any
+) -> None:
     """1:1 messages a second, each durable, acknowledged and delivered; and the delay at half that load."""
-    _run("send", options, as_json, save, "send")
+    if cross != (nodes > 1):
+        raise click.UsageError("--nodes 2 and --cross go together: with one node there is nothing to cross")
+    if nodes > 1 and store == "embedded":
+        raise click.UsageError("several nodes need --store cassandra: an embedded store belongs to one node")
+    if nodes > 1:
+        _run("send_cross", options, as_json, save, "send-cross")
+    elif store == "cassandra":
+        _run("send_cassandra", options, as_json, save, "send-cassandra")
+    else:
+        _run("send", options, as_json, save, "send")
 
 
 @command.command()
@@ -113,11 +131,43 @@ def upgrade(as_json: bool, save: Path | None, **options: Any) -> None:
     _run("upgrade", options, as_json, save, "upgrade")
 
 
+@command.command()
+@_count("clients", 20_000, "clients dropped at once, a multiple of 20; at most about 18,900 for each node")
+@_count("conversations", 20, "conversations of each client")
+@_count("nodes", 2, "nodes that they come back to: one or two")
+@_count("pairs", 50, "pairs of other users who go on sending meanwhile")
+@_count("sends-per-s", 200, "sends a second, of all pairs together")
+@_output_options
+def storm(as_json: bool, save: Path | None, **options: Any) -> None:
+    """Everybody is dropped and comes back at once: what that costs Cassandra, and what others notice of it."""
+    _run("storm", options, as_json, save, "storm")
+
+
+@command.command()
+@_count("conversations", 2_000, "conversations of one user, spread over both nodes")
+@_count("repeats", 3, "kills of the same node, which comes back in between; the slowest takeover of all counts")
+@_output_options
+def takeover(as_json: bool, save: Path | None, **options: Any) -> None:
+    """The longest that a conversation answers nobody after its node was killed."""
+    _run("takeover", options, as_json, save, "takeover")
+
+
+@command.command()
+@_output_options
+@click.pass_context
+def cluster(context: click.Context, as_json: bool, save: Path | None, data_parent: Path | None) -> None:
+    """All benchmarks of a cluster, each with a Cassandra and a Redis of its own: about six minutes."""
+    common = {"as_json": as_json, "save": save, "data_parent": data_parent}
+    context.invoke(send, store="cassandra", **common)
+    context.invoke(send, nodes=2, cross=True, **common)
+    context.invoke(takeover, **common)
+
+
 @command.command("all")
 @_output_options
 @click.pass_context
 def every(context: click.Context, as_json: bool, save: Path | None, data_parent: Path | None) -> None:
-    """All benchmarks as bench/README.md shows them: about a quarter of an hour."""
+    """All benchmarks as bench/README.md shows them: about twenty minutes."""
     common = {"as_json": as_json, "save": save, "data_parent": data_parent}
     for connections in (10_000, 19_000):
         context.invoke(density, connections=connections, later_wave=True, **common)
@@ -127,6 +177,7 @@ def every(context: click.Context, as_json: bool, save: Path | None, data_parent:
     context.invoke(send, **common)
     context.invoke(stall, **common)
     context.invoke(upgrade, **common)
+    context.invoke(cluster, **common)
 
 
 def _run(name: str, options: dict[str, Any], as_json: bool, save: Path | None, file_name: str) -> None:

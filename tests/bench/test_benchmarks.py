@@ -15,6 +15,7 @@ import pytest
 
 from bench import report
 from bench.requirements import requirements_of
+from deploy.cassandra.launcher import what_is_missing
 
 pytestmark = pytest.mark.process
 
@@ -28,6 +29,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "crowd": {"connections": 600, "processes": 2},
     "stall": {"connections": 300, "members": 50, "seconds": 1.0},
 }
+
+SMALL_CLUSTER: dict[str, dict[str, Any]] = {
+    "send_cassandra": {"pairs": 20, "window": 4, "seconds": 1.0, "repeats": 1, "warm_up_s": 0.0},
+    "send_cross": {"pairs": 20, "window": 4, "seconds": 1.0, "repeats": 1, "warm_up_s": 0.0},
+    "takeover": {"conversations": 40, "repeats": 1},
+}
+
+NOTHING_AT_BEST = {"second_wave_growth_bytes", "redis_commands_per_send", "hop_cpu_us"}
+"""Figures that may be none, and differences that a short run may find below that."""
 
 
 def run_bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -61,12 +71,37 @@ def test_every_benchmark_measures(name: str, tmp_path: Path) -> None:
     assert all(requirement.key in table for requirement in requirements_of(name))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
+@pytest.mark.parametrize("name", SMALL_CLUSTER)
+def test_every_benchmark_of_a_cluster_measures(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"bench.{name}")
+    result = report.complete(name, module.measure(module.Options(data_parent=tmp_path, **SMALL_CLUSTER[name])))
+    check_shape(json.loads(report.as_json(result)))
+    assert all(busy["backend"] > 0 for busy in result["busy"].values())
+    assert list(tmp_path.iterdir()) == [], "the benchmark left its data behind"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--cross"], "--nodes 2 and --cross go together"),
+        (["--nodes", "2"], "--nodes 2 and --cross go together"),
+        (["--nodes", "2", "--cross", "--store", "embedded"], "several nodes need --store cassandra"),
+    ],
+)
+def test_nodes_that_cannot_be_measured_together_are_refused(options: list[str], words: str) -> None:
+    done = run_bench("send", *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
 def check_shape(result: dict[str, Any]) -> None:
     """Every figure that is asked for is there, positive, and said to be measured under some load."""
     for requirement, value, verdict in report.judged(result):
         assert value is not None, requirement.key
         assert verdict in {"aim", "must", "miss"}
-        assert value > 0 or requirement.key == "second_wave_growth_bytes"
+        assert value > 0 or requirement.key in NOTHING_AT_BEST
     assert result["missing" if "missing" in result else "disturbed"] is not None
     for busy in result["busy"].values():
         assert busy["wall_s"] > 0

@@ -28,6 +28,26 @@ FIGURES: dict[str, dict[str, Any]] = {
     "roundtrip": {"busy_connections": 200, "parked": 10_000, "ratio": 1.1, **PEER},
     "fanout": {"members": 1_000, "ratio": 1.7, "limit_ratio": 0.8, **PEER},
     "send": {"pairs": 500, "sends_per_s": 30_000.0, "bare_commits_per_s": 5e5, **DELAYS, "half_load": DELAYS},
+    "send_cassandra": {
+        "pairs": 500,
+        "sends_per_s": 9e3,
+        "bare_inserts_per_s": 6e3,
+        "ratio": 1.5,
+        "statements_per_send": 1.1,
+        "redis_commands_per_send": 0.0,
+        **DELAYS,
+        "half_load": DELAYS,
+    },
+    "send_cross": {
+        "sends_per_s": 3e3,
+        "hop_cpu_us": 20.0,
+        "both_nodes_cpu_us": 200.0,
+        "node_alone_cpu_us": 160.0,
+        "redis_commands_per_send": 0.1,
+        "alone_delivery_p99_ms": 20.0,
+        **DELAYS,
+    },
+    "takeover": {"takeover_s": 11.5, "first_answer_s": 10.5, "lease_s": 10.0, "orphaned_conversations": 1_000},
     "stall": {
         "connections": 19_000,
         "deliveries_per_s": 1e5,
@@ -39,12 +59,14 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
 }
 
+WITHOUT_PEERS = {"send", "send_cassandra", "send_cross", "takeover", "stall"}
+
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     directory = tmp_path / "results"
     for name, figures in FIGURES.items():
-        peers = {} if name in {"send", "stall"} else {"websockets": PEER, "picows": PEER}
+        peers = {} if name in WITHOUT_PEERS else {"websockets": PEER, "picows": PEER}
         save(complete(name, {**figures, "peers": peers, "busy": BUSY}), directory, name)
     return directory
 
