@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields as struct_fields
 
 from gateway.addresses import parse_advertised
+from gateway.cluster.redis_url import UrlError, parse_redis_url
 from gateway.config import CLUSTER_SECRET_CHARACTERS_MIN, Settings
 
 ENVIRONMENT_PREFIX: Final = "TIDEGATE_"
@@ -294,6 +295,11 @@ def _check_peers(settings: Settings, sources: Mapping[str, str]) -> None:
             f"cluster_secret (from {sources['cluster_secret']}) has {size} characters; allowed: at least "
             f"{CLUSTER_SECRET_CHARACTERS_MIN}, the same on all nodes (make one with: openssl rand -base64 48)"
         )
+    try:
+        if settings.redis_url:
+            parse_redis_url(settings.redis_url)
+    except UrlError as error:
+        raise ConfigError(f"{error} (from {sources['redis_url']})") from None
     try:
         _, port = parse_advertised(settings.advertise) if settings.advertise else ("", 0)
     except ValueError as error:

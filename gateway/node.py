@@ -33,6 +33,7 @@ from gateway.edge.keepalive import Keepalive
 from gateway.edge.listener import Listener, listen
 from gateway.edge.parking import Parking
 from gateway.edge.presence import Presences
+from gateway.edge.reception import Reception
 from gateway.edge.refreshes import Refreshes
 from gateway.edge.sessions import Sessions
 from gateway.edge.writer import Writer
@@ -148,6 +149,7 @@ class Node:
         self.http = HttpServer(self.api, settings)
         self.entrance = Entrance.from_settings(settings)
         self.listener = self._listener()
+        self._reception = Reception(self.listener, self.http, sockets)
 
     def _owners(self) -> tuple[Owner, OwnerPort]:
         """The owner of this node's conversations, and whom the edge submits commands to."""
@@ -238,11 +240,10 @@ class Node:
 
     def readiness(self) -> list[Check]:
         """See NodePort.readiness."""
-        writable, accepting = self._store.writable, not self._draining.is_set()
-        return [
-            Check("store", writable, "" if writable else self._store.trouble),
-            Check("accepting", accepting, "" if accepting else "the node drains"),
-        ]
+        waiting_for = self._backend.waiting_for if self._backend is not None and not self.started else ""
+        trouble = waiting_for or ("" if self._store.writable else self._store.trouble)
+        why_not = "the node drains" if self._draining.is_set() else "" if self.started else "the node is starting"
+        return [Check("store", not trouble, trouble), Check("accepting", not why_not, why_not)]
 
     def render_metrics(self) -> bytes:
         """See NodePort.render_metrics."""
@@ -262,6 +263,8 @@ class Node:
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as foundations:
             if self._backend is not None:
+                if not self._backend.inherits:
+                    await foundations.start(self._reception.run)
                 await foundations.start(self._backend.run)
             await foundations.start(self._store.run)
             await foundations.start(self._verifier.run)
@@ -274,9 +277,10 @@ class Node:
                 for loop in (self.parking.run, self.hub.fanout.run, self.keepalive.run):
                     parts.start_soon(loop)
                 async with trio.open_nursery() as serving:
-                    await serving.start(self.http.run)
                     if self.cluster is not None:
                         await serving.start(self.cluster.run)
+                    await self._reception.close()
+                    await serving.start(self.http.run)
                     await self._accept(parts, task_status)
                     await self._hand_over()
                     await self._close_connections()

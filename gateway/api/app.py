@@ -77,6 +77,8 @@ class Api:
             body = await _read_body(receive)
             route, path = self._router.find(_method(scope), scope["raw_path"].decode("ascii"))
             headers = dict(scope["headers"])
+            if route.token and not self._node.started:
+                raise Refusal(ErrorCode.UNAVAILABLE, "the node is starting: GET /health/ready says what it waits for")
             user = await self._authenticate(headers) if route.token else ""
             request = Request(
                 self._node,

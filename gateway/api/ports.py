@@ -23,6 +23,10 @@ class NodePort(Protocol):
     def address(self) -> str:
         """Where the node listens, ``http://HOST:PORT``: shown on the API page and in its commands."""
 
+    @property
+    def started(self) -> bool:
+        """Whether it takes work yet."""
+
     async def call(self, user: str, command: Command) -> Reply:
         """Handle a command on behalf of ``user`` and return its reply, an ErrorReply included.
 

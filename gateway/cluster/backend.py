@@ -119,9 +119,19 @@ class Backend:
         )
 
     @property
+    def inherits(self) -> bool:
+        """Whether this node goes on in the place of another process, which has accepted its connections until now."""
+        return self._lease.taken
+
+    @property
     def incarnation(self) -> str:
         """The name of this life of the node."""
         return self._lease.incarnation
+
+    @property
+    def waiting_for(self) -> str:
+        """What keeps it from being connected, in words; empty when nothing does."""
+        return self.tables.waiting_for
 
     @property
     def hints_known(self) -> bool:

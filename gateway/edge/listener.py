@@ -119,7 +119,8 @@ class Listener:
     """Accepts sockets and shakes hands.
 
     Attributes:
-        accepting: False while draining, behind its lead: new upgrades get 503.
+        accepting: False while starting, and while draining, behind its lead: new upgrades get 503.
+        why_not: what they are told then; empty: that the node is going away.
         refused: handshakes refused by HTTP status, ever.
         handshakes: handshakes that have a task now.
         accept_loop: may be paused; who connects waits in the kernel's queue then.
@@ -147,6 +148,7 @@ class Listener:
         self._entrance = entrance
         self._nursery: trio.Nursery
         self.accepting = True
+        self.why_not = ""
         self.handshakes = 0
         self._upgraded = 0
         self._deadlines: set[trio.CancelScope] = set()
@@ -258,7 +260,7 @@ class Listener:
         if origin is not None and origin not in self._settings.allowed_origins:
             raise Refused(403, "this origin is not allowed: the operator lists origins in allowed_origins")
         if self._table.count + self._upgraded >= self._connections_max or not self.accepting:
-            reason = "the node is full" if self.accepting else "the node is going away"
+            reason = "the node is full" if self.accepting else self.why_not or "the node is going away"
             raise Refused(503, f"{reason}: try again, or another node", (("Retry-After", str(RETRY_AFTER_S)),))
 
     def _device(self, head: RequestHead) -> str:

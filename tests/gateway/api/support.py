@@ -29,6 +29,7 @@ class FakeNode:
     reply: Reply | Callable[[Command], Reply] = field(
         default_factory=lambda: ErrorReply(1, ErrorCode.NOT_FOUND, NOT_HERE)
     )
+    started: bool = True
     gate: trio.Event | None = None
     """When set, a call waits for it."""
     called: trio.Event = field(default_factory=trio.Event)

@@ -97,6 +97,16 @@ async def test_without_a_bearer_token_401(front: Front, header: str) -> None:
     assert front.node.asked == []
 
 
+async def test_a_node_that_is_starting_says_how_it_is_and_takes_no_work(front: Front) -> None:
+    front.node.started = False
+    response = await front.ask("GET", "/v1/conversations")
+    assert (response.status, response.json["code"]) == (503, "UNAVAILABLE")
+    assert "GET /health/ready says what it waits for" in response.json["detail"]
+    assert "retry-after" in response.headers
+    assert front.node.asked == []
+    assert (await front.ask("GET", "/health/live", user=None)).status == 200
+
+
 async def test_a_refused_token_says_why_and_does_not_repeat_the_token(front: Front) -> None:
     client = front.open(b"GET /v1/conversations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer SECRET.abc\r\n\r\n")
     async with client.stream:

@@ -310,6 +310,13 @@ async def test_a_draining_node_refuses_upgrades(door):
     assert "going away" in await door.answer(request())
 
 
+async def test_a_starting_node_refuses_upgrades_with_its_reason(door):
+    door.listener.accepting, door.listener.why_not = False, "the node is starting"
+    answer = await door.answer(request())
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert "the node is starting: try again, or another node" in answer
+
+
 async def test_other_requests_go_to_the_http_server(door):
     data = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     await door.answer(data)
