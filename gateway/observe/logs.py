@@ -46,6 +46,15 @@ _JWT: Final = re.compile(r"eyJ[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){1,2}")
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+_NOISE: Final = (
+    "[control connection] Error connecting to",
+    "Control connection failed to connect, shutting down Cluster",
+    "Server warning: `USE <keyspace>` with prepared statements",
+)
+"""How lines of Cassandra's driver begin that say, once for each attempt, what the node says itself in better words; or
+what is no fault here (there is one keyspace, so no table's name is ambiguous)."""
+
+
 def configure(log_format: str, log_level: str, stream: TextIO | None = None, *, node: str = "") -> None:
     """Set structlog and the standard library's logging up for this process.
 
@@ -84,8 +93,19 @@ def configure(log_format: str, log_level: str, stream: TextIO | None = None, *, 
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, withhold, renderer],
         )
     )
+    handler.addFilter(_tell_of_driver)
     # Libraries say little at their warning level and too much below it.
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _tell_of_driver(record: logging.LogRecord) -> bool:
+    """Whether to log a line of a library: a server that cannot be reached is no bug, and takes no traceback."""
+    if not record.name.startswith("cassandra."):
+        return True
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg = f"{record.getMessage()} {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+        record.args, record.exc_info = (), None
+    return not record.getMessage().startswith(_NOISE)
 
 
 def _naming(node: str) -> Processor:

@@ -133,6 +133,21 @@ def test_libraries_are_held_to_the_same_rules(written: Written) -> None:
     assert event["level"] == "warning"
 
 
+def test_the_driver_says_what_failed_without_a_traceback_and_not_what_the_node_says(written: Written) -> None:
+    driver = logging.getLogger("cassandra.cluster")
+    try:
+        raise ConnectionRefusedError(111, "Connection refused")
+    except ConnectionRefusedError:
+        driver.warning("[control connection] Error connecting to %s:", "127.0.0.1:9042", exc_info=True)
+        driver.error("Control connection failed to connect, shutting down Cluster:", exc_info=True)
+        driver.warning("Host %s has been marked down", "127.0.0.1:9042", exc_info=True)
+        logging.getLogger("another").warning("failed", exc_info=True)
+    down, failed = written()
+    expected = "Host 127.0.0.1:9042 has been marked down ConnectionRefusedError: [Errno 111] Connection refused"
+    assert (down["event"], "exception" in down) == (expected, False)
+    assert "Traceback" in failed["exception"]
+
+
 def test_a_flood_is_cut(written: Written) -> None:
     structlog.get_logger().info("x", text="y" * 10_000)
     (event,) = written()
