@@ -63,9 +63,16 @@ class CassandraTables:
         reads: statements sent that read, those behind a transaction whose outcome is unknown included, ever.
     """
 
-    def __init__(self, access: Access, requests_max: int) -> None:
-        """Describe where they are; nothing is connected yet. ``requests_max``: requests under way at once."""
+    def __init__(self, access: Access, requests_max: int, *, patient: bool = True) -> None:
+        """Describe where they are; nothing is connected yet.
+
+        Args:
+            access: how to get in.
+            requests_max: requests under way at once.
+            patient: whether ``run`` waits for a Cassandra that is not there, as nodes do.
+        """
         self._access = access
+        self._patient = patient
         self._requests_max = requests_max
         self.waiting_for = "no connection to Cassandra was tried yet"
         self.reads = 0
@@ -86,7 +93,7 @@ class CassandraTables:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, waiting for Cassandra as long as it takes; serve until cancelled, then let requests end.
 
-        Raises CannotUse or a schema error: waiting will not help.
+        Raises CannotUse or a schema error: waiting will not help; Unavailable only where it is not ``patient``.
         """
         cluster, session = await self._connect()
         try:
@@ -108,6 +115,8 @@ class CassandraTables:
             try:
                 connected = await trio.to_thread.run_sync(self._connect_now)
             except Unavailable as error:
+                if not self._patient:
+                    raise
                 self.waiting_for = str(error)
                 if attempts % LOG_EVERY == 0:
                     log.warning("waiting for Cassandra", reason=str(error))

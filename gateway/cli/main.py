@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "chat": "chat in the terminal, or from a script",
     "decode": "show captured frames in readable form",
     "migrate": "make or bring up to date the tables of a cluster in Cassandra",
+    "cluster": "see a cluster of nodes, and have one of them drain",
     "backup": "copy the embedded store to a file, while the node runs",
     "restore": "put a backup into a new data directory",
     "bench": "measure a node and its peers on this machine",
