@@ -116,6 +116,14 @@ class Elsewhere:
         """Somebody has come or gone."""
         self._nodes_changed = True
 
+    def state(self) -> Places:
+        """Where users are who are known to be online elsewhere, for a process that goes on with this node's name."""
+        return dict(self._places)
+
+    def restore(self, places: Places) -> None:
+        """Begin with what such a process knew; all are looked up again, and what is new is told."""
+        self._places = dict(places)
+
     # --- gateway.edge.ports.ElsewherePort ---------------------------------------------------------------------------
 
     @property

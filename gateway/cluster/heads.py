@@ -33,7 +33,7 @@ import trio
 
 from gateway.broker import Head
 from gateway.cluster.own_heads import OwnHeads, read_head
-from gateway.cluster.ports import Command, Generations, Identity, RedisPort, SlotView
+from gateway.cluster.ports import Command, Generations, HeadsState, Identity, RedisPort, SlotView
 from gateway.cluster.redis_keys import heads as heads_key
 
 HEADS_TTL_S: Final = 5
@@ -118,6 +118,15 @@ class RedisHeads:
             # The command may get lost, and who comes later would find the hash: it is told that it does not count.
             self.counts_from = self.hashes + 1
             self._port.submit([("UNLINK", self._key)], lambda _replies: None)
+
+    def state(self) -> HeadsState:
+        """See Heads.state."""
+        return HeadsState(self.hashes, self.counts_from, self._fields, self._writing)
+
+    def restore(self, state: HeadsState) -> None:
+        """See Heads.restore. What is remembered is less than before, and grows again."""
+        self.hashes, self.counts_from, self._fields = state.hashes, state.counts_from, state.fields
+        self._own.changed = {} if state.writing else None
 
     def flush(self) -> None:
         """See Heads.flush."""

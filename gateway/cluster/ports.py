@@ -186,6 +186,22 @@ class SlotView(Struct, frozen=True, gc=False):
     epoch: int
 
 
+class HeadsState(Struct, array_like=True):
+    """What another process has to know to go on with this node's heads.
+
+    Attributes:
+        hashes: number of the hash begun last.
+        counts_from: see Heads.
+        fields: heads in that hash, about.
+        writing: whether heads are written.
+    """
+
+    hashes: int
+    counts_from: int
+    fields: int
+    writing: bool
+
+
 class Heads(Protocol):
     """The heads of conversations, so that a client that comes back need not bother owners and store.
 
@@ -211,6 +227,12 @@ class Heads(Protocol):
 
     def end(self) -> None:
         """No other node lives: void all heads that this node wrote, and write no more."""
+
+    def state(self) -> HeadsState:
+        """What a process has to know that goes on with these heads; call it when nothing is left to ``flush``."""
+
+    def restore(self, state: HeadsState) -> None:
+        """Go on with the heads of a process that writes none any more: what others believe stays believed."""
 
     async def heads(self, views: Mapping[str, SlotView]) -> Mapping[str, Head]:
         """Those that are known, in one round trip; the others have to be asked of their owners. Empty while away."""

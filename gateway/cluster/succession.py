@@ -19,6 +19,7 @@ from gateway.cluster.generation import Generation
 from gateway.cluster.lease import LeaseState
 from gateway.cluster.links import LinksState
 from gateway.cluster.peers import Peers
+from gateway.cluster.ports import HeadsState
 from gateway.cluster.redis_client import RedisClient
 from gateway.cluster.redis_transport import RedisInbox
 from gateway.cluster.resyncs import Resyncs
@@ -55,6 +56,8 @@ class Inheritance(Struct, array_like=True):
         inbox: the last item of the stream in Redis that was read.
         generation: of the hints that this node has relied on; empty: none, Redis is away.
         resync: whether connections are still to be told to resync.
+        heads: state of the heads in Redis; None without Redis.
+        elsewhere: where watched users are online besides here.
     """
 
     lease: LeaseState
@@ -64,6 +67,8 @@ class Inheritance(Struct, array_like=True):
     inbox: bytes
     generation: str
     resync: bool
+    heads: HeadsState | None
+    elsewhere: dict[str, tuple[str, ...]]
 
 
 class RedisParts(Struct):
@@ -108,6 +113,8 @@ class Succession:
         if self._cluster.router.idle:
             self._cluster.ownership.pause()
             self._cluster.links.pause()
+        if self._cluster.own_heads.changed:
+            self._cluster.links.flush_soon()
         if self._cluster.lease.remaining_s < self.stand_still_max_s:
             self._cluster.lease.renew_soon()
 
@@ -128,6 +135,7 @@ class Succession:
             (not cluster.ownership.resting, "the slot table"),
             (cluster.handing_on.held, "deliveries to other nodes"),
             (not cluster.links.idle, "parcels for other nodes"),
+            (cluster.own_heads.changed, "heads for other nodes"),
             (redis is not None and not redis.client.idle, "answers of Redis"),
             (peers is not None and not peers.idle, "confirmations of other nodes"),
             (cluster.lease.remaining_s < self.stand_still_max_s, "the renewal of the lease"),
@@ -139,6 +147,7 @@ class Succession:
     def state(self) -> Inheritance:
         """What the successor has to know; call it when nothing is ``busy``."""
         cluster, redis = self._cluster, self._redis
+        heads = cluster.standing.shared
         return Inheritance(
             cluster.lease.state(),
             cluster.links.state(),
@@ -147,6 +156,8 @@ class Succession:
             redis.inbox.handed_over if redis is not None else b"",
             redis.generations.current if redis is not None else "",
             self._resyncs.pending,
+            heads.state() if heads is not None else None,
+            dict(cluster.elsewhere.state()),
         )
 
     def restore(self, state: Inheritance) -> None:
@@ -156,6 +167,9 @@ class Succession:
         cluster.links.restore(state.links)
         cluster.handing_on.rounds.restore(state.rounds)
         cluster.router.counts = state.counts
+        cluster.elsewhere.restore(state.elsewhere)
+        if cluster.standing.shared is not None and state.heads is not None:
+            cluster.standing.shared.restore(state.heads)
         if redis is not None:
             redis.inbox.handed_over = state.inbox or redis.inbox.handed_over
             redis.generations.resume(state.generation)
