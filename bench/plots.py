@@ -51,6 +51,7 @@ def draw_all(results: Mapping[str, Result], directory: Path) -> list[Path]:
         "send_cassandra": send_cassandra,
         "send_cross": send_cross,
         "takeover": takeover,
+        "storm": storm,
     }
     paths = []
     for name, result in results.items():
@@ -162,6 +163,27 @@ def takeover(result: Result, path: Path) -> None:
         accent=lambda name: name.startswith("the last"),
     )
     axes.set_title(f"seconds from a kill, {result['orphaned_conversations']:,} conversations of the killed node")
+    _write(figure, path)
+
+
+def storm(result: Result, path: Path) -> None:
+    """When clients that were dropped at once are back, and what others notice."""
+    figure, (back, waits) = plt.subplots(1, 2, figsize=(11, 2.4))
+    seconds = {"half of them": "back_p50_s", "99 %": "back_p99_s", "all": "all_back_s"}
+    _bars(back, {name: result[key] for name, key in seconds.items()}, accent=lambda name: name == "all")
+    back.set_title("seconds until they are back")
+    milliseconds = {
+        "median": "others_send_p50_ms",
+        "99 %": "others_send_p99_ms",
+        "median, before": "quiet_send_p50_ms",
+        "99 %, before": "quiet_send_p99_ms",
+    }
+    _bars(waits, {name: result[key] for name, key in milliseconds.items()}, accent=lambda name: "before" not in name)
+    waits.set_title("milliseconds that others' sends wait")
+    figure.suptitle(
+        f"{result['clients']:,} clients of {result['conversations_each']} conversations dropped at once;"
+        f" {result['store_reads_per_client']:.2f} store reads each"
+    )
     _write(figure, path)
 
 

@@ -66,6 +66,11 @@ REQUIREMENTS = (
         "send_cross", "redis_commands_per_send", "", 1.2, 1.2, True, "commands to Redis, of both nodes together"
     ),
     Requirement("takeover", "takeover_s", "s", 15, 12, True, "until the last conversation of a killed node answers"),
+    Requirement(
+        "storm", "store_reads_per_client", "", 2, 1.5, True, "reads of Cassandra for each client that missed nothing"
+    ),
+    Requirement("storm", "missed", "", 0, 0, True, "conversations told of although nothing was new"),
+    Requirement("storm", "others_send_p99_ms", "ms", 1_000, 100, True, "wait of sends of others during the storm"),
     Requirement("upgrade", "connections_lost", "", 0, 0, True, "connections that did not survive"),
     Requirement("upgrade", "longest_send_wait_ms", "ms", 1_000, 250, True, "longest a send waited for its answer"),
     Requirement("stall", "longest_stall_ms", "ms", 25, 5, True, "longest pass of the node's event loop"),

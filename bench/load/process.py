@@ -64,6 +64,12 @@ class LoadProcess(ChildProcess):
             raise BenchError(f"the load generator {self._name} failed: {answer}")
         return answer
 
+    @property
+    def answered(self) -> bool:
+        """Whether ``finish`` would not have to wait for the call that was begun."""
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
     def close(self) -> None:
         """End the child; all its connections close with it."""
         self._process.kill()

@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+import time
 from typing import Self
 
 from bench.errors import BenchError
@@ -48,16 +49,28 @@ class SetupClient:
         return self.ask_many([command])[0]
 
     def ask_many(self, commands: list[Command]) -> list[Reply]:
-        """Send commands back to back and return their replies, in order."""
-        self.connection.sendall(b"".join(client_frame(encode_msgpack(command)) for command in commands))
+        """Send commands back to back and return their replies, in order.
+
+        A creation that the node asks to repeat is repeated: its id makes that safe. Raises BenchError when any other
+        command is refused.
+        """
+        self._send(commands)
+        asked = {command.id: command for command in commands}
         by_id: dict[int, Reply] = {}
         while len(by_id) < len(commands):
             for frame in self._frames():
                 if isinstance(frame, ErrorReply):
+                    if frame.retry_after_ms and isinstance(asked.get(frame.id), CreateConversation):
+                        time.sleep(frame.retry_after_ms / 1e3)
+                        self._send([asked[frame.id]])
+                        continue
                     raise BenchError(f"the node refused a command of the benchmark's set-up: {frame}")
                 if isinstance(frame, Reply):
                     by_id[frame.id] = frame
         return [by_id[command.id] for command in commands]
+
+    def _send(self, commands: list[Command]) -> None:
+        self.connection.sendall(b"".join(client_frame(encode_msgpack(command)) for command in commands))
 
     def create_direct(self, *others: str) -> list[str]:
         """Direct conversations with each of ``others``; their ids."""

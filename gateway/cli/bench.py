@@ -161,6 +161,7 @@ def cluster(context: click.Context, as_json: bool, save: Path | None, data_paren
     context.invoke(send, store="cassandra", **common)
     context.invoke(send, nodes=2, cross=True, **common)
     context.invoke(takeover, **common)
+    context.invoke(storm, **common)
 
 
 @command.command("all")

@@ -25,6 +25,7 @@ def add_cluster(registry: MetricRegistry, cluster: "Cluster") -> None:
     _add_ownership(registry, cluster)
     _add_links(registry, cluster)
     _add_broker(registry, cluster)
+    _add_heads(registry, cluster)
 
 
 def _add_ownership(registry: MetricRegistry, cluster: "Cluster") -> None:
@@ -67,6 +68,13 @@ def _add_broker(registry: MetricRegistry, cluster: "Cluster") -> None:
     gauge("users_elsewhere", "Watched users who are online on other nodes.", lambda: cluster.elsewhere.count)
 
 
+def _add_heads(registry: MetricRegistry, cluster: "Cluster") -> None:
+    counter, standing = registry.counter, cluster.standing
+    counter("heads_own", "Heads that clients who came back were told from memory.", lambda: standing.own_known)
+    counter("heads_shared", "Heads that they were told from Redis.", lambda: standing.shared_known)
+    counter("heads_asked", "Heads that owners had to be asked for, for them.", lambda: standing.asked)
+
+
 def add_degradation(registry: MetricRegistry, degradation: "Degradation", resyncs: "Resyncs") -> None:
     """How things are without Redis."""
     registry.gauge("degraded", "1 while this node is not alone and does without Redis.", lambda: degradation.now)
@@ -79,6 +87,7 @@ def add_cassandra(registry: MetricRegistry, tables: "CassandraTables") -> None:
     registry.counter(
         "cassandra_statements", "Statements sent to Cassandra, each of a batch counted.", lambda: tables.statements
     )
+    registry.counter("cassandra_reads", "Statements sent to Cassandra that read.", lambda: tables.reads)
     registry.counter("cassandra_requests", "Requests sent to Cassandra; a batch is one.", lambda: tables.requests)
 
 

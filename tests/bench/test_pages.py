@@ -47,6 +47,19 @@ FIGURES: dict[str, dict[str, Any]] = {
         "alone_delivery_p99_ms": 20.0,
         **DELAYS,
     },
+    "storm": {
+        "clients": 20_000,
+        "conversations_each": 20,
+        "all_back_s": 20.0,
+        "back_p50_s": 8.0,
+        "back_p99_s": 19.0,
+        "missed": 0,
+        "store_reads_per_client": 1.1,
+        "others_send_p50_ms": 20.0,
+        "others_send_p99_ms": 90.0,
+        "quiet_send_p50_ms": 5.0,
+        "quiet_send_p99_ms": 15.0,
+    },
     "takeover": {"takeover_s": 11.5, "first_answer_s": 10.5, "lease_s": 10.0, "orphaned_conversations": 1_000},
     "stall": {
         "connections": 19_000,
@@ -59,7 +72,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
 }
 
-WITHOUT_PEERS = {"send", "send_cassandra", "send_cross", "takeover", "stall"}
+WITHOUT_PEERS = {"send", "send_cassandra", "send_cross", "takeover", "storm", "stall"}
 
 
 @pytest.fixture
