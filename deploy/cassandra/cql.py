@@ -39,15 +39,22 @@ class Access:
     tls: ssl.SSLContext | None = None
 
 
-def ask(address: str, port: int, statement: str, consistency: int = ONE, access: Access | None = None) -> None:
+def ask(
+    address: str,
+    port: int,
+    statement: str,
+    consistency: int = ONE,
+    access: Access | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> None:
     """Run one statement on one node, over a connection of its own, and forget its rows.
 
     Raises:
-        OSError: the node does not accept connections, or went silent for TIMEOUT_S seconds.
+        OSError: the node does not accept connections, or went silent for ``timeout_s`` seconds.
         Refused: it answered with an error.
     """
     access = access or Access()
-    with socket.create_connection((address, port), TIMEOUT_S) as plain:
+    with socket.create_connection((address, port), timeout_s) as plain:
         if access.tls is None:
             _run(plain, statement, consistency, access)
         else:

@@ -14,6 +14,9 @@ from deploy.cassandra import cql, launcher
 from deploy.cassandra.launcher import DATACENTER, CassandraCluster
 from tests.servers import redis
 
+SCHEMA_TIMEOUT_S = 60.0
+"""Seconds that making or dropping a keyspace may take: a fraction of one on an idle machine, and much on a busy one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keyspace:
@@ -41,9 +44,10 @@ def cassandra(cassandra_server: CassandraCluster) -> Iterator[Keyspace]:
     node = cassandra_server.nodes[0]
     name = f"tidegate_{secrets.token_hex(6)}"
     replication = "{'class': 'NetworkTopologyStrategy', 'datacenter1': 1}"
-    cql.ask(node.address, node.port, f"CREATE KEYSPACE {name} WITH replication = {replication}")
+    make = f"CREATE KEYSPACE {name} WITH replication = {replication}"
+    cql.ask(node.address, node.port, make, timeout_s=SCHEMA_TIMEOUT_S)
     yield Keyspace(name, cassandra_server, cassandra_server.addresses, cassandra_server.port)
-    cql.ask(node.address, node.port, f"DROP KEYSPACE IF EXISTS {name}")
+    cql.ask(node.address, node.port, f"DROP KEYSPACE IF EXISTS {name}", timeout_s=SCHEMA_TIMEOUT_S)
 
 
 @pytest.fixture(scope="session")
