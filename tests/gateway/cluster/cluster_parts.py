@@ -30,12 +30,18 @@ def clock_us() -> int:
 
 
 def lease_of(
-    coordination: MemoryCoordination, node: str, *, address: str = "", owns: bool = True, protocol: int = OWN.packed
+    coordination: MemoryCoordination,
+    node: str,
+    *,
+    address: str = "",
+    owns: bool = True,
+    protocol: int = OWN.packed,
+    incarnation: str = "",
 ) -> Lease:
-    """A lease of a new incarnation, as a node takes it."""
+    """A lease of a new incarnation, as a node takes it, or of one that lived in another process."""
     return Lease(
         coordination, node=node, address=address or f"{node}:1", owns=owns, protocol=protocol, lease_s=LEASE_S,
-        renew_s=2.0, clock=trio.current_time,
+        renew_s=2.0, clock=trio.current_time, incarnation=incarnation,
     )  # fmt: skip
 
 
@@ -56,9 +62,10 @@ class ClusterPart:
         *,
         settings: Settings | None = None,
         address: str = "",
+        incarnation: str = "",
     ) -> None:
         self.edge = RecordingEdge()
-        self.lease = lease_of(coordination, name, address=address)
+        self.lease = lease_of(coordination, name, address=address, incarnation=incarnation)
         watch = watch_of(coordination, self.lease)
         transport, directory = wires(self.lease.incarnation, watch)
         self.cluster = Cluster(
