@@ -33,7 +33,7 @@ class Backends(Struct, frozen=True):
     Attributes:
         address: of Cassandra.
         port: where it speaks CQL.
-        pids: processes of Cassandra and Redis.
+        pids: processes of Cassandra and, last, Redis.
         secret: of tokens of all nodes.
         environment: what tells nodes all this.
     """
@@ -43,6 +43,11 @@ class Backends(Struct, frozen=True):
     pids: tuple[int, ...]
     secret: str
     environment: dict[str, str]
+
+    @property
+    def redis_pid(self) -> int:
+        """The process of Redis."""
+        return self.pids[-1]
 
     def node(
         self, name: str, cores: Cores, parent: Path | None, *options: str

@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.load.accounts import Door
 from bench.load.pairs import SendSample
 from bench.load.process import LoadProcess
-from bench.machine import choose_cores, together
+from bench.machine import choose_cores, process_cpu_ns, together
 from bench.node import read_metrics
 from bench.processes import NodeProcess
 from bench.send import SETTLE_S, connect_pairs, latency_ms
@@ -56,9 +56,10 @@ def measure(options: Options) -> dict[str, Any]:
             saturated = [load.call("saturate", options.window, SETTLE_S, options.seconds) for _ in range(repeats)]
             rate = median(sample.delivered / sample.busy.wall_s for sample in saturated)
             idle = idle_counts_per_s(both)
-            before, began_s = both(), time.monotonic()
+            before, began_s, redis_ns = both(), time.monotonic(), process_cpu_ns(backends.redis_pid)
             half = [load.call("paced", rate / 2, SETTLE_S, options.seconds) for _ in range(repeats)]
-            asked = by_sends(before, both(), idle, time.monotonic() - began_s)
+            after, redis_ns = both(), process_cpu_ns(backends.redis_pid) - redis_ns
+            asked = by_sends(before, after, idle, time.monotonic() - began_s)
             owned = slots_owned(one)
             load.close()
             two.terminate()
@@ -77,6 +78,7 @@ def measure(options: Options) -> dict[str, Any]:
         "hop_cpu_us": (cross_us - alone_us) / NODES,
         "both_nodes_cpu_us": cross_us,
         "node_alone_cpu_us": alone_us,
+        "redis_cpu_us_per_command": redis_ns / 1e3 / (after.redis_commands - before.redis_commands),
         "backend_cpu_us": _backend_cpu_us(half),
         "alone_backend_cpu_us": _backend_cpu_us(alone),
         **asked,

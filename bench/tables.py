@@ -1,15 +1,18 @@
-"""The tables in bench/README.md, made of saved results: ``python -m bench.tables`` rewrites them in place."""
+"""The tables in the pages that show results: ``python -m bench.tables`` rewrites them in place."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.capacity import cost_table, growth_table, machine_table
 from bench.plots import RESULTS, load_results
 from bench.report import limited_by, number
 from bench.requirements import judged
 
 README = Path(__file__).parent / "README.md"
+CAPACITY = Path(__file__).parents[1] / "docs" / "capacity.md"
+PAGES = (README, CAPACITY)
 
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -58,7 +61,14 @@ def busy(results: Results) -> str:
 
 def filled(text: str, results: Results) -> str:
     """The page with each table between its marks made anew."""
-    makers = {"requirements": requirements, "peers": peers, "busy": busy}
+    makers: dict[str, Callable[[Results], str]] = {
+        "requirements": requirements,
+        "peers": peers,
+        "busy": busy,
+        "costs": cost_table,
+        "machines": machine_table,
+        "growth": lambda _results: growth_table(),
+    }
     return _PLACE.sub(lambda match: f"{match[1]}{makers[match[2]](results)}\n{match[3]}", text)
 
 
@@ -72,4 +82,5 @@ def _reached(verdict: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8"), load_results(RESULTS)), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), load_results(RESULTS)), encoding="utf-8")

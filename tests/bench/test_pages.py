@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from bench.capacity import Costs, Demand, cost_table, machine_table, machines
 from bench.machine import Busy, together
 from bench.plots import PLOTS, RESULTS, draw_all, load_results
 from bench.report import complete, save
-from bench.tables import README, filled
+from bench.tables import PAGES, README, filled
 
 BUSY = {"node": Busy(1.0, 0.97, 0.5, 0.0, 0.0, 0.7)}
 
@@ -91,19 +92,54 @@ def test_every_result_is_drawn(results: Path, tmp_path: Path) -> None:
 
 
 def test_tables_are_filled_in_between_their_marks(results: Path) -> None:
-    page = "before\n<!-- table: requirements -->\nold\n<!-- end -->\n<!-- table: busy -->\n<!-- end -->\nafter\n"
+    page = "before\n<!-- table: requirements -->\nstale row\n<!-- end -->\n<!-- table: busy -->\n<!-- end -->\nafter\n"
     text = filled(page, load_results(results))
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "stale row" not in text
     assert "| send | `half_load.delivery_p99_ms` |" in text
     assert "| send | node | 97% | 70% | 50% | 0% | 0% | 0% | server |" in text
     assert filled(text, load_results(results)) == text
 
 
-def test_the_page_shows_the_results_that_are_kept_and_every_plot_of_them() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_show_the_results_that_are_kept(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert filled(text, load_results(RESULTS)) == text, "python -m bench.tables makes the page anew"
+
+
+def test_machines_are_what_costs_multiply_to() -> None:
+    each = Costs(
+        connection_bytes=5_000, connect=90, message=100, delivery=5, command=10, hop=10, statement=50, redis_command=5
+    )
+    found = machines(Demand(connections=180_000, messages_per_s=1_000, deliveries_per_s=3_000), each)
+    # 100 connects/s, 1,000 messages, 2,000 more deliveries, 3,000 receipts, 7,000 hops of two nodes: at half a core
+    assert found.node_cores == pytest.approx(2 * (0.009 + 0.1 + 0.01 + 0.03 + 0.14))
+    assert found.nodes == 2, "by connections"
+    assert found.node_gb == pytest.approx(0.45)
+    assert found.cassandra_statements_per_s == 3_000 + 6_000
+    assert found.cassandra_cores == pytest.approx(9_000 * 3 * 50e-6 / 0.5)
+    assert (found.redis_commands_per_s, found.redis_cores) == (7_000, pytest.approx(0.07))
+
+
+def test_twice_the_load_takes_twice_the_machines() -> None:
+    each = Costs(
+        connection_bytes=5_000, connect=90, message=100, delivery=5, command=10, hop=10, statement=50, redis_command=5
+    )
+    one, two = (machines(Demand(500_000 * n, 10_000 * n, 50_000 * n), each) for n in (1, 2))
+    assert two.node_cores == pytest.approx(2 * one.node_cores)
+    assert two.cassandra_cores == pytest.approx(2 * one.cassandra_cores)
+    assert two.redis_cores == pytest.approx(2 * one.redis_cores)
+
+
+def test_the_machines_are_not_guessed_where_a_cost_is_not_measured(results: Path) -> None:
+    some = {name: result for name, result in load_results(results).items() if name != "send_cross"}
+    assert "not measured" in machine_table(some)
+    assert "| not measured |" in cost_table(some)
+
+
+def test_the_page_shows_every_plot_of_the_results_that_are_kept() -> None:
     page, results = README.read_text(encoding="utf-8"), load_results(RESULTS)
-    assert filled(page, results) == page, "python -m bench.tables makes the page anew"
     assert {path.stem for path in PLOTS.glob("*.png")} == set(results), "python -m bench.plots draws them anew"
     assert all(f"(plots/{name}.png)" in page for name in results)
 
