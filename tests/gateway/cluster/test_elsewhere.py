@@ -7,6 +7,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
+from gateway.cluster.elsewhere import Elsewhere
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.presence import Presences
@@ -271,3 +272,38 @@ async def test_a_node_that_is_alone_asks_nobody_until_another_comes(autojump_clo
         await trio.sleep(5)
         assert a.told == [("bob", True)]
         assert not a.presences.elsewhere.paused
+
+
+class Recorder:
+    """A PresenceListener that notes what it is told; everybody is watched."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bool]] = []
+
+    def watches(self, _user: str) -> bool:
+        return True
+
+    def watched_users(self) -> Collection[str]:
+        return ["bob", "carol"]
+
+    def came_elsewhere(self, user: str) -> None:
+        self.told.append((user, True))
+
+    def left_elsewhere(self, user: str, *, with_node: bool) -> None:
+        self.told.append((user, False))
+
+
+async def test_another_process_tells_only_what_has_changed_since(autojump_clock: MockClock) -> None:
+    async with world("a", "b") as (each, (a, b)):
+        b.hub.connect("bob")
+        b.hub.connect("carol")
+        await a.watch("bob", "carol")
+        known = a.cluster.elsewhere.state()
+        assert sorted(known) == ["bob", "carol"]
+        b.hub.disconnect("carol")
+        heir = Elsewhere(a.cluster.incarnation, a.connection, a.cluster.watch, alone=lambda: False, away=lambda: False)
+        heir.listener = recorder = Recorder()
+        heir.restore(known)
+        each.nursery.start_soon(heir.run)
+        await trio.sleep(3)
+        assert recorder.told == [("carol", False)]

@@ -73,3 +73,13 @@ async def test_data_dropped_for_want_of_memory_begins_one(tmp_path: Path, monkey
                     client.set(f"other:{number}", b"x" * 100_000)
             await one.until(lambda: len(one.generations) > 1)
             assert one.generations[1]
+
+
+async def test_another_process_goes_on_with_the_same_one_and_is_told_of_a_new_one(redis_server: RedisServer) -> None:
+    async with node(redis_server.url, "n1:a") as one:
+        told: list[bool] = []
+        one.generation.on_new.append(told.append)
+        one.generation.resume(one.generation.current)
+        assert told == []
+        one.generation.resume("what the process before relied on, until a flush")
+        assert told == [True]

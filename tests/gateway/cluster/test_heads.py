@@ -226,3 +226,16 @@ async def test_a_node_that_is_alone_writes_nothing(redis_server: RedisServer) ->
         with redis_server.client() as client:
             assert client.exists(heads_key(ONE)) == 0
         assert await reader.read("d1") == {}
+
+
+async def test_what_others_believe_stays_believed_when_another_process_goes_on(redis_server: RedisServer) -> None:
+    async with sides(redis_server) as (owner, reader):
+        await owner.write("d1", SIX)
+        heir = Side(owner.parts)
+        heir.heads.restore(owner.heads.state())
+        heir.heads.begin()  # it writes already
+        assert heir.heads.counts_from == owner.heads.counts_from
+        await heir.write("d2", SIX)
+        reader.believed_from = heir.heads.counts_from
+        assert await reader.read("d1", "d2") == {"d1": SIX, "d2": SIX}
+        assert heir.voids == 0

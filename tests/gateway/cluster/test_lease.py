@@ -156,3 +156,33 @@ async def test_draining_is_told_at_once(autojump_clock: MockClock) -> None:
         await trio.sleep(0.1)
         assert coordination.rows[lease.incarnation].draining
         nursery.cancel_scope.cancel()
+
+
+async def test_another_process_keeps_the_lease_even_when_the_last_renewal_of_the_first_comes_late(
+    autojump_clock: MockClock,
+) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+    late = lease._next()  # sent by the first process, and applied after its end
+    state = lease.state()
+    heir = Lease(
+        coordination, node="n1", address="127.0.0.1:1", owns=True, protocol=1, lease_s=10.0, renew_s=2.0,
+        clock=trio.current_time, incarnation=lease.incarnation,
+    )  # fmt: skip
+    assert not heir.valid()
+    heir.resume(state)
+    assert heir.valid(), "from the first moment"
+    assert heir.remaining_s == lease.remaining_s
+    assert await coordination.renew_lease(late, lease.record.nonce)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heir.run)
+        for _ in range(30):
+            await trio.sleep(1)
+            assert heir.valid()
+        assert len(coordination.rows) == 1
+        assert coordination.rows[heir.incarnation].nonce == heir.record.nonce > late.nonce
+        nursery.cancel_scope.cancel()
