@@ -1,0 +1,111 @@
+"""Several processes behind one port as nodes of a cluster, and nodes of different roles, on real servers."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from bench.load.connect import wait_until
+from protocol.frames import ConversationKind, ConversationReply, CreateConversation, GoAway, Send, SendAck, Welcome
+from tests.process.cluster_nodes import DEADLINE_S, ClusterNode, ClusterNodes
+from tests.process.wire import Closed, Wire, connected, upgraded
+from tests.servers.fixtures import Keyspace
+from tests.servers.redis import RedisServer
+
+pytestmark = pytest.mark.process
+
+COUNT = 2
+CONNECTIONS_MAX = 64
+"""Connections among which there are some to each node: the kernel spreads them evenly, by chance."""
+WITHIN_S = 60.0
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
+    each = ClusterNodes(tmp_path, cassandra, redis_server)
+    yield each
+    each.kill_all()
+
+
+@asynccontextmanager
+async def welcomed_by(several: ClusterNode, name: str, user: str) -> AsyncIterator[Wire]:
+    """A connection of a user to the node of that name."""
+    headers = {"Authorization": f"Bearer {several.token(user)}"}
+    for _ in range(CONNECTIONS_MAX):
+        async with upgraded(several, headers=headers, target="/v1/connect?device=phone") as wire:
+            welcome = await wire.receive()
+            assert isinstance(welcome, Welcome)
+            if welcome.node == name:
+                yield wire
+                return
+    raise AssertionError(f"{name} was not met\n{several.stderr_tail()}")
+
+
+async def direct(wire: Wire, other: str) -> str:
+    command = CreateConversation(0, ConversationKind.DIRECT, [other], "direct")
+    return (await wire.ask(command, ConversationReply)).conversation.conversation_id
+
+
+async def pushed(wire: Wire, body: bytes) -> None:
+    """Wait until an entry with that body comes."""
+    while body not in bytes((await wire.push()).entry):
+        pass
+
+
+def pids(several: ClusterNode) -> list[int]:
+    """The node processes that run now."""
+    return [child.pid for child in psutil.Process(several.pid).children()]
+
+
+@pytest.mark.timeout(DEADLINE_S + 60)
+async def test_processes_behind_one_port_are_a_cluster_that_survives_one_of_them(nodes: ClusterNodes) -> None:
+    several = nodes.start("n", "--processes", str(COUNT), "--lease-s", "4", "--lease-renew-s", "1")
+    with trio.fail_after(DEADLINE_S):
+        async with welcomed_by(several, "n-1", "alice") as alice, welcomed_by(several, "n-2", "bob") as bob:
+            where = await direct(alice, "bob")
+            await alice.ask(Send(0, where, "one", "across processes"), SendAck)
+            await pushed(bob, b"across processes")
+            killed = next(pid for pid in pids(several) if "n-1" in psutil.Process(pid).cmdline())
+            os.kill(killed, signal.SIGKILL)
+            with pytest.raises(Closed):
+                await alice.push()
+            wait_until(
+                lambda: several.stderr_path.read_text().count("node process ready") > COUNT,
+                timeout_s=WITHIN_S, what="it is back",
+            )  # fmt: skip
+            async with welcomed_by(several, "n-1", "alice") as again:
+                await bob.ask(Send(0, where, "two", "is she back"), SendAck)
+                await pushed(again, b"is she back")
+                several.signal(signal.SIGTERM)
+                for wire in (again, bob):
+                    while not isinstance(await wire.receive(), GoAway):
+                        pass
+                    assert (await wire.closed()).code == 1012
+        assert await trio.to_thread.run_sync(several.wait) == 0
+    log = several.stderr_path.read_text()
+    assert "Traceback" not in log
+    assert log.count('"event": "drained"') == COUNT
+
+
+async def test_nodes_that_hold_connections_and_nodes_that_order_conversations(nodes: ClusterNodes) -> None:
+    owner = nodes.start("owner", "--roles", "owner")
+    edge = nodes.start("edge", "--roles", "edge")
+    with trio.fail_after(DEADLINE_S):
+        async with connected(edge, "alice", device="a") as alice, connected(edge, "bob", device="b") as bob:
+            where = await direct(alice, "bob")
+            for number in range(10):
+                await alice.ask(Send(0, where, f"{number}", f"message {number}"), SendAck)
+                await pushed(bob, f"message {number}".encode())
+            # Owners' code can be replaced without a connection being dropped.
+            other = nodes.start("other", "--roles", "owner")
+            assert await trio.to_thread.run_sync(owner.terminate) == 0
+            await alice.ask(Send(0, where, "last", "by another owner"), SendAck)
+            await pushed(bob, b"by another owner")
+            assert other.running
+    assert "slots handed over" in owner.stderr_path.read_text()
+    assert "slots handed over" not in edge.stderr_path.read_text()
