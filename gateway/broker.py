@@ -50,6 +50,7 @@ class Head(Struct, frozen=True, gc=False):
 
 
 CHANNEL_ID_CHARS: Final = 25
+_FOLLOWERS: Final = "channel:"
 
 
 def channel_id_of(digest: str) -> str:
@@ -59,7 +60,7 @@ def channel_id_of(digest: str) -> str:
 
 def is_channel(conversation_id: str) -> bool:
     """Whether a conversation is a channel."""
-    return conversation_id[0] == "c" and len(conversation_id) == CHANNEL_ID_CHARS
+    return len(conversation_id) == CHANNEL_ID_CHARS and conversation_id[0] == "c"
 
 
 def followers_of(channel_id: str) -> str:
@@ -70,7 +71,12 @@ def followers_of(channel_id: str) -> str:
     the session directory knows by this name, as if it were a user's, at which nodes anybody does. Users whom an entry
     adds or removes are recipients besides, so that their nodes learn of it; where they alone are, it is told again.
     """
-    return f"channel:{channel_id}"
+    return _FOLLOWERS + channel_id
+
+
+def channel_followed_by(recipient: str) -> str:
+    """The channel whose followers a recipient stands for; empty: it is a user."""
+    return recipient.removeprefix(_FOLLOWERS) if recipient.startswith(_FOLLOWERS) else ""
 
 
 class OwnerPort(Protocol):

@@ -119,6 +119,7 @@ class Node:
         self.cluster = backend.join(self) if backend is not None else None
         self.owner, owners = self._owners()
         self.catchup = Catchup(settings, store, self.owner, self.hub)
+        self.catchup.followers = self.hub.followers
         self.presences = Presences(settings, store, self.hub)
         self._take_part()
         self.keepalive = Keepalive(settings, self.table, self.writer)
@@ -164,9 +165,9 @@ class Node:
             self.cluster.on_fenced = self._fence
             self.cluster.follow(self.hub)
             self.catchup.before_reading = self.cluster.directory.registered
-            self.catchup.heads = self.cluster.standing
             self.cluster.elsewhere.listener = self.presences
             self.presences.elsewhere = self.cluster.elsewhere
+            self.catchup.heads = self.cluster.standing
 
     def _face_operators(self) -> None:
         """Let operators see and steer this node's part of the cluster, if there is one."""

@@ -1,17 +1,19 @@
 """What a node of a cluster stands on: Cassandra and Redis, opened before the node and closed after it."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from typing import Protocol
 
 import structlog
 import trio
 
-from gateway.broker import EdgePort
+from gateway.broker import EdgePort, channel_followed_by, followers_of
 from gateway.cassandra_access import cassandra_access
 from gateway.clock import clock_us
 from gateway.cluster.cluster import Cluster
 from gateway.cluster.degradation import Degradation
 from gateway.cluster.directory import SessionDirectory
+from gateway.cluster.following import Following
 from gateway.cluster.generation import Generation
 from gateway.cluster.heads import RedisHeads
 from gateway.cluster.lease import Lease, machine_seconds
@@ -83,6 +85,7 @@ class Backend:
         self.store = CassandraStore(self.tables, self._may_speak)
         self._joined: Cluster | None = None
         self._resyncs: Resyncs | None = None
+        self._following: Following | None = None
         listening = None
         if forebear is not None:
             listening, address = forebear.listening, forebear.address
@@ -165,7 +168,10 @@ class Backend:
             clock_us=clock_us,
         )  # fmt: skip
         self._resyncs = Resyncs(AllConnections(node), self._degraded)
-        self._joined.on_gap = self._resyncs.everybody
+        self._following = Following(
+            node.hub.followers, directory, AllConnections(node), node.hub.connections_of, self._resyncs.everybody
+        )
+        self._joined.on_gap = self._lost_parcels
         if self.redis is not None and self._generations is not None:
             self.heads = RedisHeads(
                 self.redis, self._generations, self._lease.incarnation, self._joined.own_heads,
@@ -180,6 +186,11 @@ class Backend:
         )
         self.succession = Succession(self._joined, self.store, self._resyncs, redis, self.peers, self._settings.lease_s)
         return self._joined
+
+    def _lost_parcels(self) -> None:
+        if self._following is not None and self._resyncs is not None:
+            self._following.lost()
+            self._resyncs.everybody()
 
     def _begun(self, new: bool) -> None:
         log.info("redis can be used", new_generation=new)
@@ -244,6 +255,8 @@ class Backend:
                 nursery.start_soon(self.heads.run)
             if self._resyncs is not None:
                 nursery.start_soon(self._resyncs.run)
+            if self._following is not None:
+                nursery.start_soon(self._following.run)
             nursery.start_soon(self.degradation.run)
             task_status.started()
 
@@ -253,14 +266,15 @@ class HubUsers:
 
     def __init__(self, hub: Hub) -> None:
         self._by_user = hub.by_user
+        self._followers = hub.followers
 
     def is_here(self, user: str) -> bool:
-        """See LocalUsers.is_here."""
-        return user in self._by_user
+        """See LocalUsers.is_here; a user may have the name that stands for a channel's followers."""
+        return user in self._by_user or channel_followed_by(user) in self._followers
 
     def all_here(self) -> Iterable[str]:
         """See LocalUsers.all_here."""
-        return self._by_user.keys()
+        return chain(self._by_user.keys(), map(followers_of, self._followers))
 
 
 class AllConnections:

@@ -18,6 +18,7 @@ from msgspec import Raw
 
 from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
+from gateway.edge.followers import Followers
 from gateway.edge.moved import Heads, standing
 from gateway.pages import fit
 from gateway.refusals import Refused, beyond_head, overloaded, too_long, unavailable
@@ -100,6 +101,7 @@ class Catchup:
         overloaded: commands refused because too many waited.
         before_reading: awaited with the user before the store is read for one: from then on whatever becomes durable
             has to reach this node. Immediate on a single node.
+        followers: who is to get what happens in channels; None: there are none.
         heads: knows heads of conversations without reading their logs; None on a single node, whose store knows them.
     """
 
@@ -109,6 +111,7 @@ class Catchup:
         self.lists = 0
         self.overloaded = 0
         self.before_reading: Callable[[str], Awaitable[None]] = _at_once
+        self.followers: Followers | None = None
         self.heads: Heads | None = None
         self._store = store
         self._owner = owner
@@ -170,7 +173,9 @@ class Catchup:
         cursors = command.cursors or {}
         if len(cursors) > limits.SYNC_CURSORS_MAX:
             raise too_long("cursors", len(cursors), limits.SYNC_CURSORS_MAX, "conversations")
-        memberships = await standing(self._store, self.heads, origin.user, cursors, command.only_named)
+        read = partial(standing, self._store, self.heads, origin.user, cursors, command.only_named)
+        found = await self._following(origin.user, read, whole=not command.only_named)
+        memberships = {each.conversation_id: each for each in found}
         for conversation_id, cursor in cursors.items():
             membership = memberships.get(conversation_id)
             if membership is not None and cursor > membership.head_seq:
@@ -182,6 +187,21 @@ class Catchup:
         ]
         changed = self._changed(memberships, cursors, command.only_named)
         await self._next_page(_SyncProgress(origin, command.id, cursors, deque(changed)), removed)
+
+    async def _following(
+        self, user: str, read: Callable[[], Awaitable[list[Membership]]], *, whole: bool
+    ) -> list[Membership]:
+        """What ``read`` says of a user's conversations; from their heads on, what happens in channels is pushed, too.
+
+        ``whole``: it says it of all of them.
+        """
+        if self.followers is None:
+            return await read()
+        with self.followers.comparing(user) as comparison:
+            found = await read()
+            channels = {each.conversation_id for each in found if each.kind is ConversationKind.CHANNEL}
+            complete = await comparison.take(channels, whole=whole)
+        return found if complete else await read()
 
     async def _next_page(self, progress: "_SyncProgress", page: list[SyncedConversation]) -> None:
         """Answer one page; the next one is begun when the client has taken it, in a turn of its own.
@@ -269,9 +289,8 @@ class Catchup:
         """Answer with the page behind the cursor."""
         cursor = _parse_cursor(command.cursor) if command.cursor else None
         user = origin.user
-        memberships = [
-            each for each in await self._store.memberships(user) if not self._owner.excludes(each.conversation_id, user)
-        ]
+        found = await self._following(user, partial(self._store.memberships, user), whole=True)
+        memberships = [each for each in found if not self._owner.excludes(each.conversation_id, user)]
         page, next_cursor = _page(memberships, cursor, command.limit)
         limit = len(page)
         while limit > 1 and sum(len(each.last_encoded) + SYNCED_BYTES for each in page) > limits.PAGE_BYTES_MAX:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Collection, Iterable
 
-from gateway.broker import Delivery, Origin
+from gateway.broker import Delivery, Origin, is_channel
 from gateway.edge.connection import CLOSING, GONE, JSON, QUEUED, Connection, ConnectionTable, Devices
 from gateway.edge.fanout import Fanout
+from gateway.edge.followers import Followers
 from gateway.edge.outgoing import PushBatch, encode_for
 from gateway.edge.writer import Writer
 from gateway.refusals import NotOwner
@@ -27,6 +28,7 @@ class Hub:
 
     Attributes:
         by_user: user id -> connection, or Devices where the user has several here.
+        followers: who of them follows which channels.
         on_arrival, on_departure: called with a user's id when the first connection came, the last one went.
         signals_shed: receipts, typing and presence pushes not sent because a send queue had begun.
     """
@@ -37,6 +39,7 @@ class Hub:
         self._writer = writer
         self._devices_per_user_max = devices_per_user_max
         self.fanout = Fanout(self.by_user, writer)
+        self.followers = Followers(self.by_user)
         self.on_arrival: Callable[[str], None] = lambda _user: None
         self.on_departure: Callable[[str], None] = lambda _user: None
         self.signals_shed = 0
@@ -89,6 +92,7 @@ class Hub:
         rest = tuple(other for other in self.connections_of(user) if other is not connection)
         if not rest:
             if self.by_user.pop(user, None) is not None:
+                self.followers.departed(user)
                 self.on_departure(user)
         else:
             self.by_user[user] = rest[0] if len(rest) == 1 else Devices(rest)
@@ -129,8 +133,13 @@ class Hub:
 
     def deliver(self, delivery: Delivery) -> None:
         """See EdgePort.deliver."""
+        recipients = delivery.recipients
+        if is_channel(delivery.conversation_id):
+            recipients = self.followers.recipients(delivery)
+            if not recipients:
+                return
         batch = PushBatch(delivery.conversation_id, delivery.entries, delivery.origins, delivery.arrived_s)
-        self.fanout.deliver(delivery.conversation_id, delivery.recipients, len(delivery.recipients), batch)
+        self.fanout.deliver(delivery.conversation_id, recipients, len(recipients), batch)
 
     def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
         """See EdgePort.signal."""

@@ -18,15 +18,15 @@ class Heads(Protocol):
 
 async def standing(
     store: Store, heads: Heads | None, user: str, cursors: Mapping[str, Seq], only_named: bool
-) -> dict[str, Membership]:
-    """The user's conversations, by id; without ``heads`` from the store alone. Raises Unavailable.
+) -> list[Membership]:
+    """The user's conversations; without ``heads`` from the store alone. Raises Unavailable.
 
     With ``heads``, what a Sync does not need is not filled in, the last entry above all, and what is not said of a
     conversation by its head is read in its log: where nobody knows one, or a cursor is beyond it. With ``only_named``
     those without a cursor may be missing. Cancelling is safe.
     """
     if heads is None:
-        return {each.conversation_id: each for each in await store.memberships(user)}
+        return await store.memberships(user)
     involved = {
         each.conversation_id: each
         for each in await store.involvements(user)
@@ -45,7 +45,7 @@ async def standing(
         for each in await store.memberships(user):
             if each.conversation_id in involved:
                 found.setdefault(each.conversation_id, each)
-    return found
+    return list(found.values())
 
 
 def _membership(involvement: Involvement, head: Head) -> Membership:

@@ -185,7 +185,13 @@ class Upgrades:
         connections = movable_connections(node)
         now_s = trio.current_time()
         begin = Begin(
-            len(listeners), len(connections), now_s, time.monotonic(), node.presences.left_ago_s(now_s), estate.state()
+            len(listeners),
+            len(connections),
+            now_s,
+            time.monotonic(),
+            node.presences.left_ago_s(now_s),
+            estate.state(),
+            node.hub.followers.all(),
         )
         channel.send(begin, [*listeners, *estate.descriptors()], until_s=until_s)
         unacknowledged = 0

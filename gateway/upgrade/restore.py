@@ -70,6 +70,7 @@ class Restorer:
         node = self._node
         node.keepalive.restore(self._noticed, trio.current_time())
         node.presences.restore(self._lists, self._begin.left_ago_s)
+        node.hub.followers.restore(self._begin.followed)
 
     def _whole_seconds(self, cells: bytes) -> list[int]:
         """Times of the other clock in this one's, in what the table's cells take."""

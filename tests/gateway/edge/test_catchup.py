@@ -8,6 +8,7 @@ from gateway.broker import Head
 from gateway.config import Settings
 from gateway.edge import catchup as catchup_module
 from gateway.edge.catchup import Catchup
+from gateway.edge.followers import Followers
 from gateway.owner.owner import Owner
 from gateway.owner.ports import SingleOwner
 from protocol import limits
@@ -409,11 +410,9 @@ class KnownHeads:
 
     def __init__(self, **heads):
         self.known = heads
-        self.asked = []
 
     async def heads(self, user, conversation_ids):
         await trio.lowlevel.checkpoint()
-        self.asked.append(set(conversation_ids))
         return {each: self.known[each] for each in conversation_ids if each in self.known}
 
 
@@ -433,7 +432,6 @@ async def test_with_known_heads_nothing_missed_costs_one_read_however_many_there
     assert synced == {}
     assert page.resumed
     assert crowded.store.calls == {"involvements": 1}
-    assert crowded.catchup.heads.asked == [set(crowded.ids)]
 
 
 async def test_with_known_heads_only_the_logs_of_what_moved_are_read(crowded, alice, bob):
@@ -444,32 +442,47 @@ async def test_with_known_heads_only_the_logs_of_what_moved_are_read(crowded, al
     assert seqs(synced[moved]) == [3, 4, 5]
     assert page.resumed
     assert crowded.store.calls == {"involvements": 1, "read": 1}
-    page, synced = await crowded.sync(bob, {moved: 4}, only_named=True)
-    assert seqs(synced[moved]) == [5]
-    assert crowded.store.calls == {"involvements": 1, "read": 1}
-    assert crowded.catchup.heads.asked[-1] == {moved}
 
 
-async def test_with_known_heads_the_newest_come_first_and_who_left_is_told(crowded, alice, bob):
-    await crowded.own(alice, RemoveMembers(9, crowded.ids[3], "removal", ["bob"]))
-    _, synced = await crowded.sync(bob, {crowded.ids[3]: 5, crowded.ids[1]: 1, crowded.ids[2]: 5})
-    assert synced[crowded.ids[3]].removed
-    changed = [each for each in synced if not synced[each].removed]
-    assert changed == [each for n, each in reversed(list(enumerate(crowded.ids))) if n not in (2, 3)]
+async def test_what_happens_in_a_channel_is_pushed_from_its_members_first_sync_on(place, alice, bob):
+    followers = place.catchup.followers = Followers({"alice", "bob"})
+    channel = await place.create(alice, ConversationKind.CHANNEL, "bob", title="news")
+    await place.fill(alice, channel, 2)
+    assert not followers.is_following("bob", channel)
+    _, found = await place.sync(bob)
+    assert seqs(found[channel]) == [1, 2, 3]
+    assert (
+        place.store.calls["memberships"] == 2
+    )  # what is durable before it follows is only surely in what is read then
+    assert followers.is_following("bob", channel)
+    last, found = await place.sync(bob, {channel: 3})
+    assert (last.resumed, found) == (True, {})
+    assert place.store.calls["memberships"] == 1
+    await place.own(alice, RemoveMembers(1, channel, "r1", ["bob"]))
+    _, found = await place.sync(bob, {channel: 3})
+    assert found[channel].removed
+    assert not followers.is_following("bob", channel)  # it was delivered to nobody here
 
 
-async def test_what_nobody_knows_is_read_in_the_log(crowded, alice, bob):
-    unknown, behind = crowded.ids[4], crowded.ids[5]
-    del crowded.catchup.heads.known[unknown]
-    crowded.catchup.heads.known[behind] = Head(3, 5)  # lower than what the client has
-    _, synced = await crowded.sync(bob, dict.fromkeys(crowded.ids, 5) | {unknown: 3})
-    assert list(synced) == [unknown]
-    assert seqs(synced[unknown]) == [4, 5]
-    assert crowded.store.calls["memberships"] == 1
-
-
-async def test_with_known_heads_a_cursor_beyond_the_log_is_still_refused(crowded, bob):
-    crowded.catchup.submit(bob, Sync(3, {crowded.ids[0]: 6}))
+async def test_what_becomes_durable_while_a_sync_is_under_way_is_in_it_or_pushed(place, alice, bob):
+    followers = place.catchup.followers = Followers({"alice", "bob"})
+    channel = await place.create(alice, ConversationKind.CHANNEL, "bob", title="news")
+    registered = trio.Event()
+    followers.registered = lambda _channel: registered.wait()
+    place.catchup.submit(bob, Sync(9))
     await wait_all_tasks_blocked()
-    (reply,) = crowded.edge.replies_to(bob)
-    assert reply.code == ErrorCode.BEYOND_HEAD
+    await place.fill(alice, channel, 1)  # read before, and not handed on to this node yet
+    registered.set()
+    await wait_all_tasks_blocked()
+    [page] = place.edge.replies_to(bob)
+    assert [seqs(each) for each in page.conversations] == [[1, 2]]
+
+
+async def test_lists_name_channels_without_their_members_and_begin_to_follow_them(place, alice):
+    followers = place.catchup.followers = Followers({"alice"})
+    channel = await place.create(alice, ConversationKind.CHANNEL, "bob", "carol", title="news")
+    [page] = await place.ask(alice, ListConversations(3))
+    [shown] = page.conversations
+    assert (shown.conversation_id, shown.kind, shown.title) == (channel, ConversationKind.CHANNEL, "news")
+    assert (shown.members, shown.member_count) == ([], 3)
+    assert followers.is_following("alice", channel)

@@ -2,9 +2,12 @@
 
 import json
 
-from gateway.broker import Delivery
+import pytest
+import trio
+
+from gateway.broker import Delivery, channel_id_of, followers_of
 from gateway.edge.connection import CLOSING
-from gateway.edge.fanout import INLINE_RECIPIENTS_MAX, JOBS_PER_CONVERSATION_MAX
+from gateway.edge.fanout import INLINE_RECIPIENTS_MAX, JOBS_PER_CONVERSATION_MAX, RECIPIENTS_PER_STEP
 from gateway.edge.hub import Caller
 from protocol.codec import decode_entry, decode_server_frame, encode_entry
 from protocol.errors import CloseCode
@@ -155,3 +158,64 @@ def test_entry_pushes_carry_the_encoded_entry_unchanged(edge):
     edge.hub.deliver(delivery(["a"], 5))
     (frame,) = peer.frames()
     assert bytes(frame.entry) == entry(5)
+
+
+async def test_a_channels_entries_go_to_those_who_follow_it_and_no_further(edge):
+    channel = channel_id_of("n" * 24)
+    peers = {user: edge.connect(user) for user in ("a", "b", followers_of(channel))}
+    with edge.hub.followers.comparing("a") as comparison:
+        await comparison.take([channel], whole=True)
+    edge.hub.deliver(delivery((followers_of(channel),), 1, conversation=channel))
+    assert {user: pushed(peer) for user, peer in peers.items()} == {
+        "a": [(channel, 1)],
+        "b": [],
+        followers_of(channel): [],  # a user of that name is nobody special
+    }
+    edge.hub.remove(peers["a"].connection)
+    edge.hub.deliver(delivery((followers_of(channel),), 2, conversation=channel))
+    assert len(edge.hub.followers) == 0
+    edge.hub.deliver(delivery((followers_of(channel),), 3, conversation="g" + "n" * 24))  # of a group: a user like any
+    assert pushed(peers[followers_of(channel)]) == [("g" + "n" * 24, 3)]
+
+
+async def test_a_neighbour_of_a_huge_fan_out_waits_for_slices_of_it_and_not_for_all(edge, monkeypatch):
+    users = [f"u{n}" for n in range(10_000)]
+    peers = [edge.connect(users[0]), edge.connect(users[-1])]
+    neighbour = edge.connect("neighbour")
+    written = []
+    for entry_seq in (1, 2, 3):
+        edge.hub.deliver(delivery(users, entry_seq, conversation="huge"))
+    steps = 0
+    fanout = edge.hub.fanout
+    step = fanout._step
+
+    def counted(job):
+        nonlocal steps
+        steps += 1
+        return step(job)
+
+    monkeypatch.setattr(fanout, "_step", counted)
+    monkeypatch.setattr("gateway.edge.fanout.SLICE_S", 0.0)  # a look at the loop after each step
+    done = trio.Event()
+
+    async def speak():
+        for entry_seq in range(1, 6):
+            edge.hub.deliver(delivery(["neighbour"], entry_seq, conversation="calm"))
+            edge.hub.reply(neighbour.connection, SendAck(entry_seq, entry_seq, 1), "calm")
+            written.append((entry_seq, steps))
+            await trio.lowlevel.checkpoint()
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fanout.run)
+        nursery.start_soon(speak)
+        await done.wait()
+        # Each of the neighbour's messages was written at once, a step or so of the huge one apart.
+        assert [steps for _seq, steps in written] == pytest.approx(list(range(5)), abs=5)
+        assert len(pushed(neighbour)) == 5
+        assert fanout.jobs_waiting
+        while fanout.jobs_waiting:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert steps >= 3 * 10_000 / RECIPIENTS_PER_STEP
+    assert [pushed(peer) for peer in peers] == [[("huge", 1), ("huge", 2), ("huge", 3)]] * 2

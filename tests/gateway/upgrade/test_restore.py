@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
+from gateway.broker import channel_id_of
 from gateway.config import Settings
 from gateway.edge.connection import CLOSING, JSON, QUEUED, Devices, plain_socket
 from gateway.edge.keepalive import Keepalive
@@ -46,7 +47,8 @@ def move(old: Half, new: Half, ago_s: float = 0.0) -> None:
     connections = movable_connections(old)
     now_s = trio.current_time()
     # A clock that began elsewhere, and a hand-over that took a while.
-    begin = Begin(0, len(connections), now_s + 5000, time.monotonic() - ago_s, old.presences.left_ago_s(now_s), b"")
+    left_ago_s, followed = old.presences.left_ago_s(now_s), old.hub.followers.all()
+    begin = Begin(0, len(connections), now_s + 5000, time.monotonic() - ago_s, left_ago_s, b"", followed)
     restorer = Restorer(new, begin)
     for chunk, descriptors in chunks_of(old, connections):
         assert len(descriptors) <= CONNECTIONS_PER_CHUNK
@@ -197,3 +199,14 @@ def test_a_plain_socket_made_of_a_descriptor_is_what_parking_keeps():
         made = plain_socket(ours)
         assert type(made).__module__ == "_socket"
         made.close()
+
+
+async def test_what_happens_in_channels_goes_on_being_pushed(halves):
+    old, new = halves
+    channel = channel_id_of("n" * 24)
+    for user in ("alice", "bob"):
+        old.edge.connect(user)
+        with old.hub.followers.comparing(user) as comparison:
+            await comparison.take([channel] if user == "alice" else [], whole=True)
+    move(old, new)
+    assert new.hub.followers.here(channel) == ("alice",)

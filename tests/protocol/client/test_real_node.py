@@ -12,6 +12,7 @@ import trio
 from gateway.auth import development_token
 from protocol.client import Client, MembersAdded, MessageReceived, Refused, Resumed, connect
 from protocol.errors import ErrorCode
+from protocol.frames import ConversationKind
 from tests.fakes.waiting import bodies, next_of
 
 pytestmark = pytest.mark.process
@@ -113,6 +114,36 @@ async def test_groups_members_and_refusals(real_node: Node) -> None:
             await alice.remove_members(group, ["carol"])
             with pytest.raises(Refused):
                 await carol.get_conversation(group)
+
+
+async def test_channels_are_for_those_who_are_connected_and_read_by_the_others_later(real_node: Node) -> None:
+    with trio.fail_after(60):
+        async with real_node.connect("alice") as alice, real_node.connect("bob") as bob:
+            heard = await up_to_date(bob)
+            channel = (await alice.create_channel("News", [f"user{n:03}" for n in range(200)])).conversation_id
+            with pytest.raises(Refused) as refused:
+                await bob.history(channel)
+            assert refused.value.code is ErrorCode.NOT_FOUND
+            await alice.add_members(channel, ["bob", "carol"])
+            assert (await next_of(heard, MembersAdded)).users == ["bob", "carol"]
+            await alice.send(channel, "hello")
+            assert await bodies(heard, 1) == ["hello"]
+            await bob.send(channel, "hello yourself")
+            shown = await bob.get_conversation(channel)
+            assert (shown.kind, shown.members, shown.member_count) == (ConversationKind.CHANNEL, [], 203)
+            listed = [member.user async for member in bob.members(channel)]
+            assert listed == ["alice", "bob", "carol", *(f"user{n:03}" for n in range(200))]
+            async with real_node.connect("carol", replay=True) as carol:
+                caught_up = carol.events()
+                assert await bodies(caught_up, 2) == ["hello", "hello yourself"]
+                await alice.send(channel, "all here")
+                assert await bodies(caught_up, 1) == ["all here"]
+                assert await bodies(heard, 1) == ["all here"]
+                await alice.remove_members(channel, ["carol"])
+                await alice.send(channel, "without carol")
+                with pytest.raises(Refused):
+                    await carol.send(channel, "still here?")
+            assert await bodies(heard, 1) == ["without carol"]
 
 
 async def test_a_backlog_larger_than_a_sync_and_than_the_queue(real_node: Node, tmp_path: Path) -> None:
