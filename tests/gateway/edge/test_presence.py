@@ -8,10 +8,9 @@ from gateway.edge.presence import (
     LEAVERS_PER_SLICE,
     SAVE_AT_END_S,
     WATCH_COMMANDS_MAX,
-    WATCHERS_AT_ONCE_MAX,
-    WATCHERS_PER_SLICE,
     Presences,
 )
+from gateway.edge.watchers import WATCHERS_AT_ONCE_MAX, WATCHERS_PER_SLICE
 from protocol.errors import ErrorCode
 from protocol.frames import Presence, PresencePush, PresenceReply, WatchPresence
 from store.interface import Unavailable
