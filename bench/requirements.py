@@ -69,7 +69,7 @@ REQUIREMENTS = (
     Requirement(
         "storm", "store_reads_per_client", "", 2, 1.5, True, "reads of Cassandra for each client that missed nothing"
     ),
-    Requirement("storm", "missed", "", 0, 0, True, "conversations told of although nothing was new"),
+    Requirement("storm", "missed", "", 0, 0, True, "news told where there was none"),
     Requirement("storm", "others_send_p99_ms", "ms", 1_000, 100, True, "wait of sends of others during the storm"),
     Requirement("upgrade", "connections_lost", "", 0, 0, True, "connections that did not survive"),
     Requirement("upgrade", "longest_send_wait_ms", "ms", 1_000, 250, True, "longest a send waited for its answer"),
