@@ -1,6 +1,8 @@
 """What a node of a cluster tells besides: from the parts that a real node has, before any server is connected."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from select import epoll
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,10 @@ from gateway.config import Settings
 from gateway.edge.connection import ConnectionTable
 from gateway.edge.hub import Hub
 from gateway.edge.writer import Writer
+from gateway.observe.metrics import Metrics
 from gateway.observe.registry import MetricRegistry
 
+ROOT = Path(__file__).parents[3]
 SECRET = "a secret that all nodes of this cluster have"
 
 
@@ -56,7 +60,19 @@ async def test_a_node_with_everything(node: Any) -> None:
         assert found["tidegate_slots_claimed_total"] == 5
         assert found["tidegate_peer_refused_total"] == 6
     finally:
-        backend.peers._listening.close()
+        backend.peers.listening.close()
+
+
+async def test_every_metric_in_the_runbook_is_there(node: Any) -> None:
+    backend = Backend(Settings(store="cassandra", redis_url="redis://127.0.0.1:1", cluster_secret=SECRET), "n1", "")
+    assert backend.peers is not None
+    with backend.peers.listening:
+        backend.join(node)
+        registry = Metrics(SimpleNamespace(name="n1")).registry  # type: ignore[arg-type]
+        backend.add_metrics(registry)
+    named = re.findall(r"tidegate_[a-z_]+", (ROOT / "docs" / "operations.md").read_text())
+    assert len(named) > 30
+    assert {name.removesuffix("_total") for name in named} <= set(registry.names())
 
 
 async def test_a_node_without_redis_and_without_a_secret_tells_the_rest(node: Any) -> None:
