@@ -63,8 +63,9 @@ class ClusterPart:
         settings: Settings | None = None,
         address: str = "",
         incarnation: str = "",
+        edge: RecordingEdge | None = None,
     ) -> None:
-        self.edge = RecordingEdge()
+        self.edge = edge or RecordingEdge()
         self.lease = lease_of(coordination, name, address=address, incarnation=incarnation)
         watch = watch_of(coordination, self.lease)
         transport, directory = wires(self.lease.incarnation, watch)
