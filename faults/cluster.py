@@ -19,26 +19,28 @@ from deploy.cassandra.launcher import CassandraCluster, CassandraOptions
 from deploy.loopback import free_network
 from deploy.processes import ServerFailed, ServerProcess
 from deploy.redis import RedisServer
+from faults import turned_clock
 from faults.by_process import FaultsByProcess
-from faults.node import PEER_PORT, PORT, TrialNode
+from faults.node import PEER_PORT, PORT, START_TIMEOUT_S, TrialNode
 from faults.proxy import FaultProxy
 
 T = TypeVar("T")
 
 ROOT: Final = Path(__file__).parent.parent
 TIDEGATE: Final = (sys.executable, "-m", "gateway.cli.main")
+NODE: Final = (sys.executable, "-m", "faults.turned_clock")
+
+MIGRATE_TRIES: Final = 3
+"""How often the making of tables is tried: it may be broken off where a Cassandra that has just come is slow."""
 
 MIGRATE_TIMEOUT_S: Final = 120.0
 """Seconds that the making of all tables may take."""
 
+SUPERVISION_S: Final = 0.25
+"""How often nodes are looked at for having ended, seconds."""
+
 DRAIN_GRACE_S: Final = 20.0
 """Seconds that a draining node may take: a third of the default, because there are few connections."""
-
-CLOCK_LIBRARIES: Final = tuple(
-    Path(folder) / "faketime" / "libfaketimeMT.so.1"
-    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib")
-)
-"""Where Debian's package libfaketime puts what makes a process believe in another wall clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,6 @@ class Options:
         cassandra_port: its port.
         cassandra_keyspace: the keyspace for the trial; made if it is missing.
         lease_s: the nodes' lease, seconds.
-        clocks: whether nodes get a wall clock that a trial may turn.
         settings: more options of ``tidegate serve``.
     """
 
@@ -62,13 +63,7 @@ class Options:
     cassandra_port: int = 9042
     cassandra_keyspace: str = "tidegate_torture"
     lease_s: float = 3.0
-    clocks: bool = False
     settings: tuple[str, ...] = field(default=())
-
-
-def clock_library() -> Path | None:
-    """The library that turns a process's wall clock; None where it is not installed."""
-    return next((path for path in CLOCK_LIBRARIES if path.exists()), None)
 
 
 class TrialCluster:
@@ -81,6 +76,7 @@ class TrialCluster:
         redis: the Redis.
         secret: the secret of the users' tokens.
         history_path: where the nodes write down when they speak as owners.
+        crashes: in words, each end of a node that should not have been.
     """
 
     def __init__(self, directory: Path, options: Options) -> None:
@@ -89,7 +85,7 @@ class TrialCluster:
         self.secret = secrets.token_urlsafe(32)
         self._cluster_secret = secrets.token_urlsafe(32)
         self.history_path = directory / "spoken.jsonl"
-        self._directory = directory
+        self.crashes: list[str] = []
         self._clock = directory / "clock"
         self._by_process = FaultsByProcess()
         self.cassandra: CassandraCluster | None = None
@@ -103,7 +99,7 @@ class TrialCluster:
         self.nodes = [
             TrialNode(
                 network, number, directory, self._settings(), (self.redis.address, self.redis.port),
-                self._environment(), TIDEGATE,
+                self._environment(), NODE,
             )
             for number in range(1, options.nodes + 1)
         ]  # fmt: skip
@@ -111,7 +107,7 @@ class TrialCluster:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start everything, and end it on the way out. Raises ServerFailed."""
-        self._clock.write_text("+0\n", encoding="ascii")
+        turned_clock.turn(self._clock, 0)
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             stack.callback(self._kill_all)
             for proxy in self._proxies():
@@ -123,15 +119,19 @@ class TrialCluster:
             async with trio.open_nursery() as starting:
                 for node in self.nodes:
                     starting.start_soon(self.start_node, node)
+            nursery.start_soon(self._supervise)
             yield
             nursery.cancel_scope.cancel()
 
     async def start_node(self, node: TrialNode) -> None:
         """Start a node and wait until it takes new work. Raises ServerFailed."""
-        node.wanted = True
-        await in_thread(node.launch)
-        self._by_process.watch(node.pid, node.ways.cassandra)
-        await node.wait_ready()
+        node.wanted = node.starting = True
+        try:
+            await in_thread(node.launch)
+            self._by_process.watch(node.pid, node.ways.cassandra)
+            await node.wait_ready()
+        finally:
+            node.starting = False
 
     async def kill_node(self, node: TrialNode) -> None:
         """End a node at once."""
@@ -149,15 +149,36 @@ class TrialCluster:
         return code
 
     async def mend(self) -> None:
-        """After a run: good networks, and every node running. Raises ServerFailed."""
+        """After a run: good networks, and every node ready. Raises ServerFailed."""
         for node in self.nodes:
             node.ways.heal()
-            if not node.running:
-                await self.start_node(node)
+        with trio.move_on_after(START_TIMEOUT_S):
+            while True:
+                if all([not node.starting and await node.ready() for node in self.nodes]):
+                    return
+                await trio.sleep(SUPERVISION_S)
+        raise ServerFailed(f"not every node is ready {START_TIMEOUT_S:g} s after a run\n{node.log_tail()}")
+
+    async def _supervise(self) -> None:
+        """Start nodes again that ended by themselves, as a service manager does, until cancelled.
+
+        One that had lost its lease ends as it should; any other end goes to ``crashes``.
+        """
+        async with trio.open_nursery() as nursery:
+            for node in self.nodes:
+                nursery.start_soon(node.watch_health)
+            while True:
+                for node in self.nodes:
+                    if node.wanted and not node.running and not node.starting:
+                        if not node.lost_its_lease():
+                            self.crashes.append(f"{node.name} ended by itself; {node.log_tail()}")
+                        node.starting = True
+                        nursery.start_soon(self.start_node, node)
+                await trio.sleep(SUPERVISION_S)
 
     def turn_clock(self, seconds: float) -> None:
-        """Let all nodes' wall clocks be off by so much; the nodes must have been started with ``clocks``."""
-        self._clock.write_text(f"{seconds:+g}\n", encoding="ascii")
+        """Let all nodes' wall clocks be off by so much."""
+        turned_clock.turn(self._clock, seconds)
 
     def spoken_bytes(self) -> int:
         """How much the nodes have written down so far of when they spoke, bytes."""
@@ -215,28 +236,23 @@ class TrialCluster:
     def _environment(self) -> dict[str, str]:
         """What all nodes have in common: secrets, where our modules are, and the clock that can be turned."""
         paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))
-        environment = {
+        return {
             "TIDEGATE_AUTH_SECRET": self.secret,
             "TIDEGATE_CLUSTER_SECRET": self._cluster_secret,
             "PYTHONPATH": os.pathsep.join(paths),
+            turned_clock.VARIABLE: str(self._clock),
         }
-        library = clock_library()
-        if self.options.clocks and library is not None:
-            environment |= {
-                "LD_PRELOAD": str(library),
-                "FAKETIME_TIMESTAMP_FILE": str(self._clock),
-                "FAKETIME_CACHE_DURATION": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-                "NO_FAKE_STAT": "1",
-            }
-        return environment
 
     def _migrate(self) -> None:
         copies = str(self.options.cassandra_nodes)
         command = [*TIDEGATE, "migrate", "--create-keyspace", copies, *self._reach()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MIGRATE_TIMEOUT_S, check=False, cwd=ROOT)
-        if done.returncode:
-            raise ServerFailed(f"the tables could not be made: {done.stderr.strip()}")
+        for _ in range(MIGRATE_TRIES):
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=MIGRATE_TIMEOUT_S, check=False, cwd=ROOT
+            )
+            if not done.returncode:
+                return
+        raise ServerFailed(f"the tables could not be made: {done.stderr.strip()}")
 
     def _kill_all(self) -> None:
         servers: list[ServerProcess] = [*self.nodes, self.redis]

@@ -174,12 +174,12 @@ class Device:
         return f"{self.name}#{self._connections}"
 
     async def _open(self, _address: Address) -> trio.abc.HalfCloseableStream:
-        """Connect to the next node that is meant to run, as a load balancer would that knows no more than that."""
+        """Connect to the next node that is meant to run and thought to be healthy, as a load balancer would."""
         self._connections += 1
         for _ in self._nodes:
             self._turn += 1
             node = self._nodes[self._turn % len(self._nodes)]
-            if node.wanted:
+            if node.wanted and node.healthy:
                 break
         return await trio.open_tcp_stream(*node.front)
 

@@ -26,6 +26,16 @@ ANSWER_TIMEOUT_S: Final = 2.0
 """Seconds that a node may take to say whether it is ready."""
 
 
+HEALTH_CHECK_S: Final = 1.0
+"""How often a load balancer asks a node whether it is ready, seconds."""
+
+UNHEALTHY_FAILURES: Final = 2
+"""Answers missing in a row after which it sends nobody there."""
+
+LEASE_LOST: Final = "lease lost: another node marked this incarnation dead"
+"""What a node logs before it ends because others have taken over from it."""
+
+
 @dataclass
 class Ways:
     """How the network is on each of a node's ways.
@@ -57,6 +67,8 @@ class TrialNode(ServerProcess):
         ways: how the network around it is.
         proxies: those before its clients' port, before its port for other nodes, and before Redis.
         wanted: whether it is meant to run: False while a trial has it down.
+        starting: whether somebody starts it just now.
+        healthy: what a load balancer thinks of it.
     """
 
     def __init__(
@@ -74,7 +86,8 @@ class TrialNode(ServerProcess):
         self.front: Address = (f"{network}{number + 50}", PORT)
         peers_front: Address = (f"{network}{number + 100}", PEER_PORT)
         self.ways = Ways()
-        self.wanted = False
+        self.wanted = self.starting = False
+        self.healthy = True
         self.number = number
         self.proxies = [
             FaultProxy(self.front, (self.host, PORT), self.ways.clients),
@@ -100,6 +113,18 @@ class TrialNode(ServerProcess):
             except (OSError, trio.BrokenResourceError):
                 return False
         return False
+
+    async def watch_health(self) -> None:
+        """Ask again and again whether it is ready, as a load balancer does, until cancelled."""
+        failures = 0
+        while True:
+            failures = 0 if await self.ready() else failures + 1
+            self.healthy = failures < UNHEALTHY_FAILURES
+            await trio.sleep(HEALTH_CHECK_S)
+
+    def lost_its_lease(self) -> bool:
+        """Whether the last that it logged includes that others took over from it."""
+        return LEASE_LOST in self.log_tail()
 
     async def wait_ready(self) -> None:
         """Wait until it takes new work. Raises ServerFailed."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from faults import client_faults, node_faults, store_faults
-from faults.cluster import Options, clock_library
+from faults.cluster import Options
 from faults.trial import Scenario
 
 
@@ -16,13 +16,11 @@ class Fault:
         scenario: does it and puts it right again.
         loses_lease: whether a node may be taken over because of it; else none may be.
         own_cassandra: whether it needs a Cassandra that was started for the trial.
-        clocks: whether it needs clocks that can be turned.
     """
 
     scenario: Scenario
     loses_lease: bool = False
     own_cassandra: bool = False
-    clocks: bool = False
 
     @property
     def meaning(self) -> str:
@@ -52,7 +50,7 @@ FAULTS: Final = {
     "drop-all": Fault(client_faults.drop_all),
     "drip": Fault(client_faults.drip),
     "garbage": Fault(client_faults.garbage),
-    "clock": Fault(node_faults.clock, clocks=True),
+    "clock": Fault(node_faults.clock),
 }
 """All of them; ``tidegate torture --faults NAME,…`` chooses."""
 
@@ -62,6 +60,4 @@ def impossible(name: str, options: Options) -> str:
     fault = FAULTS[name]
     if fault.own_cassandra and options.cassandra_hosts:
         return f"{name} harms Cassandra or the way to it: leave --cassandra-hosts out, and one is started for the trial"
-    if fault.clocks and clock_library() is None:
-        return f"{name} turns the nodes' clocks, for which libfaketime is missing (apt-get install libfaketime)"
     return ""

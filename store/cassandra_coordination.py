@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
+import structlog
 import trio
 
 from store.coordination import SLOTS, LeaseRecord, Slot, SlotTable
@@ -20,6 +21,8 @@ ATTEMPTS_MAX: Final = 4
 
 REPEAT_S: Final = 0.1
 """Seconds before it is tried again."""
+
+log = structlog.get_logger(__name__)
 
 _decode: Final = msgspec.msgpack.Decoder(tuple[Slot, ...]).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -131,5 +134,6 @@ async def _change(change: Callable[[], Awaitable[bool]], look: Callable[[], Awai
             unknown = error
             continue
         if known is not None:
+            log.info("transaction of unknown outcome", applied=known, error=str(unknown) if unknown else "")
             return known
     raise Unavailable(f"it is not known whether a row was changed ({unknown})")
