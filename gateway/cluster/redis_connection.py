@@ -6,6 +6,7 @@ pushes in its place among the replies, and not accepting a Redis that would not 
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
@@ -15,7 +16,7 @@ from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as ReplyTimeout
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from gateway.cluster.ports import Command, Identity
 from gateway.cluster.redis_keys import PREFIX, PROBE
@@ -149,6 +150,11 @@ class RedisConnection:
         try:
             self.ask("SET", PROBE, 1, "EX", PROBE_EXPIRES_S)
         except ResponseError as error:
+            if info.get("cluster_enabled") == "1":
+                raise NotUsable(
+                    f"Redis at {self.place} is one of a Redis Cluster and has not all of tidegate's keys: "
+                    f"redis_url has to begin with redis+cluster:// or rediss+cluster:// ({error})"
+                ) from error
             raise NotUsable(f"Redis at {self.place} takes no writes: {error}") from error
         policy = info.get("maxmemory_policy", "noeviction")
         evicts = policy != "noeviction" and info.get("maxmemory", "0") != "0"
@@ -183,6 +189,10 @@ def _find_primary(address: RedisAddress) -> tuple[str, int]:
     sentinel = make(address.hosts, sentinel_kwargs={**login, **options, "ssl": address.tls})
     try:
         host, port = sentinel.discover_master(address.service)
+    except MasterNotFoundError as error:
+        raise NotUsable(
+            f"no sentinel of redis_url tells a primary called {address.service!r}, the name behind the hosts: {error}"
+        ) from error
     finally:
         sentinel.close()
     return str(host), int(port)
@@ -202,6 +212,11 @@ def _find_shard(address: RedisAddress) -> tuple[str, int]:
                     # An empty name stands for the very address that was asked.
                     return primary[0].decode() or host, int(primary[1])
             problem = NotUsable(f"no shard of the Redis Cluster has tidegate's keys (slot {slot}): it is not whole")
+        except ResponseError as error:
+            problem = NotUsable(
+                f"Redis at {host}:{port} does not tell the slots of a Redis Cluster ({error}): if it is none, "
+                "redis_url has to begin with redis:// or rediss://"
+            )
         except LOSSES as error:
             problem = error
         finally:
@@ -222,9 +237,18 @@ def _options(address: RedisAddress) -> dict[str, Any]:
         "retry": Retry(NoBackoff(), 0),
     }
     if address.tls:
+        for name, path in address.tls_files.items():
+            _check_readable(name, path)
         options |= address.tls_files
         options["ssl_check_hostname"] = address.check_hostname
     return options
+
+
+def _check_readable(name: str, path: str) -> None:
+    try:
+        Path(path).open("rb").close()
+    except OSError as error:
+        raise NotUsable(f"{name}={path} of redis_url cannot be read ({error.strerror}): give a PEM file") from None
 
 
 def in_words(error: Exception) -> str:

@@ -250,6 +250,10 @@ async def test_password_and_tls(tmp_path: Path) -> None:
             assert await story.ask("PING") == b"PONG"
         assert "password" in await refused(tls_url(server).replace(server.password, "wrong"))
         assert "certificate verify failed" in await refused(server.url)
+        missing = await refused(f"{server.url}?ssl_ca_certs=/nonexistent.pem")
+        assert missing == "ssl_ca_certs=/nonexistent.pem of redis_url cannot be read (No such file or directory): " + (
+            "give a PEM file"
+        )
 
 
 async def test_any_name_will_do_in_the_client_list(redis_server: RedisServer) -> None:
@@ -279,6 +283,25 @@ async def test_a_failover_is_followed_by_sentinel(tmp_path: Path) -> None:
             await story.until(lambda: story.events.count("back") == 2)
             assert story.identities[0].replication_id != story.identities[1].replication_id
             assert await story.ask("PING") == b"PONG"
+        unknown = await refused(f"redis+sentinel://{redis.sentinel_address}/another")
+        assert "no sentinel of redis_url tells a primary called 'another', the name behind the hosts" in unknown
+
+
+async def test_a_url_of_the_wrong_kind_is_told_the_right_one(tmp_path: Path, redis_server: RedisServer) -> None:
+    alone = await refused(redis_server.url.replace("redis://", "redis+cluster://"))
+    assert "does not tell the slots of a Redis Cluster" in alone
+    assert "redis_url has to begin with redis:// or rediss://" in alone
+    with RedisServer(tmp_path, "--cluster-enabled", "yes") as member:
+        member_alone = await refused(member.url)
+        assert "is one of a Redis Cluster and has not all of tidegate's keys" in member_alone
+        assert "redis+cluster://" in member_alone
+        with member.client() as client:
+            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
+            member.wait_until(
+                lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok", 30, "whole cluster"
+            )
+        async with connected(member.url.replace("redis://", "redis+cluster://")) as (_, story):
+            assert await story.ask("SET", KEY, 1) == b"OK"
 
 
 async def test_the_shard_of_a_redis_cluster_is_found(tmp_path: Path) -> None:
