@@ -10,6 +10,7 @@ need strace strace
 need make make
 need redis-server redis-server
 need haproxy haproxy
+need faketime faketime
 need openssl openssl
 need mvn maven
 # Cassandra 5.0 runs on Java 17, not on whatever else may be here.
