@@ -42,7 +42,7 @@ async def read_tail(tables: ConversationTables, conversation_id: str, segments: 
     last = segments[-1]
     window = await _window(tables, conversation_id, last)
     head_seq = rule.head_of(last, [(row.seq, row.epoch) for row in window])
-    rows = [row for row in window if row.seq <= head_seq and rule.counts(segments, last.bucket, row.seq, row.epoch)]
+    rows = rule.counting(segments, last.bucket, (row for row in window if row.seq <= head_seq))
     rows.reverse()
     missing = entries_min - len(rows)
     if missing > 0:
@@ -110,7 +110,7 @@ async def _stretch(
     while more and len(found) < limit:
         part = Stretch(segment, after_seq, before_seq)
         rows, more = await _page(tables, conversation_id, part, limit - len(found), newest=newest)
-        found += [row for row in rows if rule.counts(segments, segment.bucket, row.seq, row.epoch)]
+        found += rule.counting(segments, segment.bucket, rows)
         if more and newest:
             before_seq = rows[-1].seq
         elif more:

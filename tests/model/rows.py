@@ -6,7 +6,8 @@ ours to choose. With blocking read repair all it saw is held by a quorum afterwa
 replicas have, so what holds here holds there; it also covers a tail that is read page by page.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -23,6 +24,9 @@ Rows = tuple[tuple[Any, int], ...]
 
 Segment = tuple[int, int, int]
 """Epoch, first seq, bucket. A conversation's segments stand in the order in which they were recorded."""
+
+Merged = tuple[int, int, int, int]
+"""The same, with the oldest epoch that it stands for before the others: since, epoch, first seq, bucket."""
 
 Log = tuple[tuple[int, int], ...]
 """Which row counts for seq 1, 2, …: epoch and bucket of each."""
@@ -50,22 +54,50 @@ def put(rows: Rows, key: Any, level: int = SENT) -> Rows:
     return tuple(sorted((*rows, (key, level))))
 
 
-def covering(segments: Sequence[Segment], seq: int) -> Segment | None:
-    """The segment that a seq belongs to: of those that begin at or before it, the one recorded last."""
-    return next((segment for segment in reversed(segments) if segment[1] <= seq), None)
+@cache
+def merged(segments: tuple[Segment, ...]) -> tuple[Merged, ...]:
+    """What the conversation's row keeps of them: what covers nothing any more is left out, and neighbours in one bucket
+    become one as soon as another follows them."""
+    kept: list[Merged] = []
+    for epoch, first_seq, bucket in segments:
+        while kept and kept[-1][2] >= first_seq:
+            kept.pop()
+        if len(kept) > 1 and kept[-2][3] == kept[-1][3]:
+            kept[-2:] = [_joined(*kept[-2:])]
+        kept.append((epoch, epoch, first_seq, bucket))
+    return tuple(kept)
 
 
-def covering_by_first(segments: Sequence[Segment], seq: int) -> Segment | None:
-    """What a search through segments sorted by their first seq finds instead."""
-    return covering(sorted(segments, key=lambda segment: segment[1]), seq)
+def merged_with_the_last(segments: tuple[Segment, ...]) -> tuple[Merged, ...]:
+    """What one might do instead: merge the last segment, too."""
+    kept = merged(segments)
+    return (*kept[:-2], _joined(*kept[-2:])) if len(kept) > 1 and kept[-2][3] == kept[-1][3] else kept
 
 
-def resolve(seen: Iterable[Key], segments: Sequence[Segment], cover: Any = covering) -> Log:
-    """The log that counts: from seq 1, as long as the row of the covering segment was seen."""
-    there = frozenset(seen)
+def sorted_by_first(segments: tuple[Segment, ...]) -> tuple[Merged, ...]:
+    """What one might do instead: nothing is left out, and a search finds the segment that begins last."""
+    return tuple((epoch, *rest) for epoch, *rest in sorted([(s[0], *s) for s in segments], key=lambda s: s[2]))
+
+
+def _joined(earlier: Merged, later: Merged) -> Merged:
+    return (earlier[0], later[1], earlier[2], earlier[3])
+
+
+def resolve(
+    seen: Iterable[Key],
+    segments: tuple[Segment, ...],
+    keep: Callable[[tuple[Segment, ...]], tuple[Merged, ...]] = merged,
+) -> Log:
+    """The log that counts: from seq 1, as long as a row of the covering segment was seen; the newest of its epochs."""
+    there = sorted(seen)
+    kept = keep(segments)
     log: list[tuple[int, int]] = []
-    while (segment := cover(segments, len(log) + 1)) and (len(log) + 1, segment[0], segment[2]) in there:
-        log.append((segment[0], segment[2]))
+    while cover := next((each for each in reversed(kept) if each[2] <= len(log) + 1), None):
+        since, until, _, bucket = cover
+        fitting = [k for k in there if k[0] == len(log) + 1 and since <= k[1] <= until and k[2] == bucket]
+        if not fitting:
+            break
+        log.append(fitting[-1][1:])
     return tuple(log)
 
 

@@ -29,6 +29,7 @@ class Rule(enum.Enum):
 
     SEGMENTS = "a row counts if its epoch is that of the segment covering its seq, not if its epoch is the highest"
     LAST_RECORDED_COVERS = "of two segments that cover a seq the one recorded last counts, wherever it begins"
+    LAST_NOT_MERGED = "the last segment, behind which nothing has begun, is not merged with those before it"
     SEGMENT_BY_LWT = "an owner that loads records its segment by compare-and-set"
     BUCKET_BY_LWT = "an owner that opens a bucket records the segment by compare-and-set"
     EXACT_SEGMENT = "a change of unknown outcome is recognised by the very segment, not by its epoch"
@@ -36,6 +37,12 @@ class Rule(enum.Enum):
     LEASE_BEFORE_ACK = "the lease is checked before each acknowledgement and answer"
     READ_REPAIR = "what a quorum read has seen is held by a quorum before the read returns"
     FORGET_WHEN_QUIET = "a conversation leaves the memory of its owner only when nothing of it is in flight"
+
+
+LEFT_OUT = {
+    Rule.LAST_RECORDED_COVERS: rows.sorted_by_first,
+    Rule.LAST_NOT_MERGED: rows.merged_with_the_last,
+}
 
 
 class Bounds(NamedTuple):
@@ -96,7 +103,7 @@ class Takeover:
         self.check_lease = without is not Rule.LEASE_BEFORE_ACK
         self.repair = without is not Rule.READ_REPAIR
         self.quiet = without is not Rule.FORGET_WHEN_QUIET
-        self.cover = rows.covering if without is not Rule.LAST_RECORDED_COVERS else rows.covering_by_first
+        self.keep = LEFT_OUT.get(without, rows.merged)
 
     def start(self) -> State:
         """Nobody owns the conversation, nothing is in it."""
@@ -144,7 +151,7 @@ class Takeover:
         """Reads the tail at quorum and sends its segment, unless its own epoch is in the row already."""
         epoch, version = at + 1, len(owner.row)
         for seen, new_rows in quorum_reads(state[0], repair=self.repair):
-            log = rows.resolve(seen, owner.row, self.cover) if self.segments else rows.resolve_by_epoch(seen)
+            log = rows.resolve(seen, owner.row, self.keep) if self.segments else rows.resolve_by_epoch(seen)
             found = owner._replace(log=log, last=len(log))
             words = ("epoch {} reads the tail and finds head {}", epoch, len(log))
             if not self.segments or (version and owner.row[-1][0] == epoch):
@@ -234,7 +241,7 @@ class Takeover:
         if log[: len(observed)] != observed:
             return Breach(f"{observed} had been observed (epoch and bucket of seq 1, 2, …), now {log}")
         certain = [key for key, level in log_rows if level == QUORUM]
-        stored = rows.resolve(certain, row, self.cover) if self.segments else rows.resolve_by_epoch(certain)
+        stored = rows.resolve(certain, row, self.keep) if self.segments else rows.resolve_by_epoch(certain)
         if stored[: len(log)] != log:
             return Breach(f"{log} is shown, and a quorum of the store may show {stored}")
         return None

@@ -1,11 +1,23 @@
 """Which rows count. A random history of owners is compared with what those owners know to be true."""
 
+from collections import Counter
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from store import segments
-from store.segments import WINDOW_ENTRIES, Segment
+from store.segments import WINDOW_ENTRIES, Segment, Segments
+
+
+class Row(NamedTuple):
+    seq: int
+    epoch: int
+
+
+def counts(all_segments: Segments, bucket: int, seq: int, epoch: int) -> bool:
+    return bool(segments.counting(all_segments, bucket, [Row(seq, epoch)]))
 
 
 def segment(epoch: int, first_seq: int, bucket: int = 0) -> Segment:
@@ -13,6 +25,8 @@ def segment(epoch: int, first_seq: int, bucket: int = 0) -> Segment:
 
 
 THREE = (segment(1, 1), segment(3, 11), segment(3, 21, bucket=1))
+MERGED = Segment(3, 1, 0, 0, since_epoch=1)
+"""The first two of them."""
 
 
 @pytest.mark.parametrize(("seq", "expected"), [(0, None), (1, 0), (10, 0), (11, 1), (20, 1), (21, 2), (10_000, 2)])
@@ -35,16 +49,31 @@ def test_a_seq_is_covered_by_the_last_segment_that_begins_at_or_before_it(seq, e
     ],
 )
 def test_a_row_counts_by_epoch_and_bucket_of_its_segment(bucket, seq, epoch, expected):
-    assert segments.counts(THREE, bucket, seq, epoch) is expected
+    assert counts(THREE, bucket, seq, epoch) is expected
 
 
 def test_nothing_counts_without_segments():
-    assert not segments.counts((), 0, 1, 1)
+    assert not counts((), 0, 1, 1)
 
 
 def test_a_new_segment_drops_those_that_cover_nothing_any_more():
-    assert segments.with_segment(THREE, segment(4, 21, bucket=1)) == (*THREE[:2], segment(4, 21, bucket=1))
-    assert segments.with_segment(THREE, segment(4, 30, bucket=1)) == (*THREE, segment(4, 30, bucket=1))
+    assert segments.with_segment(THREE, segment(4, 21, bucket=1)) == (MERGED, segment(4, 21, bucket=1))
+    assert segments.with_segment((segment(1, 1),), segment(2, 1)) == (segment(2, 1),)
+
+
+def test_a_new_segment_lets_those_before_it_be_merged():
+    assert segments.with_segment(THREE, segment(4, 30, bucket=1)) == (MERGED, THREE[2], segment(4, 30, bucket=1))
+    assert segments.with_segment(THREE[:1], segment(3, 11)) == (THREE[0], segment(3, 11)), (
+        "the last one is never merged"
+    )
+
+
+def test_of_a_merged_segment_the_newest_row_of_a_seq_counts():
+    both = (MERGED, segment(4, 21))
+    rows = [Row(10, 1), Row(11, 1), Row(11, 3), Row(12, 3), Row(12, 4), Row(21, 3), Row(21, 4)]
+    expected = [Row(10, 1), Row(11, 3), Row(12, 3), Row(21, 4)]
+    assert segments.counting(both, 0, rows) == expected
+    assert segments.counting(both, 0, reversed(rows)) == expected[::-1]
 
 
 @pytest.mark.parametrize("new", [segment(2, 30), segment(4, 20)])
@@ -109,13 +138,20 @@ def histories(draw: st.DrawFn) -> tuple[tuple[Segment, ...], dict[int, tuple[int
 @given(histories())
 def test_exactly_the_rows_that_owners_acknowledged_count(history):
     found, truth, late = history
-    for seq, (bucket, epoch) in truth.items():
-        assert segments.counts(found, bucket, seq, epoch)
-    for bucket, seq, epoch in late:
-        if epoch < found[-1].epoch and truth.get(seq) != (bucket, epoch):
-            assert not segments.counts(found, bucket, seq, epoch)
+    for bucket in range(max(each.bucket for each in found) + 1):
+        stored = {(seq, epoch) for seq, (where, epoch) in truth.items() if where == bucket}
+        expected = [Row(*key) for key in sorted(stored)]
+        stored |= {(seq, epoch) for where, seq, epoch in late if where == bucket and epoch < found[-1].epoch}
+        assert segments.counting(found, bucket, [Row(*key) for key in sorted(stored)]) == expected
     assert [each.first_seq for each in found] == sorted({each.first_seq for each in found})
     assert [each.epoch for each in found] == sorted(each.epoch for each in found)
+
+
+@given(histories())
+def test_takeovers_do_not_make_the_list_longer_for_ever(history):
+    found, _, _ = history
+    closed = Counter(each.bucket for each in found[:-1])
+    assert set(closed.values()) <= {1}
 
 
 @given(histories(), st.integers(-1, 60), st.integers(0, 61))
