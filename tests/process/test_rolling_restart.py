@@ -24,10 +24,8 @@ pytestmark = pytest.mark.process
 USERS = ("alice", "bob", "carol", "dave")
 GROUPS = 6
 """Conversations; as the nodes have half of the slots each, some of them are owned by either."""
-SENDS_BETWEEN = 40
+SENDS_BETWEEN = 100
 """Messages that are acknowledged between two restarts."""
-PAUSE_S = 0.05
-"""From one message of a user to the next."""
 PAGE = 200
 
 
@@ -56,7 +54,7 @@ class Speaker(Talker):
                 await self.say(rng.choice(groups), f"{self.user} {number}")
                 self.longest_wait_s = max(self.longest_wait_s, time.monotonic() - began_s)
             self._said.note()
-            await trio.sleep(PAUSE_S)
+            await trio.lowlevel.checkpoint()
 
     async def read_all(self, conversation: str) -> None:
         call = self.recorder.next_call()
