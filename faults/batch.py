@@ -42,6 +42,7 @@ class Summary:
         outage_max_s: the longest time that a conversation was away after a kill, seconds; 0 without a kill.
         return_max_s: the longest time until all conversations answered after the last fault was put right, seconds.
         broken: seed -> what was broken.
+        excused: seed -> promised times that were not kept while this machine did not keep time either.
         seconds: how long it all took.
     """
 
@@ -55,6 +56,7 @@ class Summary:
     outage_max_s: float
     return_max_s: float
     broken: dict[int, list[str]]
+    excused: dict[int, list[str]]
     seconds: float
 
     @property
@@ -78,6 +80,8 @@ class Summary:
         ]
         for seed, breaches in self.broken.items():
             lines += [f"seed {seed}: {breach}" for breach in breaches]
+        for seed, times in self.excused.items():
+            lines += [f"seed {seed}, not judged because this machine was too busy: {time}" for time in times]
         lines += [f"never happened: {name}; this batch proves less than it should" for name in self.never]
         lines.append("no promise was broken" if not self.broken else f"{len(self.broken)} runs broke a promise")
         return "\n".join(lines)
@@ -123,6 +127,7 @@ def summary(options: Options, seed: int, outcomes: Sequence[Outcome], seconds: f
         outage_max_s=max((away_s for outcome in outcomes for away_s in outcome.outages_s), default=0.0),
         return_max_s=max((outcome.return_s for outcome in outcomes), default=0.0),
         broken={outcome.seed: list(outcome.breaches) for outcome in outcomes if outcome.breaches},
+        excused={outcome.seed: list(outcome.excused) for outcome in outcomes if outcome.excused},
         seconds=seconds,
     )  # fmt: skip
 

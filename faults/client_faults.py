@@ -94,7 +94,7 @@ async def slow_reader(trial: Trial) -> None:
                 # What was written before it was given up may still be read; then comes the end.
                 await connection.close_code()
         except trio.TooSlowError:
-            trial.breach("slow-reader", f"{node.name} did not close a connection that reads nothing")
+            trial.late("slow-reader", f"{node.name} did not close a connection that reads nothing")
         except (NotUpgraded, OSError) as error:
             trial.breach("slow-reader", f"not let in by {node.name}: {error!r}")
 
@@ -126,7 +126,7 @@ async def drip(trial: Trial) -> None:
                 trial.breach("drip", f"an honest client was not let in by {node.name}: {error!r}")
                 return
             if took_s > HONEST_S:
-                trial.breach("drip", f"an honest client waited {took_s:.1f} s; allowed are {HONEST_S:g} s")
+                trial.late("drip", f"an honest client waited {took_s:.1f} s; allowed are {HONEST_S:g} s")
 
 
 async def _drip_once(trial: Trial, node: TrialNode) -> None:
@@ -138,7 +138,7 @@ async def _drip_once(trial: Trial, node: TrialNode) -> None:
             await _read_to_end(stream)
             nursery.cancel_scope.cancel()
     if patience.cancelled_caught:
-        trial.breach("drip", f"a handshake at one byte a second lasted {trio.current_time() - begun_s:.1f} s")
+        trial.late("drip", f"a handshake at one byte a second lasted {trio.current_time() - begun_s:.1f} s")
 
 
 async def _read_to_end(stream: trio.SocketStream) -> None:

@@ -4,6 +4,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,11 +31,11 @@ ROOT: Final = Path(__file__).parent.parent
 TIDEGATE: Final = (sys.executable, "-m", "gateway.cli.main")
 NODE: Final = (sys.executable, "-m", "faults.turned_clock")
 
-MIGRATE_TRIES: Final = 3
-"""How often the making of tables is tried: it may be broken off where a Cassandra that has just come is slow."""
-
 MIGRATE_TIMEOUT_S: Final = 120.0
-"""Seconds that the making of all tables may take."""
+"""Seconds that the making of all tables may take; it may be broken off where a Cassandra that has just come is slow."""
+
+MIGRATE_PAUSE_S: Final = 5.0
+"""Seconds before it is tried again: the lock of one that was broken off has to end."""
 
 SUPERVISION_S: Final = 0.25
 """How often nodes are looked at for having ended, seconds."""
@@ -246,13 +247,16 @@ class TrialCluster:
     def _migrate(self) -> None:
         copies = str(self.options.cassandra_nodes)
         command = [*TIDEGATE, "migrate", "--create-keyspace", copies, *self._reach()]
-        for _ in range(MIGRATE_TRIES):
+        deadline = time.monotonic() + MIGRATE_TIMEOUT_S
+        while True:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=MIGRATE_TIMEOUT_S, check=False, cwd=ROOT
             )
             if not done.returncode:
                 return
-        raise ServerFailed(f"the tables could not be made: {done.stderr.strip()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"the tables could not be made: {done.stderr.strip()}")
+            time.sleep(MIGRATE_PAUSE_S)
 
     def _kill_all(self) -> None:
         servers: list[ServerProcess] = [*self.nodes, self.redis]

@@ -29,7 +29,7 @@ async def kill(trial: Trial) -> None:
         trial.outages_s.append(took_s)
         allowed_s = trial.lease_s + RETURN_MARGIN_S
         if trial.alone and took_s > allowed_s:
-            trial.breach("late-return", f"conversations were away for {took_s:.1f} s; allowed are {allowed_s:g} s")
+            trial.late("late-return", f"conversations were away for {took_s:.1f} s; allowed are {allowed_s:g} s")
         await trial.cluster.start_node(node)
 
 

@@ -49,6 +49,7 @@ class Outcome:
         names: the faults, by name.
         faults: one line for each fault.
         breaches: one line for each promise broken.
+        excused: one line for each time not kept on a machine that was too busy to tell.
         counts: as ``Report.counts``.
         sometimes: as ``Report.sometimes``.
         log: how often the nodes logged what, by event.
@@ -61,6 +62,7 @@ class Outcome:
     names: tuple[str, ...]
     faults: tuple[str, ...]
     breaches: tuple[str, ...]
+    excused: tuple[str, ...]
     counts: dict[str, int]
     sometimes: dict[str, int]
     log: dict[str, int]
@@ -109,7 +111,7 @@ async def run(
     if not breaches:
         path.unlink()
     return Outcome(
-        seed, chosen, tuple(trial.faults), breaches, report.counts, report.sometimes, dict(log),
+        seed, chosen, tuple(trial.faults), breaches, tuple(trial.excused), report.counts, report.sometimes, dict(log),
         tuple(trial.outages_s), return_s, trio.current_time() - begun_s,
     )  # fmt: skip
 
@@ -117,6 +119,7 @@ async def run(
 async def _live(trial: Trial, load: Load, chosen: Sequence[str], talk_s: float) -> float:
     """Everything from the first connection to the last read; how long conversations took to answer after the harm."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(trial.keep_time)
         await load.connect(nursery)
         async with trio.open_nursery() as talk:
             with load.talking(talk):
@@ -126,11 +129,11 @@ async def _live(trial: Trial, load: Load, chosen: Sequence[str], talk_s: float) 
                 return_s = await trial.answering()
                 allowed_s = trial.lease_s + RETURN_MARGIN_S
                 if return_s > allowed_s:
-                    trial.breach("late-return", f"{return_s:.1f} s after all was well; allowed are {allowed_s:g} s")
+                    trial.late("late-return", f"{return_s:.1f} s after all was well; allowed are {allowed_s:g} s")
                 await trio.sleep(talk_s)
             talk.cancel_scope.deadline = healed_s + CALM_S
         if talk.cancel_scope.cancelled_caught:
-            trial.breach("unanswered", f"{load.unanswered()} messages {CALM_S:g} s after all was well")
+            trial.late("unanswered", f"{load.unanswered()} messages {CALM_S:g} s after all was well")
         await _calm(trial, load, healed_s + CALM_S)
         for conversation in load.conversations:
             await load.prober.read_all(conversation)
@@ -174,7 +177,7 @@ def judge(path: Path, clients: Path, spoken: bytes, conversations: Sequence[str]
 
 def _expect_no_takeover(trial: Trial, chosen: Sequence[str], log: Counter[str]) -> None:
     if not any(FAULTS[name].loses_lease for name in chosen) and log["node marked dead"]:
-        trial.breach("takeover", f"{log['node marked dead']} nodes marked dead, though none was away for its lease")
+        trial.late("takeover", f"{log['node marked dead']} nodes marked dead, though none was away for its lease")
 
 
 def _expect_no_errors(trial: Trial, log: Counter[str]) -> None:

@@ -16,6 +16,12 @@ from gateway.check.recorder import Recorder
 RETURN_MARGIN_S: Final = 5.0
 """Seconds beyond the lease within which every conversation must answer again."""
 
+PULSE_S: Final = 0.05
+"""How often it is looked whether this machine keeps time, seconds."""
+
+STALL_MAX_S: Final = 0.5
+"""By how much a sleep may be late, seconds; beyond, no cluster is held to promised times: the machine was slow."""
+
 RETURN_MAX_S: Final = 60.0
 """Seconds after which nobody waits for an answer any more."""
 
@@ -36,6 +42,8 @@ class Trial:
         breaches: what was seen besides the history that must not be.
         faults: one line for each fault.
         outages_s: how long conversations were away after each kill, seconds.
+        excused: promised times that were not kept while this machine did not keep time either.
+        stalled_s: by how much the latest sleep of this process was late, seconds.
     """
 
     cluster: TrialCluster
@@ -49,6 +57,8 @@ class Trial:
     breaches: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     outages_s: list[float] = field(default_factory=list)
+    excused: list[str] = field(default_factory=list)
+    stalled_s: float = 0.0
     redis: trio.Lock = field(default_factory=trio.Lock)
     cassandra: trio.Lock = field(default_factory=trio.Lock)
     clocks: trio.Lock = field(default_factory=trio.Lock)
@@ -91,6 +101,21 @@ class Trial:
         """Something is not as promised."""
         self.breaches.append(f"{name}: {what}")
         self.say(f"BREACH {name}: {what}")
+
+    def late(self, name: str, what: str) -> None:
+        """A promised time was not kept: a breach, unless this machine was too busy to tell."""
+        if self.stalled_s <= STALL_MAX_S:
+            self.breach(name, what)
+            return
+        self.excused.append(f"{name}: {what}")
+        self.say(f"not judged, because this machine stood still for {self.stalled_s:.1f} s: {name}: {what}")
+
+    async def keep_time(self) -> None:
+        """Note by how much sleeps are late, until cancelled."""
+        while True:
+            due_s = trio.current_time() + PULSE_S
+            await trio.sleep_until(due_s)
+            self.stalled_s = max(self.stalled_s, trio.current_time() - due_s)
 
     async def answering(self) -> float:
         """Ask every conversation for an answer; how long the last one took, seconds. Infinite if one never came."""

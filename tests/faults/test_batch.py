@@ -7,7 +7,7 @@ from faults.run import Outcome
 
 def outcome(seed: int, name: str, **fields: object) -> Outcome:
     usual = {
-        "names": (name,), "faults": (), "breaches": (), "counts": {"acknowledged": 10, "deliveries": 30},
+        "names": (name,), "faults": (), "breaches": (), "excused": (), "counts": {"acknowledged": 10, "deliveries": 30},
         "sometimes": {"takeover": 0}, "log": {}, "outages_s": (), "return_s": 0.5, "seconds": 5.0,
     }  # fmt: skip
     return Outcome(seed, **(usual | fields))  # type: ignore[arg-type]

@@ -52,3 +52,20 @@ async def test_a_certain_node_is_waited_for() -> None:
         await trio.testing.wait_all_tasks_blocked()
         order.append("first")
     assert order == ["first", "wanted"]
+
+
+async def test_nobody_is_held_to_a_time_by_a_machine_that_does_not_keep_it() -> None:
+    one = trial()
+    one.late("late-return", "12 s")
+    assert one.breaches == ["late-return: 12 s"]
+    one.stalled_s = 2.0
+    one.late("late-return", "13 s")
+    assert one.breaches == ["late-return: 12 s"]
+    assert one.excused == ["late-return: 13 s"]
+
+
+async def test_a_machine_that_keeps_time_is_never_late(autojump_clock: trio.testing.MockClock) -> None:
+    one = trial()
+    with trio.move_on_after(60):
+        await one.keep_time()
+    assert one.stalled_s == 0
