@@ -14,7 +14,8 @@ from bench.processes import NodeProcess
 from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.check.recorder import Recorder
-from protocol.client import connect
+from protocol.client import Refused, Resumed, connect
+from tests.fakes.waiting import bodies, next_of
 from tests.process.test_two_clients import Eager, Talker
 from tests.servers.fixtures import Keyspace
 from tests.servers.redis import RedisServer
@@ -121,3 +122,36 @@ async def test_a_drained_node_hands_over_and_nobody_waits_for_a_lease(nodes: Nod
             for number, conversation in enumerate(groups):
                 assert (await client.send(conversation, f"m{number}")).seq == 2
     assert "node marked dead" not in second.stderr_path.read_text(), "it gave its lease up itself"
+
+
+async def test_a_channels_entries_find_its_followers_on_both_nodes(nodes: Nodes) -> None:
+    first, second = nodes.start("first"), nodes.start("second")
+    crowd = [f"reader{number:03}" for number in range(250)]
+    with trio.fail_after(DEADLINE_S):
+        async with (
+            connect(first.ws_url, token=token("alice"), device="a", rng=Eager()) as one,
+            connect(second.ws_url, token=token("bob"), device="b", rng=Eager()) as other,
+        ):
+            await one.wait_online()
+            heard = other.events()
+            await next_of(heard, Resumed)
+            # Some are the first node's, some the second's; Bob is added while he is connected.
+            channels = [(await one.create_channel(f"news {n}", crowd)).conversation_id for n in range(6)]
+            for channel in channels:
+                await one.add_members(channel, ["bob", "carol"])
+                for number in range(5):
+                    await one.send(channel, f"{number} {channel}")
+            expected = sorted(f"{number} {channel}" for channel in channels for number in range(5))
+            assert sorted(await bodies(heard, 30)) == expected
+            members = [member.user async for member in other.members(channels[0])]
+            assert members == ["alice", "bob", "carol", *crowd]
+            async with connect(second.ws_url, token=token("carol"), device="c", rng=Eager(), replay=True) as third:
+                read = third.events()
+                assert sorted(await bodies(read, 30)) == expected
+                for channel in channels:
+                    await one.send(channel, f"now {channel}")
+                assert sorted(await bodies(read, 6)) == sorted(f"now {channel}" for channel in channels)
+            await bodies(heard, 6)
+            await one.remove_members(channels[0], ["bob"])
+            with pytest.raises(Refused):
+                await other.history(channels[0])
