@@ -184,7 +184,9 @@ class Backend:
             if self.redis is not None and self._generations is not None and self._inbox is not None
             else None
         )
-        self.succession = Succession(self._joined, self.store, self._resyncs, redis, self.peers, self._settings.lease_s)
+        self.succession = Succession(
+            self._joined, self.store, self._resyncs, redis, self.peers, self._settings.lease_s, self._following
+        )
         return self._joined
 
     def _lost_parcels(self) -> None:

@@ -43,11 +43,17 @@ class Following:
         self._everybody = everybody
         self._connections_of = connections_of
         self._resync_all = resync_all
+        self._untold = 0
         self._send, self._joins = trio.open_memory_channel[tuple[str, list[str]]](JOINS_WAITING_MAX)
         followers.on_first = lambda channel: directory.arrive(followers_of(channel))
         followers.on_last = lambda channel: directory.leave(followers_of(channel))
         followers.on_joined = self._joined
         followers.registered = self._registered
+
+    @property
+    def pending(self) -> bool:
+        """Whether users who joined are still to be told."""
+        return self._untold > 0
 
     async def _registered(self, channel: str) -> None:
         await self._directory.registered(followers_of(channel))
@@ -55,6 +61,7 @@ class Following:
     def _joined(self, channel: str, users: list[str]) -> None:
         try:
             self._send.send_nowait((channel, users))
+            self._untold += 1
         except trio.WouldBlock:
             self._followers.joined(channel)
             self._resync_all()
@@ -70,3 +77,4 @@ class Following:
             self._followers.joined(channel)
             connections = [connection for user in users for connection in self._connections_of(user)]
             self._everybody.push_surely(connections, Resync([channel]))
+            self._untold -= 1

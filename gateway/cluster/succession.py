@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from gateway.cluster.cluster import Cluster
+from gateway.cluster.following import Following
 from gateway.cluster.generation import Generation
 from gateway.cluster.lease import LeaseState
 from gateway.cluster.links import LinksState
@@ -90,6 +91,7 @@ class Succession:
         redis: RedisParts | None,
         peers: Peers | None,
         lease_s: float,
+        following: Following | None = None,
     ) -> None:
         self.stand_still_max_s = lease_s * STAND_STILL_SHARE
         self._cluster = cluster
@@ -97,6 +99,7 @@ class Succession:
         self._resyncs = resyncs
         self._redis = redis
         self._peers = peers
+        self._following = following
         self._resting = False
 
     def objection(self) -> str:
@@ -155,7 +158,7 @@ class Succession:
             cluster.router.counts,
             redis.inbox.handed_over if redis is not None else b"",
             redis.generations.current if redis is not None else "",
-            self._resyncs.pending,
+            self._resyncs.pending or (self._following is not None and self._following.pending),
             heads.state() if heads is not None else None,
             dict(cluster.elsewhere.state()),
         )
