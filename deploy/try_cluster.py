@@ -13,6 +13,7 @@ from deploy.cassandra.launcher import CassandraCluster, CassandraOptions
 from deploy.processes import ServerFailed, ServerProcess
 
 DATA = Path("data/cluster")
+SETTINGS = DATA / "operator.toml"
 REDIS_PORT = 6480
 NODE_PORTS = (8480, 8481)
 START_TIMEOUT_S = 60.0
@@ -50,6 +51,7 @@ def _start(stack: ExitStack) -> dict[str, str]:
         "TIDEGATE_CLUSTER_SECRET": _secret("cluster-secret"),
         "TIDEGATE_AUTH_SECRET": _secret("auth-secret"),
     }
+    _write_settings(environment)
     migrate = [*TIDEGATE, "migrate", "--create-keyspace", "1"]
     if subprocess.run(migrate, env={**os.environ, **environment}, check=False).returncode:
         raise ServerFailed("the tables could not be made; see above")
@@ -58,6 +60,20 @@ def _start(stack: ExitStack) -> dict[str, str]:
         command = [*TIDEGATE, "serve", "--port", str(port), "--node-name", name, "--data-dir", str(DATA / name)]
         _run(stack, ServerProcess(name, command, DATA / f"{name}.log", environment), port)
     return environment
+
+
+def _write_settings(environment: dict[str, str]) -> None:
+    """What an operator's commands need to know, as a file: the nodes' settings, with a secret among them."""
+    SETTINGS.unlink(missing_ok=True)
+    SETTINGS.touch(mode=0o600)
+    SETTINGS.write_text(
+        "".join((
+            f'store = "{environment["TIDEGATE_STORE"]}"\n',
+            f'cassandra_hosts = ["{environment["TIDEGATE_CASSANDRA_HOSTS"]}"]\n',
+            f"cassandra_port = {environment['TIDEGATE_CASSANDRA_PORT']}\n",
+            f'cluster_secret = "{environment["TIDEGATE_CLUSTER_SECRET"]}"\n',
+        ))
+    )  # fmt: skip
 
 
 def _run(stack: ExitStack, server: ServerProcess, port: int) -> None:
@@ -89,6 +105,9 @@ def _welcome(secret: str) -> str:
         "Chat across them, in two more terminals:",
         "  " + chat.format(secret, program, "alice", "bob", one),
         "  " + chat.format(secret, program, "bob", "alice", other),
+        "See both nodes, or have one of them drain (in words; more in docs/operations.md):",
+        f"  {program} cluster status --config {SETTINGS}",
+        f"  {program} cluster drain node-{len(NODE_PORTS)} --config {SETTINGS}",
         f"Then kill one: pkill -9 -f 'node-name node-{len(NODE_PORTS)}'. Ctrl-C ends everything.",
     ))  # fmt: skip
 
