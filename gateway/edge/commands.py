@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import DecodeError
 
-from gateway.broker import Origin, OwnerPort
+from gateway.broker import Origin, OwnerPort, is_channel
 from gateway.edge.admission import Admission
 from gateway.edge.connection import JSON, Connection
 from gateway.edge.hub import Hub
@@ -16,7 +16,19 @@ from gateway.edge.writer import Writer
 from protocol import frames
 from protocol.codec import CodecError, InvalidFrame, UnknownFrame, decode_command, decode_command_fast, explain_command
 from protocol.errors import CloseCode, ErrorCode
-from protocol.frames import Authenticate, Command, ErrorReply, Ping, Pong, Send, Sync, WatchPresence
+from protocol.frames import (
+    Authenticate,
+    Command,
+    ErrorReply,
+    MarkReceipt,
+    Ok,
+    Ping,
+    Pong,
+    Send,
+    Sync,
+    Typing,
+    WatchPresence,
+)
 
 CONGESTED_RETRY_MS = 500
 """Milliseconds after which a send to a congested conversation may be repeated: some dozens of deliveries further on."""
@@ -54,6 +66,8 @@ class Commands:
             Send: self._send,
             Sync: catchup.submit,
             frames.ListConversations: catchup.submit,
+            MarkReceipt: self._mark_receipt,
+            Typing: self._typing,
             WatchPresence: presences.watch,
             Authenticate: refreshes.submit,
         }
@@ -62,8 +76,6 @@ class Commands:
             frames.AddMembers,
             frames.RemoveMembers,
             frames.Rename,
-            frames.MarkReceipt,
-            frames.Typing,
             frames.History,
             frames.GetConversation,
             frames.ListMembers,
@@ -109,6 +121,28 @@ class Commands:
 
     def _ping(self, connection: Connection, command: Ping) -> None:
         self._hub.reply(connection, Pong(command.id))
+
+    def _mark_receipt(self, origin: Origin, command: MarkReceipt) -> None:
+        """That an entry was delivered is not kept in channels: it would cost a write for each member and entry.
+
+        It is answered here, whether there is such a channel or not, because even an owner's memory of ten thousand who
+        tell it at the same moment would be asked for too much.
+        """
+        if not command.read_seq and is_channel(command.conversation_id):
+            self._done(origin, command.id)
+        else:
+            self._submit_to_owner(origin, command)
+
+    def _typing(self, origin: Origin, command: Typing) -> None:
+        """Nobody is told who types in a channel."""
+        if is_channel(command.conversation_id):
+            self._done(origin, command.id)
+        else:
+            self._submit_to_owner(origin, command)
+
+    def _done(self, origin: Origin, request_id: int) -> None:
+        if request_id:
+            self._hub.reply(origin, Ok(request_id))
 
     def _send(self, origin: Origin, command: Send) -> None:
         if self._hub.fanout.congested(command.conversation_id):

@@ -27,8 +27,9 @@ from store.interface import Store, Unavailable
 CENSUS_TIMEOUT_S: Final = 5.0
 """Seconds that it may take to find out who is in: half of what a client waits for an answer."""
 
-KNOWN_MEMBERS_MAX: Final = 4_096
-"""Members, and as many outsiders, that are remembered of one channel: about 1 MB. Above it the half that was met first
+KNOWN_MEMBERS_MAX: Final = 16_384
+"""Members, and as many outsiders, that are remembered of one channel: about 4 MB, for those who tell at the same time
+that they have read an entry. Above it the half that was met first
 is forgotten."""
 
 

@@ -74,6 +74,21 @@ def test_ping_is_answered_at_once_in_the_peers_subprotocol(edge):
     assert browser.ws_frames() == [(Opcode.TEXT, b"[42,8]")]
 
 
+def test_what_all_members_of_a_channel_say_of_each_entry_bothers_no_owner(edge):
+    desk, peer = Desk(edge), edge.connect("a")
+    channel, group = "c" + "n" * 24, "g" + "n" * 24
+    for request_id, conversation_id in ((1, channel), (0, channel), (2, group)):
+        desk.give(peer, frames.MarkReceipt(request_id, conversation_id, 5))
+        desk.give(peer, frames.Typing(request_id, conversation_id))
+    desk.give(peer, frames.MarkReceipt(3, channel, 5, 5))
+    assert peer.frames() == [frames.Ok(1), frames.Ok(1)]
+    assert [command for _origin, command in desk.owner.submitted] == [
+        frames.MarkReceipt(2, group, 5),
+        frames.Typing(2, group),
+        frames.MarkReceipt(3, channel, 5, 5),
+    ]
+
+
 def test_commands_go_to_the_owner_or_to_catch_up_in_order(edge):
     desk, peer = Desk(edge), edge.connect("a")
     sent = [frames.Send(1, "c", "m1", "hi"), frames.History(2, "c"), frames.Typing(0, "c")]
