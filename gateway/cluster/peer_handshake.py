@@ -109,8 +109,7 @@ async def admit(stream: trio.abc.Stream, incoming: Incoming, key: bytes, own: st
 
     Close the stream unless this returned.
     """
-    if await incoming.exactly(len(PREAMBLE)) != PREAMBLE:
-        raise PeerRefused("it does not begin as a node of this version does")
+    _check_preamble(await incoming.exactly(len(PREAMBLE)))
     nonce = await incoming.exactly(NONCE_BYTES)
     dialer, wanted = await incoming.name(), await incoming.name()
     if wanted != own.encode():
@@ -124,6 +123,19 @@ async def admit(stream: trio.abc.Stream, incoming: Incoming, key: bytes, own: st
         return dialer.decode()
     except UnicodeDecodeError:
         raise PeerRefused("its name is not UTF-8") from None
+
+
+def _check_preamble(begins: bytes) -> None:
+    if begins == PREAMBLE:
+        return
+    common = PREAMBLE[: PREAMBLE.rindex(b" ") + 1]
+    if begins.startswith(common):
+        other, own = (each[len(common) :].decode("ascii", "replace").strip() for each in (begins, PREAMBLE))
+        raise PeerRefused(
+            f"it is of a tidegate whose nodes connect by version {other}, these by version {own}: "
+            "give all nodes a tidegate that speaks the same one"
+        )
+    raise PeerRefused("it does not begin as a node does: clients belong at the other port")
 
 
 def _named(incarnation: str) -> bytes:

@@ -259,6 +259,20 @@ async def test_a_clients_token_admits_nobody(jumping_clock: MockClock) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("begins", "says"),
+    [
+        (b"tidegate peer 2\n", "whose nodes connect by version 2, these by version 1"),
+        (b"GET /v1/connect HTTP/1.1\r\n", "clients belong at the other port"),
+    ],
+)
+async def test_whoever_begins_otherwise_is_told_apart(begins: bytes, says: str) -> None:
+    here, there = trio.testing.memory_stream_pair()
+    await there.send_all(begins)
+    with pytest.raises(PeerRefused, match=says):
+        await admit(here, Incoming(here), KEY, "a:1")
+
+
 async def test_who_says_nothing_is_let_go(jumping_clock: MockClock) -> None:
     async with ends() as each:
         b = await each.start("b")
