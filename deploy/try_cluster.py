@@ -23,18 +23,27 @@ TIDEGATE = (sys.executable, "-m", "gateway.cli.main")
 
 def main() -> int:
     """Start everything, print the commands of a chat across the nodes, and wait. Returns the exit code."""
-    waited_for = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)  # not blocked and waited for: what is started here would inherit that
     DATA.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
             environment = _start(stack)
             print(_welcome(environment["TIDEGATE_AUTH_SECRET"]), flush=True)
-            signal.sigwait(waited_for)
+            while True:
+                signal.pause()
+    except KeyboardInterrupt:
+        return 0
     except ServerFailed as error:
         print(f"tidegate: the cluster does not run: {error}", file=sys.stderr)
         return 1
-    return 0
+
+
+def _interrupt(*_: object) -> None:
+    """Begin to stop everything, once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _start(stack: ExitStack) -> dict[str, str]:
