@@ -1,5 +1,6 @@
 """One node of a cluster under trial: a real process whose every way to others leads through a proxy."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ POLL_S: Final = 0.1
 """How often a node is asked whether it is ready, seconds."""
 
 ANSWER_TIMEOUT_S: Final = 2.0
-"""Seconds that a node may take to say whether it is ready."""
+"""Seconds that a node may take to say how it is."""
 
 
 HEALTH_CHECK_S: Final = 1.0
@@ -104,15 +105,26 @@ class TrialNode(ServerProcess):
 
     async def ready(self) -> bool:
         """Whether it takes new work now."""
+        return (await self._get("/health/ready")).startswith(b"HTTP/1.1 200 ")
+
+    async def metric(self, name: str) -> float | None:
+        """One of its metrics, without labels; None if it does not tell."""
+        found = re.search(rb"^" + name.encode() + rb" (\S+)$", await self._get("/metrics"), re.MULTILINE)
+        return float(found[1]) if found else None
+
+    async def _get(self, path: str) -> bytes:
+        """Its whole answer to a request, or what of it came in time."""
+        answer = b""
         with trio.move_on_after(ANSWER_TIMEOUT_S):
             try:
                 async with await trio.open_tcp_stream(self.host, PORT) as stream:
-                    request = f"GET /health/ready HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n"
+                    request = f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n"
                     await stream.send_all(request.encode())
-                    return bytes(await stream.receive_some(64)).startswith(b"HTTP/1.1 200 ")
+                    while chunk := await stream.receive_some(65_536):
+                        answer += chunk
             except (OSError, trio.BrokenResourceError):
-                return False
-        return False
+                return answer
+        return answer
 
     async def watch_health(self) -> None:
         """Ask again and again whether it is ready, as a load balancer does, until cancelled."""

@@ -16,6 +16,11 @@ CLOCK_SEEN_S: Final = 2.0
 """Seconds that a turned clock stays so beyond a lease."""
 
 LOST_REPLIES_MAX: Final = 6
+"""How often answers are lost in one fault."""
+
+RENEWALS: Final = 0.25
+"""Share of a lease within which it is renewed for sure: nodes under trial do so every fifth of one."""
+
 REPLY_TIMEOUT_S: Final = 2.0
 """Seconds to wait for an answer that is to be lost: a lease is renewed more often than that."""
 
@@ -104,9 +109,16 @@ async def lose_reply(trial: Trial) -> None:
         trial.begin("lose-reply", f"{node.name}, {times} times")
         faults = node.ways.cassandra
         try:
-            for _ in range(times):
-                with trio.move_on_after(REPLY_TIMEOUT_S):
-                    await faults.lose_reply()
+            for number in range(times):
+                # One answer, of whatever; or all for so long that the renewal of the lease is among them.
+                if number % 2:
+                    with trio.move_on_after(REPLY_TIMEOUT_S):
+                        await faults.lose_reply()
+                else:
+                    faults.silence(DOWN)
+                    await trio.sleep(RENEWALS * trial.lease_s)
+                    faults.cut()
+                    faults.heal()
                 await trio.sleep(trial.rng.uniform(0.3, 1.0))
         finally:
             faults.heal()

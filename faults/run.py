@@ -13,7 +13,7 @@ from faults.cluster import TrialCluster
 from faults.load import Load
 from faults.node import LEASE_LOST
 from faults.scenarios import FAULTS
-from faults.trial import RETURN_MARGIN_S, Trial
+from faults.trial import FORWARD_S, RETURN_MARGIN_S, Trial
 from gateway.check.checker import check
 from gateway.check.history import Record, encode, parse
 from gateway.check.recorder import Recorder
@@ -127,7 +127,7 @@ async def _live(trial: Trial, load: Load, chosen: Sequence[str], talk_s: float) 
                 await _harm(trial, chosen)
                 healed_s = trio.current_time()
                 return_s = await trial.answering()
-                allowed_s = trial.lease_s + RETURN_MARGIN_S
+                allowed_s = trial.lease_s + RETURN_MARGIN_S + FORWARD_S
                 if return_s > allowed_s:
                     trial.late("late-return", f"{return_s:.1f} s after all was well; allowed are {allowed_s:g} s")
                 await trio.sleep(talk_s)

@@ -22,6 +22,9 @@ PULSE_S: Final = 0.05
 STALL_MAX_S: Final = 0.5
 """By how much a sleep may be late, seconds; beyond, no cluster is held to promised times: the machine was slow."""
 
+FORWARD_S: Final = 10.0
+"""Seconds after which a node says that nobody answered what it forwarded: so long a command that was lost may take."""
+
 RETURN_MAX_S: Final = 60.0
 """Seconds after which nobody waits for an answer any more."""
 
