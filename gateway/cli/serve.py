@@ -77,12 +77,12 @@ def succeed(config_file: Path | None, options: Mapping[str, object]) -> None:
         logs.configure(settings.log_format, settings.log_level)
         with explained(settings):
             successor.main(settings, channel)
-    except HandOverFailed as error:
-        successor.tell_failure(channel, str(error))
-        raise CliError(f"upgrade: {error}") from None
     except Exception as error:
         # Whatever it is: the one who waits at the other end has to know
         cause = sole_cause(error)
+        if isinstance(cause, HandOverFailed):
+            successor.tell_failure(channel, str(cause))
+            raise CliError(f"upgrade: {cause}") from None
         successor.tell_failure(channel, cause.format_message() if isinstance(cause, CliError) else repr(cause))
         raise
 

@@ -109,7 +109,11 @@ class ClusterEstate:
 
 
 class ClusterHeir:
-    """Implements ``gateway.upgrade.heirs.Heir``: reaches the store and Redis before it has anything."""
+    """Implements ``gateway.upgrade.heirs.Heir``: reaches the store and Redis before it has anything.
+
+    Attributes:
+        backend: what the node will stand on.
+    """
 
     def __init__(self, settings: Settings, estate: bytes, descriptors: Sequence[int]) -> None:
         """Args: ``estate``, ``descriptors``: of the offer. Raises HandOverFailed if they cannot be understood."""
@@ -120,7 +124,7 @@ class ClusterHeir:
         if len(descriptors) != self._told.reached:
             raise HandOverFailed(f"{len(descriptors)} descriptors came with the offer, not {int(self._told.reached)}")
         self._settings = settings
-        self._backend = self._make_backend(descriptors)
+        self.backend = self._make_backend(descriptors)
 
     def _make_backend(self, descriptors: Sequence[int]) -> Backend:
         listening = None
@@ -135,7 +139,7 @@ class ClusterHeir:
         """See Heir.run."""
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(STORE_TIMEOUT_S) as patience:
-                await nursery.start(self._backend.run)
+                await nursery.start(self.backend.run)
             if patience.cancelled_caught:
                 raise HandOverFailed(f"Cassandra was not reached within {STORE_TIMEOUT_S:g} s; the log says why")
             if self._told.hints:
@@ -145,7 +149,7 @@ class ClusterHeir:
     async def _reach_redis(self) -> None:
         """Wait for it: what is sent from the first moment on must get to the other nodes as it did before."""
         with trio.move_on_after(HINTS_TIMEOUT_S) as patience:
-            while not self._backend.hints_known:  # noqa: ASYNC110 - once in the life of a process
+            while not self.backend.hints_known:  # noqa: ASYNC110 - once in the life of a process
                 await trio.sleep(LOOK_S)
         if patience.cancelled_caught:
             raise HandOverFailed(
@@ -156,9 +160,9 @@ class ClusterHeir:
         self, verifier: Verifier, sockets: Sequence[socket.socket], state: bytes, descriptors: Sequence[int]
     ) -> Node:
         """See Heir.take."""
-        node = Node(self._settings, self._backend.store, verifier, sockets, self._backend)
+        node = Node(self._settings, self.backend.store, verifier, sockets, self.backend)
         try:
-            self._backend.succession.restore(_decode_inheritance(state))
+            self.backend.succession.restore(_decode_inheritance(state))
         except DecodeError as error:
             raise HandOverFailed(f"what the node leaves cannot be read ({error})") from None
         return node
@@ -168,4 +172,4 @@ class ClusterHeir:
 
     def estate(self) -> Estate:
         """See Heir.estate."""
-        return ClusterEstate(self._settings, self._backend)
+        return ClusterEstate(self._settings, self.backend)

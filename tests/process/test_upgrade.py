@@ -3,8 +3,10 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ import trio
 
 from bench.processes import NodeProcess
 from gateway.check.recorder import Recorder
+from gateway.upgrade import PREDECESSOR_VARIABLE
+from gateway.upgrade.channel import Channel
+from gateway.upgrade.messages import FORMAT, Offer, Ready
 from protocol import codec
 from protocol.errors import CloseCode
 from protocol.frames import (
@@ -193,6 +198,33 @@ async def test_a_bad_configuration_is_named(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "did you mean idle_timeout_s" in done.stderr.decode()
         assert node.running
+
+
+async def test_a_new_program_whose_node_ends_before_it_gave_anything_says_so_and_ends(tmp_path: Path) -> None:
+    with NodeProcess(tmp_path / "data") as node:
+        assert await trio.to_thread.run_sync(node.terminate) == 0
+    ours, theirs = socket.socketpair()
+    with ours, theirs, trio.fail_after(DEADLINE_S):
+        command = [sys.executable, "-m", "gateway.cli.main", "serve", "--data-dir", str(tmp_path / "data")]
+        environment = {**os.environ, PREDECESSOR_VARIABLE: str(theirs.fileno())}
+        process = await trio.lowlevel.open_process(
+            command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+        )
+        theirs.close()
+        until_s = time.monotonic() + DEADLINE_S
+        channel = Channel(ours)
+        channel.send(
+            Offer(FORMAT, "0.1.0", os.getpid(), "embedded", str((tmp_path / "data").absolute())), until_s=until_s
+        )
+        await trio.to_thread.run_sync(lambda: channel.receive(Ready, until_s=until_s))
+        channel.close()
+        assert process.stderr is not None
+        said = b""
+        async for chunk in process.stderr:
+            said += chunk
+        assert await process.wait() == 1
+    assert b"tidegate: upgrade: the other process has ended" in said
+    assert b"Traceback" not in said
 
 
 async def test_without_a_node_the_command_says_what_to_give(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What a new program refuses to take over, and why."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.config import Settings
+from gateway.upgrade.channel import HandOverFailed
+from gateway.upgrade.heirs import EmbeddedHeir, heir_of
+from gateway.upgrade.in_cluster import ClusterHeir, Told, same
+from gateway.upgrade.messages import FORMAT, Offer, encode
+
+SECRET = "a secret that two processes of one node share"
+
+
+def offer_of(settings: Settings, estate: bytes = b"") -> Offer:
+    """As a node with these settings makes it."""
+    shared = same(settings) if settings.store == "cassandra" else {}
+    return Offer(FORMAT, "0.1.0", 1, settings.store, str(settings.data_dir.absolute()), shared, estate)
+
+
+def test_what_is_of_another_kind_or_place_is_refused(tmp_path: Path) -> None:
+    here = Settings(data_dir=tmp_path)
+    assert isinstance(heir_of(offer_of(here), [], here), EmbeddedHeir)
+    with pytest.raises(HandOverFailed, match="the store is cassandra there and embedded here"):
+        heir_of(offer_of(replace(here, store="cassandra")), [], here)
+    with pytest.raises(HandOverFailed, match=r"data_dir is .*elsewhere there and"):
+        heir_of(offer_of(replace(here, data_dir=tmp_path / "elsewhere")), [], here)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("node_name", "second", "node_name is first there and second here"),
+        ("roles", "edge", "roles is both there and edge here"),
+        ("cassandra_keyspace", "other", "cassandra_keyspace is tidegate there and other here"),
+        ("lease_s", 12.0, "lease_s is 10 there and 12 here"),
+        ("advertise", "10.0.0.1", "advertise is .empty. there and 10.0.0.1 here"),
+        ("redis_url", "redis://somewhere", "redis_url is .empty. there and given here"),
+        ("cluster_secret", SECRET, "cluster_secret is .empty. there and given here"),
+    ],
+)
+def test_one_incarnation_cannot_change_what_others_know_of_it(name: str, value: object, words: str) -> None:
+    there = Settings(store="cassandra", node_name="first")
+    with pytest.raises(HandOverFailed, match=words):
+        heir_of(offer_of(there), [], replace(there, **{name: value}))
+
+
+def test_secrets_are_not_told() -> None:
+    settings = Settings(store="cassandra", redis_url="redis://:hunter2@somewhere", cluster_secret=SECRET)
+    told = encode(offer_of(settings))
+    assert b"hunter2" not in told
+    assert SECRET.encode() not in told
+
+
+def test_what_cannot_be_read_is_refused() -> None:
+    settings = Settings(store="cassandra", node_name="first")
+    with pytest.raises(HandOverFailed, match="cannot be read"):
+        heir_of(offer_of(settings, b"\xc1"), [], settings)
+    told = encode(Told("first:abc", "127.0.0.1:7000", True, False))
+    with pytest.raises(HandOverFailed, match="0 descriptors came with the offer, not 1"):
+        heir_of(offer_of(settings, told), [], settings)
+
+
+def test_the_incarnation_and_the_port_for_other_nodes_go_on(tmp_path: Path) -> None:
+    settings = Settings(store="cassandra", node_name="first", cluster_secret=SECRET, data_dir=tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        told = encode(Told("first:abc", "node-1.example:7000", True, False))
+        heir = heir_of(offer_of(settings, told), [os.dup(listening.fileno())], settings)
+        assert isinstance(heir, ClusterHeir)
+        assert heir.backend.incarnation == "first:abc"
+        assert heir.backend.address == "node-1.example:7000"
+        assert heir.backend.peers is not None
+        with heir.backend.peers.listening as inherited:
+            assert inherited.getsockname() == listening.getsockname()
