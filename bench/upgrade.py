@@ -8,12 +8,15 @@ from typing import Any
 
 from msgspec import Struct
 
+from bench.backends import running_backends
 from bench.errors import BenchError
-from bench.load.accounts import user_names
+from bench.load.accounts import Door, user_names
 from bench.load.process import LoadProcess
 from bench.load.setup import SetupClient
 from bench.machine import Busy, Cores, Meter, choose_cores, together
 from bench.node import read_metrics, running_node
+from bench.processes import NodeProcess
+from bench.send_cross import wait_shared
 from gateway.upgrade.control import Succeeded, UpgradeRefused, ask
 
 BEFORE_S = 2.0
@@ -32,12 +35,16 @@ UPGRADE_TIMEOUT_S = 60.0
 
 
 class Options(Struct, frozen=True):
-    """``connections`` in all, two of each of ``pairs`` among them; ``sends_per_s``; ``repeats`` upgrades in a row."""
+    """``connections`` in all, two of each of ``pairs`` among them; ``sends_per_s``; ``repeats`` upgrades in a row.
+
+    With ``store`` cassandra the node is one of two of a cluster, of which the other owns half of the conversations.
+    """
 
     connections: int = 19_000
     pairs: int = 100
     sends_per_s: int = 500
     repeats: int = 3
+    store: str = "embedded"
     data_parent: Path | None = None
 
 
@@ -57,7 +64,7 @@ def measure(options: Options) -> dict[str, Any]:
     if parked_count < 1:
         raise BenchError("too few connections for so many pairs")
     with ExitStack() as stack:
-        node, door = stack.enter_context(running_node(cores, options.data_parent))
+        node, door = _start(stack, cores, options)
         parked = stack.enter_context(LoadProcess("bench.load.parked:Parked", door, cores, core=cores.load))
         parked.call("prepare", parked_count, "upgrade")
         parked.call("open")
@@ -78,6 +85,7 @@ def measure(options: Options) -> dict[str, Any]:
         lost = held - _connections(read_metrics(node))
         parked.call("prove_echo")
     return {
+        "store": options.store,
         "connections": options.connections,
         "sends_per_s": options.sends_per_s,
         "connections_lost": lost,
@@ -90,6 +98,17 @@ def measure(options: Options) -> dict[str, Any]:
         "whole_upgrade_s": median(each.started_s for each in done),
         "busy": {"successor": together([each.busy for each in done])},
     }
+
+
+def _start(stack: ExitStack, cores: Cores, options: Options) -> tuple[NodeProcess, Door]:
+    """The node that will be upgraded."""
+    if options.store == "embedded":
+        return stack.enter_context(running_node(cores, options.data_parent))
+    backends = stack.enter_context(running_backends(options.data_parent))
+    node, door = stack.enter_context(backends.node("one", cores, options.data_parent))
+    other, _ = stack.enter_context(backends.node("two", cores, options.data_parent))
+    wait_shared(node, other)
+    return node, door
 
 
 def _connections(metrics: dict[str, float]) -> int:

@@ -125,10 +125,18 @@ def stall(as_json: bool, save: Path | None, **options: Any) -> None:
 @_count("pairs", 100, "pairs of users among them who send to each other meanwhile")
 @_count("sends-per-s", 500, "sends a second, of all pairs together")
 @_count("repeats", 3, "upgrades in a row, each of the process before; the longest wait of all of them counts")
+@click.option(
+    "--store",
+    type=click.Choice(["embedded", "cassandra"]),
+    default="embedded",
+    show_default=True,
+    help="with cassandra the node is one of two of a cluster; a Cassandra and a Redis are started for it",
+)
 @_output_options
-def upgrade(as_json: bool, save: Path | None, **options: Any) -> None:
+def upgrade(as_json: bool, save: Path | None, store: str = "embedded", **options: Any) -> None:
     """The longest that a send waits while the node goes on in a new process, and who is lost."""
-    _run("upgrade", options, as_json, save, "upgrade")
+    name = "upgrade" if store == "embedded" else f"upgrade-{store}"
+    _run("upgrade", options | {"store": store}, as_json, save, name)
 
 
 @command.command()
