@@ -115,6 +115,7 @@ class Metrics:
             lambda: node.presences.leaving,
         )
         gauge("watched_users", "Users whose presence somebody here watches.", lambda: node.presences.watched)
+        gauge("channels_followed", "Channels that somebody here follows.", lambda: len(node.hub.followers))
         gauge("tasks", "Tasks of the event loop.", lambda: trio.lowlevel.current_statistics().tasks_living)
         counter("deliveries", "Writes of a delivery to a connection.", lambda: node.hub.fanout.deliveries)
         counter("replies", "Replies to commands of connections.", lambda: node.hub.replies)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from msgspec import Struct
 
-from gateway.broker import Origin, followers_of
+from gateway.broker import Origin, followers_of, is_channel
 from gateway.refusals import not_found
 from protocol.codec import decode_entry
 from protocol.frames import Command, ConversationKind, Entry
@@ -50,7 +50,8 @@ class Conversation:
     """A conversation that is being loaded or is loaded.
 
     Attributes:
-        loaded: False until ``fill`` was called; nothing but id, waiting and is_open means anything before.
+        is_channel: whether its members are not all in memory.
+        loaded: False until ``fill`` was called; nothing but id, is_channel, waiting and is_open means anything before.
         members: the members as of head_seq, in order of joining; of a channel those who are known (see ``Census``).
         outsiders: of a channel, users who are known not to be in, as of head_seq.
         member_count: how many there are, known or not.
@@ -80,6 +81,7 @@ class Conversation:
         "epoch",
         "flights",
         "head_seq",
+        "is_channel",
         "is_open",
         "kind",
         "last_seq",
@@ -104,6 +106,7 @@ class Conversation:
 
     def __init__(self, conversation_id: str) -> None:
         self.conversation_id = conversation_id
+        self.is_channel = is_channel(conversation_id)
         self.loaded = False
         self.kind = ConversationKind.DIRECT
         self.title = ""
@@ -147,11 +150,6 @@ class Conversation:
         self.tail = [stored.encoded for stored in loaded.tail]
         self._tail_keys = [(stored.entry.sender, stored.entry.client_msg_id) for stored in loaded.tail]
         self.recent = {key: self.first_tail_seq + index for index, key in enumerate(self._tail_keys)}
-
-    @property
-    def is_channel(self) -> bool:
-        """Whether its members are not all in memory."""
-        return self.kind is ConversationKind.CHANNEL
 
     def excludes(self, user: str) -> bool:
         """Whether a user is surely not in."""

@@ -134,7 +134,10 @@ class Owner:
                 conversation = self._find(command.conversation_id)
                 if conversation is not None and conversation.is_open:
                     self._use(command.conversation_id)
-                    self._carry_out(conversation, origin, command)
+                    try:
+                        self._appender.submit(conversation, origin, command)
+                    except MembersUnknown as unknown:
+                        self._census.start(conversation, origin, command, unknown)
                     return
             self._route(origin, command)
         except NotOwner:

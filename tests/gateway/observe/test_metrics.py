@@ -18,7 +18,9 @@ def node() -> Any:
     return SimpleNamespace(
         name="n1",
         table=SimpleNamespace(count=3),
-        hub=SimpleNamespace(by_user={"a": 1}, fanout=SimpleNamespace(deliveries=4), replies=5, signals_shed=6),
+        hub=SimpleNamespace(
+            by_user={"a": 1}, followers={"c": 1}, fanout=SimpleNamespace(deliveries=4), replies=5, signals_shed=6
+        ),
         listener=SimpleNamespace(handshakes=7, refused={503: 8}),
         writer=SimpleNamespace(bytes_queued=9, slow_consumers=10, closed_by_code={1000: 11}),
         http=SimpleNamespace(connections=12, refused=13),
