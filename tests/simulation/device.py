@@ -1,7 +1,4 @@
-"""A simulated device of a user: it sends with retries, reads what it missed, and writes down all it sees.
-
-Time is that of the simulation's virtual clock (MockClock).
-"""
+"""A simulated device of a user: it sends with retries, comes back, reads what it missed, and notes all it sees."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,50 +9,63 @@ from gateway.check.recorder import payload_of
 from protocol.codec import decode_entry
 from protocol.errors import ErrorCode
 from protocol.frames import Entry, EntryKind, ErrorReply, History, HistoryPage, Reply, Send, SendAck
-from tests.fakes.edge import FakeOrigin
+from tests.simulation.node import Session
 
 if TYPE_CHECKING:
-    from tests.simulation.world import Node, World
+    from tests.simulation.node import Node
+    from tests.simulation.world import World
 
 ANSWER_MAX_S = 12.0
 """Seconds that a device waits for an answer; longer than a node takes to say that it has none."""
 
 NOTHING_STORED = frozenset((ErrorCode.UNAVAILABLE, ErrorCode.OVERLOADED, ErrorCode.RATE_LIMITED))
+UNKNOWN = frozenset((ErrorCode.OUTCOME_UNKNOWN, ErrorCode.INTERNAL))
 PAGE_ENTRIES = 50
+KINDS = {EntryKind.CREATED: "created", EntryKind.MEMBERS_ADDED: "added", EntryKind.MEMBERS_REMOVED: "removed"}
 
 
 def seen_entry(entry: Entry) -> dict[str, Any]:
     """An entry as histories tell it."""
-    created = entry.kind == EntryKind.CREATED
     fields: dict[str, Any] = {"seq": entry.seq, "sender": entry.sender, "client_msg_id": entry.client_msg_id}
-    if created:
-        return fields | {"kind": "created", "users": tuple(entry.users or ())}
+    kind = KINDS.get(EntryKind(entry.kind))
+    if kind is not None:
+        return fields | {"kind": kind, "users": tuple(entry.users or ())}
     return fields | {"payload": payload_of(entry.body)}
 
 
 class Device:
-    """One device in one conversation."""
+    """One device in one conversation.
 
-    def __init__(self, world: "World", user: str, conversation_id: str) -> None:
+    Attributes:
+        sends: whether its user sends, and is a member all the time.
+        unsent: sends begun and not acknowledged.
+        resuming: it is reading what it may have missed.
+    """
+
+    def __init__(self, world: "World", name: str, user: str, conversation_id: str, *, sends: bool) -> None:
         self.world = world
+        self.name = name
         self.user = user
         self.conversation_id = conversation_id
+        self.sends = sends
         self.node: Node | None = None
-        self.origin = FakeOrigin(user)
+        self.session = Session(user, self._replied, self)
         self.connection = ""
         self.seen: set[int] = set()
         self.cursor = 0
         self.resuming = False
         self.unsent = 0
+        self._connected = trio.Event()
         self._connections = 0
         self._ids = 0
         self._waiting: dict[int, tuple[trio.Event, list[Reply], Callable[[Reply], None]]] = {}
         self._wants_resume = trio.Event()
+        self._resumed_from = 0
 
     # --- What the edge of a node calls ------------------------------------------------------------------------------
 
-    def replied(self, reply: Reply) -> None:
-        found = self._waiting.pop(reply.id, None)  # type: ignore[union-attr]
+    def _replied(self, reply: Reply) -> None:
+        found = self._waiting.get(reply.id)  # type: ignore[union-attr]
         if found is None:
             return
         event, replies, take = found
@@ -70,58 +80,67 @@ class Device:
     def resync(self) -> None:
         """Something may have been missed."""
         self._wants_resume.set()
-        if not self.resuming:
+        if not self.resuming and self.node is not None:
             self._begin_resume()
 
-    def gone(self) -> None:
-        """The node has ended: come back to another."""
+    def gone(self, session: Session) -> None:
+        """The connection has ended: come back, to another node perhaps."""
+        if session is not self.session or self.node is None:
+            return
         if self.resuming:
             self.resuming = False
             self._record("info", "resume", call=self._call)
         self.world.record("info", "disconnect", self.name, connection=self.connection)
         self.node = None
+        self._connected = trio.Event()
         waiting, self._waiting = self._waiting, {}
         for event, _, _ in waiting.values():
             event.set()
+        self.world.timeline.after(self.world.rng.random(), self._connect)
+
+    def go_away(self, session: Session) -> None:
+        """The node drains, or the device moves on its own account."""
+        if session is self.session and self.node is not None:
+            node = self.node
+            self.gone(session)
+            node.close(session)
+
+    def vanish(self, after_s: float) -> None:
+        """Lose the connection without the node's noticing for a while."""
+        node, session = self.node, self.session
+        if node is not None:
+            session.device = None
+            self.gone(session)
+            self.world.timeline.after(after_s, lambda: node.close(session))
 
     # --- Life -------------------------------------------------------------------------------------------------------
 
-    @property
-    def name(self) -> str:
-        """The process of its records."""
-        return f"{self.user}-device"
-
     async def run(self) -> None:
+        self._connect()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_connected)
             nursery.start_soon(self._keep_whole)
-            for _ in range(2):
+            for _ in range(2 if self.sends else 0):
                 nursery.start_soon(self._keep_sending)
 
-    async def _keep_connected(self) -> None:
-        while True:
-            if self.node is None:
-                await trio.sleep(0.1 + self.world.rng.random())
-                node = self.world.any_node()
-                if node is not None:
-                    self._connect(node)
-            await trio.sleep(0.05 + 0.1 * self.world.rng.random())
-
-    def _connect(self, node: "Node") -> None:
+    def _connect(self) -> None:
+        node = self.world.any_node()
+        if node is None:
+            self.world.timeline.after(self.world.rng.random(), self._connect)
+            return
         self._connections += 1
         self.connection = f"{self.name}-{self._connections}"
-        self.origin = FakeOrigin(self.user)
+        self.session = Session(self.user, self._replied, self)
         self.node = node
         self.resuming = False
-        node.devices.append(self)
-        self.world.place(self.user)
         self._record("ok", "connect", conversation="")
+        node.open(self.session)
+        self._connected.set()
         self.resync()
 
     async def _keep_sending(self) -> None:
         world = self.world
         while True:
-            await trio.sleep(world.rng.expovariate(2.0))
+            await trio.sleep(world.rng.expovariate(world.sends_per_s))
             if world.sending and self.node is not None:
                 self._ids += 1
                 self.unsent += 1
@@ -131,8 +150,7 @@ class Device:
     async def _send_surely(self, client_msg_id: str) -> None:
         attempt = 0
         while True:
-            while self.node is None:  # noqa: ASYNC110 - virtual time
-                await trio.sleep(0.1)
+            await self._connected.wait()
             attempt += 1
             if await self._send(client_msg_id, attempt):
                 return
@@ -150,11 +168,8 @@ class Device:
                 self._record("ok", "send", call=call, seq=reply.seq, duplicate=reply.duplicate)
                 return
             assert isinstance(reply, ErrorReply), reply
-            if reply.code in NOTHING_STORED:
-                self._record("fail", "send", call=call)
-            else:
-                assert reply.code in (ErrorCode.OUTCOME_UNKNOWN, ErrorCode.INTERNAL), reply
-                self._record("info", "send", call=call)
+            assert reply.code in NOTHING_STORED | UNKNOWN, reply
+            self._record("fail" if reply.code in NOTHING_STORED else "info", "send", call=call)
 
         reply = await self.ask(
             lambda number: Send(number, self.conversation_id, client_msg_id, client_msg_id, None, attempt), answered
@@ -163,71 +178,89 @@ class Device:
 
     async def ask(self, command: Any, take: Callable[[Reply], None] = lambda _reply: None) -> Reply | None:
         """Submit what ``command`` makes of a number; None: no answer came. ``take`` is called with it as it comes."""
-        node = self.node
-        if node is None:
+        if self.node is None:
             return None
         number = self.world.next_call()
         event, replies, _ = self._waiting[number] = (trio.Event(), [], take)
-        node.submit(self.origin, command(number))
+        self.node.submit(self.session, command(number))
         with trio.move_on_after(ANSWER_MAX_S):
             await event.wait()
         self._waiting.pop(number, None)
-        return replies[0] if replies else None
+        return replies[-1] if replies else None
 
     # --- Missing nothing --------------------------------------------------------------------------------------------
 
     def _note(self, seq: int) -> None:
         if seq > self.cursor + 1 and not self.resuming:
             self.resync()
+        self._take(seq)
+
+    def _take(self, seq: int) -> None:
         self.seen.add(seq)
         while self.cursor + 1 in self.seen:
             self.cursor += 1
 
     def _begin_resume(self) -> None:
         self.resuming = True
+        self._resumed_from = self.cursor
         self._call = self.world.next_call()
-        self._resume_connection = self.connection
         self._record("invoke", "resume", call=self._call, cursor=self.cursor)
 
     async def _keep_whole(self) -> None:
         while True:
             await self._wants_resume.wait()
             self._wants_resume = trio.Event()
+            await self._connected.wait()
             connection = self.connection
             head_seq = await self._catch_up()
             if self.connection != connection or self.node is None:
                 continue  # the next connection begins anew
-            if head_seq is None or self._wants_resume.is_set() or max(self.seen, default=0) > self.cursor:
+            whole = max(self.seen, default=0) <= self.cursor or head_seq == 0
+            if head_seq is None or self._wants_resume.is_set() or not whole:
                 self._wants_resume.set()
                 await trio.sleep(0.3 + self.world.rng.random())
                 continue
             self.resuming = False
-            self._record("ok", "resume", call=self._call, head_seq=head_seq)
+            # Who is no member any more has nothing to read, and is told when that changes.
+            known = {"head_seq": head_seq} if head_seq else {}
+            self._record("ok" if head_seq else "info", "resume", call=self._call, **known)
 
     async def _catch_up(self) -> int | None:
-        """Read from the cursor to the head; None: it did not work."""
-        after_seq, connection = self.cursor, self.connection
+        """Read from the cursor to the head, which its owner tells; None: it did not work; 0: not a member."""
+        after_seq, connection = self._resumed_from, self.connection
         while True:
-            call = self.world.next_call()
-            self._record("invoke", "read", call=call)
+            call = self._begin_read()
             page = await self.ask(
                 lambda number, after=after_seq: History(
                     number, self.conversation_id, after_seq=after, limit=PAGE_ENTRIES
                 )
             )
-            if not isinstance(page, HistoryPage) or connection != self.connection or self.node is None:
+            if connection != self.connection or self.node is None:
                 return None
-            entries = [decode_entry(bytes(raw)) for raw in page.entries]
-            last_seq = entries[-1].seq if entries else after_seq
-            self.seen.update(entry.seq for entry in entries)
-            while self.cursor + 1 in self.seen:
-                self.cursor += 1
-            told = tuple(seen_entry(entry) for entry in entries)
-            span = {"first_seq": after_seq + 1, "last_seq": last_seq, "head_seq": page.head_seq}
-            self._record("ok", "read", call=call, entries=told, **span)
+            if not isinstance(page, HistoryPage):
+                outside = isinstance(page, ErrorReply) and page.code == ErrorCode.NOT_FOUND and not self.sends
+                assert outside or not isinstance(page, ErrorReply) or page.code in NOTHING_STORED | UNKNOWN, page
+                return 0 if outside else None
+            entries = [bytes(raw) for raw in page.entries]
+            after_seq = self._read(call, after_seq, entries, page.head_seq)
             if not page.has_more:
                 return page.head_seq
-            after_seq = last_seq
+
+    def _begin_read(self) -> int:
+        call = self.world.next_call()
+        self._record("invoke", "read", call=call)
+        return call
+
+    def _read(self, call: int, after_seq: int, encoded: list[bytes], head_seq: int) -> int:
+        """Take the entries of an answer; the last seq of them."""
+        entries = [decode_entry(each) for each in encoded]
+        for entry in entries:
+            self._take(entry.seq)
+        last_seq = entries[-1].seq if entries else after_seq
+        told = tuple(seen_entry(entry) for entry in entries)
+        span = {"first_seq": after_seq + 1, "last_seq": last_seq, "head_seq": head_seq}
+        self._record("ok", "read", call=call, entries=told, **span)
+        return last_seq
 
     def _record(self, type: str, op: str, **fields: Any) -> None:
         fields.setdefault("conversation", self.conversation_id)
