@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 USAGE = 2
 UNAVAILABLE = 69
-DEADLINE_S = 60
+DEADLINE_S = 120
 
 
 def fails(*options: str) -> tuple[int, str]:

@@ -13,10 +13,16 @@ import pytest
 import trio
 
 from deploy.cassandra import cql
+from deploy.cassandra.launcher import DATACENTER
 from deploy.processes import ServerProcess
 from deploy.redis import RedisServer
 from faults.proxy import FaultProxy
+from gateway.cluster.lease import Lease
+from gateway.cluster.versions import OWN, Versions
 from protocol.client import connect
+from store.cassandra_coordination import CassandraCoordination
+from store.cassandra_driver import CassandraTables
+from store.cassandra_session import Access
 from tests.faults.thread import ProxyThread
 from tests.process.cluster_nodes import DEADLINE_S, SECRET, ClusterNodes
 from tests.process.failing import UNAVAILABLE, USAGE, fails
@@ -124,24 +130,46 @@ def test_a_node_that_waits_for_cassandra_ends_when_it_is_told(tmp_path: Path) ->
         node.kill()
 
 
-def test_a_cassandra_that_is_not_as_configured_ends_the_start_with_what_to_do(cassandra: Keyspace) -> None:
-    def ask(statement: str) -> None:
-        cql.ask(cassandra.contact_points[0], cassandra.port, statement)
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"keyspace": "nowhere"}, "no keyspace 'nowhere': make it by tidegate migrate --create-keyspace"),
+        ({"datacenter": "moon"}, "no datacenter 'moon'; it has datacenter1: set cassandra_datacenter"),
+        ({}, "is of schema 0, and this tidegate needs schema"),
+    ],
+)
+def test_a_cassandra_that_is_not_as_configured_ends_the_start_with_what_to_do(
+    cassandra: Keyspace, changed: dict[str, str], says: str
+) -> None:
+    code, line = fails(*reach(cassandra, **changed))
+    assert code == 1
+    assert says in line
 
-    for options, says in (
-        (reach(cassandra, keyspace="nowhere"), "no keyspace 'nowhere': make it by tidegate migrate --create-keyspace"),
-        (reach(cassandra, datacenter="moon"), "no datacenter 'moon'; it has datacenter1: set cassandra_datacenter"),
-        (reach(cassandra), f"keyspace {cassandra.name} is of schema 0, and this tidegate needs schema"),
-        (reach(cassandra, **{"tls-ca": "/nonexistent.pem"}), "cassandra_tls_ca /nonexistent.pem cannot be used"),
-    ):
-        code, line = fails(*options)
-        assert (code, says in line) == (1, True), line
-    three = "{'class': 'NetworkTopologyStrategy', 'datacenter1': 3}"
-    ask(f"ALTER KEYSPACE {cassandra.name} WITH replication = {three}")
+
+@pytest.mark.parametrize(
+    ("statements", "says"),
+    [
+        (
+            (
+                "CREATE TABLE {}.schema_migrations (number int PRIMARY KEY, name text)",
+                "INSERT INTO {}.schema_migrations (number, name) VALUES (99, 'future')",
+            ),
+            "is of schema 99, and this tidegate knows schemas up to",
+        ),
+        (
+            ("ALTER KEYSPACE {} WITH replication = {{'class': 'NetworkTopologyStrategy', '" + DATACENTER + "': 3}}",),
+            "replication factor 3 in datacenter 'datacenter1', which has 1 nodes; LOCAL_QUORUM needs 2: add nodes, or",
+        ),
+    ],
+)
+def test_tables_that_cannot_do_end_the_start_and_stay_as_they_are(
+    cassandra: Keyspace, statements: tuple[str, ...], says: str
+) -> None:
+    for statement in statements:
+        cql.ask(cassandra.contact_points[0], cassandra.port, statement.format(cassandra.name), timeout_s=DEADLINE_S)
     code, line = fails(*reach(cassandra))
     assert code == 1
-    assert "replication factor 3 in datacenter 'datacenter1', which has 1 nodes; LOCAL_QUORUM needs 2" in line
-    assert "ALTER KEYSPACE" in line
+    assert says in line
 
 
 def test_a_second_node_of_the_same_name_ends_and_the_first_one_goes_on(tmp_path: Path, nodes: ClusterNodes) -> None:
@@ -159,6 +187,27 @@ def test_a_second_node_of_the_same_name_ends_and_the_first_one_goes_on(tmp_path:
 
     trio.run(send)
     assert "lease lost" not in first.stderr_path.read_text()
+
+
+async def test_a_node_too_old_for_the_others_does_not_start(cassandra: Keyspace, nodes: ClusterNodes) -> None:
+    access = Access((cassandra.contact_points[0],), cassandra.port, cassandra.name, cassandra.datacenter)
+    tables = CassandraTables(access, requests_max=8)
+    coordination = CassandraCoordination(tables)
+    far = Versions(OWN.newest + 1, OWN.newest + 2)
+    newer = Lease(
+        coordination, node="newer", address="10.0.0.9:8481", owns=True, protocol=far.packed, lease_s=10.0, renew_s=2.0
+    )
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(tables.run)
+            await nursery.start(newer.run)
+            code, line = await trio.to_thread.run_sync(fails, "--node-name", "old", *nodes.options)
+            assert code == UNAVAILABLE
+            assert "node 'newer' at 10.0.0.9:8481 is of a newer tidegate: it speaks version" in line
+            assert "start this node with a tidegate as new as the others" in line
+            assert [row.node for row in await coordination.leases()] == ["newer"], "it has not even taken a lease"
+            assert (await coordination.slot_table()).version == 0
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
