@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from msgspec import Struct
@@ -28,13 +28,18 @@ DELIVERIES_PER_WINDOW = 200_000
 """How long a window is: this many deliveries, one or two seconds (times BURST in the burst)."""
 
 SENDER = "bench-sender"
+NEIGHBOUR = "bench-neighbour"
 
 
 class Options(Struct, frozen=True):
-    """Connected ``members`` of one conversation; ``repeats`` windows of each contestant, in turn."""
+    """Connected ``members`` of one conversation; ``repeats`` windows of each contestant, in turn.
+
+    Beside it somebody chats in a conversation of two, for ``neighbour_s`` seconds alone and as long during a burst.
+    """
 
     members: int = 1_000
     repeats: int = 5
+    neighbour_s: float = 3.0
     deliveries_per_window: int = DELIVERIES_PER_WINDOW
     data_parent: Path | None = None
 
@@ -82,7 +87,7 @@ def measure(options: Options) -> dict[str, Any]:
     cores = choose_cores()
     missing: list[str] = []
     with ExitStack() as stack:
-        node, frame_bytes = _node(stack, cores, options)
+        node, neighbour, frame_bytes = _node(stack, cores, options)
         contestants = {"node": node}
         for name, start in PEERS.items():
             try:
@@ -91,7 +96,22 @@ def measure(options: Options) -> dict[str, Any]:
                 missing.append(str(error))
         single = _in_turn(contestants, options, in_flight=1)
         burst = _in_turn(contestants, options, in_flight=BURST)
-    return _figures(options, frame_bytes, single, burst) | {"missing": missing}
+        beside = _beside(node, neighbour, options)
+    return _figures(options, frame_bytes, single, burst) | beside | {"missing": missing}
+
+
+def _beside(node: Contestant, neighbour: LoadProcess, options: Options) -> dict[str, float]:
+    """How long a neighbour waits for acknowledgements, alone and while the fan-out takes all that the node has."""
+    alone = neighbour.call("run", options.neighbour_s)
+    neighbour.begin("run", options.neighbour_s)
+    while not neighbour.answered:
+        node.window(options.deliveries_per_window, BURST)
+    busy = neighbour.finish()
+    return {
+        "neighbour_ack_p50_ms": quantiles(busy, n=100)[49] / 1e6,
+        "neighbour_ack_p99_ms": quantiles(busy, n=100)[98] / 1e6,
+        "neighbour_alone_ack_p99_ms": quantiles(alone, n=100)[98] / 1e6,
+    }
 
 
 def _in_turn(contestants: dict[str, Contestant], options: Options, in_flight: int) -> dict[str, list[Sample]]:
@@ -141,8 +161,8 @@ def _figures(
     }
 
 
-def _node(stack: ExitStack, cores: Cores, options: Options) -> tuple[Contestant, int]:
-    """A node with one conversation of all members, its head so high that every push has one size."""
+def _node(stack: ExitStack, cores: Cores, options: Options) -> tuple[Contestant, LoadProcess, int]:
+    """A node with one conversation of all members, its head so high that every push has one size; and a neighbour."""
     _process, door = stack.enter_context(
         running_node(cores, options.data_parent, "--group-members-max", str(options.members + 1))
     )
@@ -158,7 +178,12 @@ def _node(stack: ExitStack, cores: Cores, options: Options) -> tuple[Contestant,
     contestant.sender = stack.enter_context(
         LoadProcess("bench.load.fanout:NodeSender", door, SENDER, group, head_seq, core=cores.load)
     )
-    return contestant, frame_bytes
+    with SetupClient(door, NEIGHBOUR) as setup:
+        [calm] = setup.create_direct("bench-friend")
+    neighbour = stack.enter_context(
+        LoadProcess("bench.load.neighbour:Neighbour", door, NEIGHBOUR, calm, core=cores.load)
+    )
+    return contestant, neighbour, frame_bytes
 
 
 def _peer(

@@ -24,7 +24,7 @@ USER_BYTES_MAX = 512
 
 SMALL: dict[str, dict[str, Any]] = {
     "roundtrip": {"parked": 200, "busy": 20, "seconds": 0.2, "repeats": 1},
-    "fanout": {"members": 50, "deliveries_per_window": 2_000, "repeats": 1},
+    "fanout": {"members": 50, "deliveries_per_window": 2_000, "repeats": 1, "neighbour_s": 0.5},
     "send": {"pairs": 20, "window": 4, "seconds": 0.5, "repeats": 1},
     "crowd": {"connections": 600, "processes": 2},
     "stall": {"connections": 300, "members": 50, "seconds": 1.0},
