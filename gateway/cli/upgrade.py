@@ -9,7 +9,7 @@ from gateway.cli.settings_options import settings_of, settings_options
 from gateway.upgrade.control import PeerUnknown, Succeeded, UpgradeRefused, ask
 from store.embedded_directory import holder_pid
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 90.0
 """Seconds without a word from the node: more than any state of an upgrade may take."""
 
 

@@ -17,7 +17,7 @@ from gateway.node import Node
 from gateway.upgrade.channel import HandOverFailed
 from gateway.upgrade.ports import HAND_OVER_TIMEOUT_S, Estate
 
-STORE_TIMEOUT_S: Final = 20.0
+STORE_TIMEOUT_S: Final = 40.0
 """Seconds in which a successor must have reached Cassandra: below those that its predecessor waits for it."""
 
 HINTS_TIMEOUT_S: Final = 5.0

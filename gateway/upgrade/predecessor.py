@@ -27,9 +27,9 @@ from gateway.upgrade.snapshot import chunks_of, movable_connections
 if TYPE_CHECKING:
     from gateway.node import Node
 
-START_TIMEOUT_S: Final = 30.0
-"""Seconds from the start of the new program until it is ready: an import takes one on a busy machine, a first fetch of
-public keys up to ten. Nobody waits for it."""
+START_TIMEOUT_S: Final = 60.0
+"""Seconds from the start of the new program until it is ready: an import takes one, or half a minute on a machine that
+has thirty times too much to do; a first fetch of public keys takes up to ten. Nobody waits for it."""
 
 KILL_TIMEOUT_S: Final = 10.0
 """Seconds in which a killed process must be gone."""

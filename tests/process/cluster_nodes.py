@@ -9,7 +9,7 @@ from tests.servers.fixtures import Keyspace
 from tests.servers.redis import RedisServer
 
 SECRET = "the secret that all nodes and tests of one cluster share"
-DEADLINE_S = 120
+DEADLINE_S = 240
 MIGRATIONS_MAX = 3
 """Times that a migration is begun: on a very busy machine Cassandra may break one off, and says to run it again."""
 
