@@ -235,6 +235,13 @@ def _on_leases(found: Overview) -> list[str]:
     ]
 
 
+def _on_versions(found: Overview) -> list[str]:
+    told = [f"{view.node} {view.told.version}" for view in found.nodes if view.told is not None]
+    if len({each.rpartition(" ")[2] for each in told}) <= 1:
+        return []
+    return [f"nodes are of different versions ({', '.join(told)}): as it is in the midst of an upgrade, and only then"]
+
+
 def _on_redis(found: Overview) -> list[str]:
     several = sum(view.state != "dead" for view in found.nodes) > 1
     return [
@@ -253,4 +260,5 @@ _SAYINGS: Final[Sequence[Callable[[Overview], list[str]]]] = (
     _on_redis,
     _on_draining,
     _on_moving_slots,
+    _on_versions,
 )

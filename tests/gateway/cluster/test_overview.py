@@ -69,6 +69,10 @@ def test_everything_in_order() -> None:
         (BOTH, HALVES, {A: told(), B: "Connection refused"}, (B,), ["serves", "unreached"], "but renews its lease"),
         (BOTH, HALVES, {A: told(), B: "nothing answers"}, (), ["serves", "silent"], "does not renew its lease"),
         (BOTH, HALVES, {A: told(), B: told(lease_s=0.0)}, (), ["serves"] * 2, "second is not sure of its lease"),
+        (
+            BOTH, HALVES, {A: told(), B: told(version="0.2.0")}, (), ["serves"] * 2,
+            "nodes are of different versions (first 0.1.0, second 0.2.0)",
+        ),
         (BOTH, HALVES, {A: told(), B: told(redis="Away")}, (), ["serves"] * 2, "second does without Redis (Away)"),
         (
             [row(A), row(B, draining=True)], HALVES, {A: told(), B: told(draining=True)}, (), ["serves", "drains"],
