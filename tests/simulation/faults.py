@@ -15,8 +15,8 @@ AT_OWNERS_SHARE = 0.6
 """Share of faults that are meant for an owner."""
 
 WEIGHTS = {
-    "kill": 4, "pause": 6, "nap": 1, "drain": 2, "cut": 2, "slow": 6, "lossy": 2, "trim": 1, "flush": 1, "restart": 1,
-    "outage": 1, "without_redis": 2, "lonely": 1, "move": 3, "vanish": 2, "lost_link": 2,
+    "kill": 4, "pause": 6, "nap": 1, "drain": 2, "cut": 2, "slow": 5, "chase": 3, "lossy": 2, "trim": 1, "flush": 1,
+    "restart": 1, "outage": 1, "without_redis": 2, "lonely": 1, "move": 3, "vanish": 2, "lost_link": 2,
 }  # fmt: skip
 """How often each happens, compared with the others."""
 
@@ -83,6 +83,21 @@ class Faults:
         """What it says to Cassandra, and is told, takes long."""
         node.place.patient = self.rng.random() < 0.5
         node.place.cassandra_slow_until_s = trio.current_time() + self.rng.uniform(3.0, 20.0)
+
+    async def _chase(self, _node: "Node") -> None:
+        """The owner of a conversation becomes slow, and soon after it has taken over, the next one, too."""
+        world, rng = self.world, self.rng
+        conversation_id = rng.choice(world.devices).conversation_id
+        for _ in range(2):
+            owner = world.owner_of(conversation_id)
+            if owner is None:
+                return
+            owner.place.patient = False
+            owner.place.cassandra_slow_until_s = trio.current_time() + rng.uniform(11.0, 16.0)
+            with trio.move_on_after(FAULT_MAX_S):
+                while world.owner_of(conversation_id) in (owner, None):  # noqa: ASYNC110 - virtual time
+                    await trio.sleep(0.1)
+            await trio.sleep(rng.uniform(0.1, 1.5))
 
     # --- Redis and links --------------------------------------------------------------------------------------------
 

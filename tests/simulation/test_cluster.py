@@ -16,9 +16,9 @@ from tests.simulation.mutations import Mutation
 
 SEEDS = os.environ.get("SEED") or ("0-1999" if NIGHTLY else "0-99")
 HAPPENS = (
-    "kill-with-sends-in-flight", "pause", "drain", "cut", "slow", "fenced", "gap", "lossy", "trim", "flush", "restart",
-    "outage", "without_redis", "lonely", "direct", "new generation", "move", "vanish", "unknown", "repeated-send",
-    "duplicate-answered", "resume-with-news", "member-removed",
+    "kill-with-sends-in-flight", "pause", "drain", "cut", "slow", "chase", "fenced", "gap", "lossy", "trim", "flush",
+    "restart", "outage", "without_redis", "lonely", "direct", "new generation", "move", "vanish", "unknown",
+    "repeated-send", "duplicate-answered", "resume-with-news", "member-removed",
 )  # fmt: skip
 """What has to happen in some of the runs."""
 
