@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-import trio
+import msgspec
 
 from faults.cluster import Options, TrialCluster
 from faults.run import Outcome, run
@@ -27,6 +27,10 @@ UNKNOWN: Final = "transaction of unknown outcome"
 """What nodes log when they had to find out what became of a lightweight transaction."""
 
 
+OUTCOMES: Final = "outcomes.jsonl"
+"""Where what came of each run is written down, one JSON object a line."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """What came of a batch.
@@ -43,7 +47,7 @@ class Summary:
         return_max_s: the longest time until all conversations answered after the last fault was put right, seconds.
         broken: seed -> what was broken.
         excused: seed -> promised times that were not kept while this machine did not keep time either.
-        seconds: how long it all took.
+        seconds: how long the runs took together.
     """
 
     seed: int
@@ -89,11 +93,12 @@ class Summary:
 
 async def batch(
     options: Options, seed: int, runs: int, names: Sequence[str], directory: Path, say: Callable[[str], None],
-    talk_s: float,
-) -> Summary:  # fmt: skip
-    """Start a cluster, do so many runs on it, and end it. Raises ServerFailed: something could not be started."""
-    begun_s = trio.current_time()
-    outcomes: list[Outcome] = []
+    talk_s: float, outcomes: list[Outcome],
+) -> None:  # fmt: skip
+    """Start a cluster, do so many runs on it, and end it. Raises ServerFailed: something could not be started.
+
+    What came of each run is added to ``outcomes``, and to a file in ``directory``, as soon as it is over.
+    """
     cluster = TrialCluster(directory, options)
     say(f"starting {options.nodes} nodes, Redis" + (" and Cassandra" if cluster.cassandra is not None else ""))
     async with cluster.running():
@@ -101,12 +106,13 @@ async def batch(
             say(f"seed {number}")
             outcome = await run(cluster, number, names, directory, say, talk_s)
             outcomes.append(outcome)
+            with (directory / OUTCOMES).open("ab") as file:
+                file.write(msgspec.json.encode(outcome) + b"\n")
             say(_told(outcome))
             await cluster.mend()
-    return summary(options, seed, outcomes, trio.current_time() - begun_s)
 
 
-def summary(options: Options, seed: int, outcomes: Sequence[Outcome], seconds: float) -> Summary:
+def summary(options: Options, seed: int, outcomes: Sequence[Outcome]) -> Summary:
     """Add the runs up."""
     faults = Counter(name for outcome in outcomes for name in outcome.names)
     counts: Counter[str] = Counter()
@@ -128,13 +134,15 @@ def summary(options: Options, seed: int, outcomes: Sequence[Outcome], seconds: f
         return_max_s=max((outcome.return_s for outcome in outcomes), default=0.0),
         broken={outcome.seed: list(outcome.breaches) for outcome in outcomes if outcome.breaches},
         excused={outcome.seed: list(outcome.excused) for outcome in outcomes if outcome.excused},
-        seconds=seconds,
+        seconds=sum(outcome.seconds for outcome in outcomes),
     )  # fmt: skip
 
 
 def _told(outcome: Outcome) -> str:
     return (
         f"  {outcome.counts['acknowledged']} messages acknowledged, {outcome.counts['deliveries']} handed on, "
-        f"{outcome.sometimes['takeover']} takeovers, answering {outcome.return_s:.1f} s after all was well, "
+        f"{outcome.sometimes['takeover']} takeovers, "
+        + "".join(f"away for {away_s:.1f} s, " for away_s in outcome.outages_s)
+        + f"answering {outcome.return_s:.1f} s after all was well, "
         f"{outcome.seconds:.0f} s: " + (f"{len(outcome.breaches)} breaches" if outcome.breaches else "no breach")
     )

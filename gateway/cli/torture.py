@@ -5,16 +5,18 @@ import secrets
 import signal
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from gateway.cli.errors import FAILURE, UNAVAILABLE, CliError, sole_cause
+from gateway.cli.errors import FAILURE, INTERRUPTED, UNAVAILABLE, CliError, sole_cause
 
 if TYPE_CHECKING:
     from faults.cluster import Options
+    from faults.run import Outcome
 
 
 @click.command()
@@ -81,7 +83,7 @@ def _torture(
     import trio
 
     from deploy.processes import ServerFailed
-    from faults.batch import batch
+    from faults.batch import batch, summary
     from faults.client_faults import SETTINGS
     from faults.cluster import Options
 
@@ -98,13 +100,18 @@ def _torture(
     # Everything that was started is ended on the way out, also where a shell has made this process deaf to Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    outcomes: list[Outcome] = []
+    interrupted = False
     try:
-        found = trio.run(
-            batch, options, seed, runs, names, directory, lambda line: click.echo(line, err=as_json), seconds
-        )
+        trio.run(batch, options, seed, runs, names, directory, partial(click.echo, err=as_json), seconds, outcomes)
     except* ServerFailed as group:
         raise CliError(f"the cluster does not run: {sole_cause(group)}", UNAVAILABLE) from None
+    except* KeyboardInterrupt:
+        interrupted = True
+    found = summary(options, seed, outcomes)
     click.echo(msgspec.json.encode(found.as_dict()) if as_json else found.as_text())
+    if interrupted:
+        ctx.exit(INTERRUPTED)
     return found.ok
 
 

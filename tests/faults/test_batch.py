@@ -18,7 +18,7 @@ def test_runs_are_added_up() -> None:
         outcome(3, "kill", outages_s=(2.0, 4.5), sometimes={"takeover": 2}),
         outcome(4, "drain", return_s=1.5, log={"transaction of unknown outcome": 3}),
     ]
-    found = summary(Options(), 3, outcomes, 60)
+    found = summary(Options(), 3, outcomes)
     assert found.ok
     assert (found.runs, found.faults) == (2, {"kill": 1, "drain": 1})
     assert found.counts == {"acknowledged": 20, "deliveries": 60}
@@ -28,7 +28,7 @@ def test_runs_are_added_up() -> None:
 
 
 def test_a_broken_run_is_told_with_its_seed() -> None:
-    found = summary(Options(), 0, [outcome(0, "kill"), outcome(1, "kill", breaches=("lost-write: seq 7",))], 10)
+    found = summary(Options(), 0, [outcome(0, "kill"), outcome(1, "kill", breaches=("lost-write: seq 7",))])
     assert not found.ok
     assert found.broken == {1: ["lost-write: seq 7"]}
     assert "seed 1: lost-write: seq 7" in found.as_text()
@@ -36,7 +36,7 @@ def test_a_broken_run_is_told_with_its_seed() -> None:
 
 def test_a_batch_in_which_nothing_happened_is_not_good() -> None:
     kills = [outcome(seed, "kill") for seed in range(OFTEN)]
-    found = summary(Options(), 0, kills, 10)
+    found = summary(Options(), 0, kills)
     assert found.never == ["takeover", "duplicate-answered", "kill-with-sends-in-flight"]
     assert not found.ok
-    assert summary(Options(), 0, kills[1:], 10).ok, "too few kills to demand anything"
+    assert summary(Options(), 0, kills[1:]).ok, "too few kills to demand anything"
