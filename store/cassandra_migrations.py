@@ -24,6 +24,12 @@ LOCK_S: Final = 60
 """Seconds after which a lock that is neither renewed nor freed ends: its holder has died. It is renewed before each
 statement, which takes some seconds at most."""
 
+STATEMENT_TIMEOUT_S: Final = 30.0
+"""Seconds that one statement may take. All Cassandra nodes have to make a table before it is answered, which takes some
+times as long as any other request on a busy machine."""
+
+assert STATEMENT_TIMEOUT_S < LOCK_S, "the lock has to last for a statement"
+
 _FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.cql")
 _BOOKKEEPING: Final = (
     "CREATE TABLE IF NOT EXISTS schema_migrations (number int PRIMARY KEY, name text)",
@@ -95,7 +101,7 @@ def migrate(session: Session, keyspace: str, told: Callable[[Migration], None]) 
     refuse_newer(schema_number(session), len(migrations), f"keyspace {keyspace}")
     try:
         for statement in _BOOKKEEPING:
-            session.execute(statement)
+            session.execute(statement, timeout=STATEMENT_TIMEOUT_S)
         with _lock(session, keyspace) as keep:
             found = schema_number(session)
             refuse_newer(found, len(migrations), f"keyspace {keyspace}")
@@ -111,7 +117,7 @@ def _apply(session: Session, migration: Migration, keep: Callable[[], None]) -> 
     for statement in statements_of(migration):
         keep()
         try:
-            session.execute(statement)
+            session.execute(statement, timeout=STATEMENT_TIMEOUT_S)
         except AlreadyExists:
             continue  # made by an attempt that was broken off
     keep()
