@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from bench.load.accounts import Door
 from bench.load.pairs import SendSample
 from bench.load.process import LoadProcess
-from bench.machine import choose_cores, process_cpu_ns, together
+from bench.machine import Cores, choose_cores, process_cpu_ns, together
 from bench.node import read_metrics
 from bench.processes import NodeProcess
 from bench.send import SETTLE_S, connect_pairs, latency_ms
@@ -43,7 +43,10 @@ def measure(options: Options) -> dict[str, Any]:
         backends = stack.enter_context(running_backends(options.data_parent))
         one, door = stack.enter_context(backends.node("one", cores, options.data_parent))
         with ExitStack() as second:
-            two, other_door = second.enter_context(backends.node("two", cores, options.data_parent))
+            # The second one shares the generator's core: both on one would only measure how they wait for it.
+            two, other_door = second.enter_context(
+                backends.node("two", Cores(cores.load, cores.load), options.data_parent)
+            )
             wait_shared(one, two)
 
             def both() -> Counts:

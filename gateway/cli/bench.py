@@ -84,7 +84,9 @@ def fanout(as_json: bool, save: Path | None, **options: Any) -> None:
 
 @command.command()
 @_count("pairs", 500, "pairs of users, each with a conversation of their own")
-@_count("window", 8, "sends that each sender has unacknowledged")
+@click.option(
+    "--window", type=click.IntRange(1), help="sends that each sender has unacknowledged  [default: 8; with --cross 2]"
+)
 @_count("repeats", 3, "windows; medians count")
 @click.option(
     "--store",
@@ -95,13 +97,20 @@ def fanout(as_json: bool, save: Path | None, **options: Any) -> None:
 @click.option("--cross", is_flag=True, help="with two nodes: senders are connected to one, recipients to the other")
 @_output_options
 def send(
-    as_json: bool, save: Path | None, store: str | None, nodes: int = 1, cross: bool = False, **options: Any
+    as_json: bool,
+    save: Path | None,
+    store: str | None,
+    window: int | None,
+    nodes: int = 1,
+    cross: bool = False,
+    **options: Any,
 ) -> None:
     """1:1 messages a second, each durable, acknowledged and delivered; and the delay at half that load."""
     if cross != (nodes > 1):
         raise click.UsageError("--nodes 2 and --cross go together: with one node there is nothing to cross")
     if nodes > 1 and store == "embedded":
         raise click.UsageError("several nodes need --store cassandra: an embedded store belongs to one node")
+    options["window"] = window or (2 if cross else 8)
     if nodes > 1:
         _run("send_cross", options, as_json, save, "send-cross")
     elif store == "cassandra":
