@@ -265,7 +265,7 @@ class HandingOn:
         delivery = handing.delivery
         for incarnation, users in by_node.items():
             known = handing.sent.setdefault(incarnation, set())
-            news = [user for user in users if user not in known]
+            news = [user for user in users if user not in known] if known else list(users)
             if news:
                 known.update(news)
                 self.delivered_elsewhere += 1
@@ -281,12 +281,18 @@ class HandingOn:
         self._links.flush_soon()
 
     def _by_node(self, places: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
-        """Users by the other living nodes where they are."""
-        by_node: dict[str, list[str]] = {}
+        """Users by the other living nodes where they are. Of a large group most are where many others are."""
+        together: dict[tuple[str, ...], list[str]] = {}
         for user, incarnations in places.items():
+            if incarnations in together:
+                together[incarnations].append(user)
+            else:
+                together[incarnations] = [user]
+        by_node: dict[str, list[str]] = {}
+        for incarnations, users in together.items():
             for incarnation in incarnations:
                 if incarnation != self._incarnation and not self._directory.is_void(incarnation):
-                    by_node.setdefault(incarnation, []).append(user)
+                    by_node.setdefault(incarnation, []).extend(users)
         return by_node
 
     def _set_barrier(self) -> None:
