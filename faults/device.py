@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import trio
 
+from faults.attempts import Attempts, Make
 from faults.node import TrialNode
 from gateway.check.history import Kind, SeenEntry
 from gateway.check.recorder import Recorder, payload_of
@@ -26,7 +27,7 @@ from protocol.client import (
     Waiting,
     connect,
 )
-from protocol.frames import Send, SendAck
+from protocol.frames import RemoveMembers, Send, SendAck
 
 SEND_TIMEOUT_S = 60.0
 """Seconds after which a device gives a message up and does not know what became of it."""
@@ -53,7 +54,8 @@ class Device:
         conversations: where it may send.
         acknowledged: conversation -> seqs that it was acknowledged.
         heard: conversation -> seqs that it was handed.
-        unanswered: sends under way.
+        unanswered: commands under way.
+        refusals: in words, what was refused for good in conversations that it is in.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Device:
         self.acknowledged: dict[str, set[int]] = defaultdict(set)
         self.heard: dict[str, set[int]] = defaultdict(set)
         self.unanswered = 0
+        self.refusals: list[str] = []
         self.client: Client | None = None
         self._nodes = nodes
         self._token = token
@@ -101,25 +104,46 @@ class Device:
 
     async def say(self, conversation: str) -> None:
         """Send one message and wait until it is acknowledged, refused for good, or given up."""
-        assert self.client is not None
         name = uuid.uuid4().hex
         body = "x" * self._rng.choice(BODY_CHARS) + name
-        sent = _Attempts(self, conversation, name, body, self._recorder)
         self._busy.add(conversation)
+        try:
+            await self._append(
+                "send", conversation, name,
+                lambda request_id, attempt: Send(request_id, conversation, name, body, None, attempt),
+                payload=payload_of(body),
+            )  # fmt: skip
+        finally:
+            self._busy.discard(conversation)
+
+    async def remove(self, conversation: str, user: str) -> None:
+        """Remove a user from a conversation, and wait as for a message."""
+        name = uuid.uuid4().hex
+        await self._append(
+            "remove", conversation, name,
+            lambda request_id, attempt: RemoveMembers(request_id, conversation, name, [user], attempt), users=(user,),
+        )  # fmt: skip
+
+    async def _append(self, op: str, conversation: str, name: str, make: Make, **fields: object) -> None:
+        assert self.client is not None
+        attempts = Attempts(
+            self._recorder, self.name, op, make, user=self.user, conversation=conversation, client_msg_id=name, **fields
+        )
         self.unanswered += 1
         try:
-            reply = await self.client.request(sent.command, timeout_s=SEND_TIMEOUT_S, own=name)
+            reply = await self.client.request(attempts.command, timeout_s=SEND_TIMEOUT_S, own=name)
         except RequestTimeout as error:
-            sent.end("info", error=str(error))
+            attempts.end("info", error=str(error))
         except Refused as refused:
-            sent.end("fail", error=str(refused))
+            attempts.end("fail", error=str(refused))
+            if conversation in self.conversations:
+                self.refusals.append(f"{self.name} in {conversation}: {refused}")
         else:
             assert isinstance(reply, SendAck), reply
-            sent.end("ok", seq=reply.seq, duplicate=reply.duplicate)
+            attempts.end("ok", seq=reply.seq, duplicate=reply.duplicate)
             self.acknowledged[conversation].add(reply.seq)
         finally:
             self.unanswered -= 1
-            self._busy.discard(conversation)
 
     async def create(self, members: list[str], recorded_as: str) -> str:
         """Create a group of this user and others; its id."""
@@ -205,35 +229,6 @@ class Device:
 
 READ_SHARE = 0.05
 """How many reads of the newest entries go with each message."""
-
-
-class _Attempts:
-    """The attempts of one send: each is a call of its own in the history."""
-
-    def __init__(self, device: Device, conversation: str, name: str, body: str, recorder: Recorder) -> None:
-        self._device = device
-        self._conversation, self._name, self._body = conversation, name, body
-        self._recorder = recorder
-        self._attempt = 0
-        self._call = 0
-
-    def command(self, request_id: int, attempt: int) -> Send:
-        """The command of an attempt, whose beginning is recorded when it is made for the first time."""
-        if attempt != self._attempt:
-            if self._attempt:
-                self.end("info", error="no answer, or one that asked to try again")
-            self._attempt, self._call = attempt, self._recorder.next_call()
-            self._recorder.record(
-                "invoke", "send", self._device.name, call=self._call, user=self._device.user,
-                conversation=self._conversation, client_msg_id=self._name, payload=payload_of(self._body),
-                attempt=attempt,
-            )  # fmt: skip
-        return Send(request_id, self._conversation, self._name, self._body, None, attempt)
-
-    def end(self, kind: str, **fields: object) -> None:
-        """Record how the present attempt ended; one that was never made has no end."""
-        if self._call:
-            self._recorder.record(kind, "send", self._device.name, call=self._call, **fields)
 
 
 def _seen(event: EntryEvent) -> SeenEntry:

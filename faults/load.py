@@ -47,6 +47,7 @@ class Load:
         prober = f"{self._run}-prober"
         self.prober = Device(prober, "d1", cluster.nodes, self.token, recorder, rng.randrange(2**32))
         self.conversations: list[str] = []
+        self._creators: list[Device] = []
         self._rng = rng
         self._sending = False
 
@@ -71,9 +72,19 @@ class Load:
             others = [*members[1:], self.prober.user]
             made = await creator.create(others, f"{self._run}-{number}")
             self.conversations.append(made)
+            self._creators.append(creator)
             for device in self.everybody:
                 if device.user in (*members, self.prober.user):
                     device.conversations.append(made)
+
+    async def remove_somebody(self) -> None:
+        """The creator of the first conversation removes a user, who learns nothing more of it."""
+        conversation, creator = self.conversations[0], self._creators[0]
+        user = self._rng.choice([user for user in self.users if user != creator.user])
+        for device in self.devices:
+            if device.user == user:
+                device.conversations.remove(conversation)
+        await creator.remove(conversation, user)
 
     @contextmanager
     def talking(self, nursery: trio.Nursery) -> Iterator[None]:

@@ -124,6 +124,7 @@ async def _live(trial: Trial, load: Load, chosen: Sequence[str], talk_s: float) 
         async with trio.open_nursery() as talk:
             with load.talking(talk):
                 await trio.sleep(talk_s)
+                talk.start_soon(load.remove_somebody)
                 await _harm(trial, chosen)
                 healed_s = trio.current_time()
                 return_s = await trial.answering()
@@ -135,6 +136,9 @@ async def _live(trial: Trial, load: Load, chosen: Sequence[str], talk_s: float) 
         if talk.cancel_scope.cancelled_caught:
             trial.late("unanswered", f"{load.unanswered()} messages {CALM_S:g} s after all was well")
         await _calm(trial, load, healed_s + CALM_S)
+        for device in load.everybody:
+            for refusal in device.refusals:
+                trial.breach("refused", refusal)
         for conversation in load.conversations:
             await load.prober.read_all(conversation)
         nursery.cancel_scope.cancel()
