@@ -239,3 +239,23 @@ async def test_what_others_believe_stays_believed_when_another_process_goes_on(r
         reader.believed_from = heir.heads.counts_from
         assert await reader.read("d1", "d2") == {"d1": SIX, "d2": SIX}
         assert heir.voids == 0
+
+
+async def test_a_restored_snapshot_has_nothing_to_say(redis_server: RedisServer) -> None:
+    async with sides(redis_server) as (owner, reader):
+        await owner.write("d1", SIX)
+        redis_server.take_snapshot()
+        await owner.write("d1", Head(7, 7))
+        before = [len(side.parts.generations) for side in (owner, reader)]
+        await trio.to_thread.run_sync(redis_server.restart_from_snapshot)
+        reader.believed_from = owner.heads.counts_from  # as parcels say when there are any again
+        seen = set()
+        with trio.fail_after(60):
+            while any(len(side.parts.generations) == n for side, n in zip((owner, reader), before, strict=True)):
+                seen.update((await reader.read("d1")).values())
+                await trio.lowlevel.checkpoint()
+            while Head(7, 7) not in seen:
+                reader.believed_from = owner.heads.counts_from
+                seen.update((await reader.read("d1")).values())
+                await owner.parts.barrier()
+        assert seen == {Head(7, 7)}
