@@ -98,3 +98,39 @@ async def test_another_process_goes_on_with_the_links_and_nobody_notices(
     second.send("b", TableChanged(4))
     await wait_all_tasks_blocked()
     assert [parcel.number for parcel in wires.sent] == [1, 2]
+
+
+async def test_every_parcel_says_from_which_hash_of_heads_on_its_sender_is_to_be_believed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
+    counts_from = 1
+    links.heads_from = lambda: counts_from
+    nursery.start_soon(links.run)
+    links.send("b", TableChanged(1))
+    await wait_all_tasks_blocked()
+    counts_from = 4
+    links.send_empty()
+    await wait_all_tasks_blocked()
+    assert [(parcel.heads_from, parcel.items) for parcel in wires.sent] == [(1, [TableChanged(1)]), (4, [])]
+
+
+def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count_again() -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
+    voids: list[str] = []
+    links.on_heads_void = voids.append
+    assert links.heads_count_from("b") is None
+
+    def bring(number: int, heads_from: int) -> None:
+        wires.received(encode_parcel(Parcel("b", number, [], heads_from)))
+
+    bring(1, 5)
+    assert (links.heads_count_from("b"), voids) == (5, []), "nothing that came before could have been believed"
+    bring(2, 5)
+    bring(4, 6)  # the one that told it first was lost
+    bring(5, 6)
+    assert (links.heads_count_from("b"), voids, links.gaps) == (6, ["b"], 1)
+    bring(6, 0)  # another process of that node, that has begun no hash yet
+    assert (links.heads_count_from("b"), voids) == (6, ["b"])
