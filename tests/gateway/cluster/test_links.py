@@ -116,7 +116,7 @@ async def test_every_parcel_says_from_which_hash_of_heads_on_its_sender_is_to_be
     assert [(parcel.heads_from, parcel.items) for parcel in wires.sent] == [(1, [TableChanged(1)]), (4, [])]
 
 
-def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count_again() -> None:
+async def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count_again() -> None:
     wires = Wires()
     links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
     voids: list[str] = []
