@@ -31,7 +31,11 @@ START_S = 8.0
 HISTORY_S = 3.0
 """Seconds of saturated sends before everything: a store that is just made would be opened too quickly."""
 
-UPGRADE_TIMEOUT_S = 60.0
+UPGRADE_TIMEOUT_S = 90.0
+
+REGISTER_S = 2.0
+"""Seconds from connecting until all nodes surely find who is connected: the clients here do not sync, which would wait
+for that."""
 
 
 class Options(Struct, frozen=True):
@@ -64,7 +68,7 @@ def measure(options: Options) -> dict[str, Any]:
     if parked_count < 1:
         raise BenchError("too few connections for so many pairs")
     with ExitStack() as stack:
-        node, door = _start(stack, cores, options)
+        node, door, backends = _start(stack, cores, options)
         parked = stack.enter_context(LoadProcess("bench.load.parked:Parked", door, cores, core=cores.load))
         parked.call("prepare", parked_count, "upgrade")
         parked.call("open")
@@ -76,11 +80,13 @@ def measure(options: Options) -> dict[str, Any]:
         load = stack.enter_context(
             LoadProcess("bench.load.acks:AckTimes", door, cores, senders, receivers, conversations, core=cores.load)
         )
+        if backends:
+            time.sleep(REGISTER_S)
         load.call("saturate", 8, 0.0, HISTORY_S)
         pid, done = door.pid, []
         held = _connections(read_metrics(node))
         for _ in range(options.repeats):
-            done.append(_upgrade(load, pid, cores, options))
+            done.append(_upgrade(load, pid, backends, cores, options))
             pid = done[-1].outcome.pid
         lost = held - _connections(read_metrics(node))
         parked.call("prove_echo")
@@ -100,22 +106,22 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def _start(stack: ExitStack, cores: Cores, options: Options) -> tuple[NodeProcess, Door]:
-    """The node that will be upgraded."""
+def _start(stack: ExitStack, cores: Cores, options: Options) -> tuple[NodeProcess, Door, tuple[int, ...]]:
+    """The node that will be upgraded, and the processes of the servers behind it."""
     if options.store == "embedded":
-        return stack.enter_context(running_node(cores, options.data_parent))
+        return *stack.enter_context(running_node(cores, options.data_parent)), ()
     backends = stack.enter_context(running_backends(options.data_parent))
     node, door = stack.enter_context(backends.node("one", cores, options.data_parent))
     other, _ = stack.enter_context(backends.node("two", cores, options.data_parent))
     wait_shared(node, other)
-    return node, door
+    return node, door, backends.pids
 
 
 def _connections(metrics: dict[str, float]) -> int:
     return int(metrics["tidegate_connections"])
 
 
-def _upgrade(load: LoadProcess, pid: int, cores: Cores, options: Options) -> _Upgrade:
+def _upgrade(load: LoadProcess, pid: int, backends: tuple[int, ...], cores: Cores, options: Options) -> _Upgrade:
     """Upgrade the node while sends go on, before and after too."""
     seconds = BEFORE_S + START_S + AFTER_S
     load.begin("timed", options.sends_per_s, seconds, timeout_s=seconds + UPGRADE_TIMEOUT_S)
@@ -126,6 +132,6 @@ def _upgrade(load: LoadProcess, pid: int, cores: Cores, options: Options) -> _Up
     except (UpgradeRefused, OSError) as error:
         raise BenchError(f"the node was not upgraded: {error}") from None
     started_s = time.monotonic() - began
-    meter = Meter(outcome.pid, load.pid, cores=cores)
+    meter = Meter(outcome.pid, load.pid, cores=cores, backends=backends)
     waits_ns = load.finish()
     return _Upgrade(outcome, started_s, waits_ns, meter.stop())
