@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help run cluster install install-dev test lint type unit fuzz lock clean
+.PHONY: help run cluster install install-dev test lint type unit fuzz nightly lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,13 @@ unit: install-dev
 
 fuzz: install-dev ## fuzz the decoders for ten minutes each (FUZZ_SECONDS=n)
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-600}
+
+nightly: install-dev ## hours: 2,000 simulated clusters, the larger models, fuzzing, and harm done to real clusters
+	@sh deploy/test-packages.sh
+	@NIGHTLY=1 $(BIN)/python -m pytest tests/simulation tests/model
+	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-600}
+	@$(BIN)/tidegate torture --runs $${TORTURE_RUNS:-100} --directory data/nightly/torture
+	@$(BIN)/tidegate torture --runs 3 --seconds $${SOAK_SECONDS:-600} --directory data/nightly/soak
 
 lock: ## pin requirements anew, with hashes
 	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --output-file requirements/runtime.txt pyproject.toml requirements/build.in

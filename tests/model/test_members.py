@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.model.explore import explore
 from tests.model.members import LARGE_WORLDS, SHOWN_IN, WORLDS, Members, Rule
-from tests.model.nightly import NIGHTLY
+from tests.model.proofs import breaks_without, holds, in_the_nightly_run
 
 HAPPENED = {
     "a fast clock first": {
@@ -23,25 +22,16 @@ HAPPENED = {
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_holds(name: str) -> None:
-    result = explore(Members(WORLDS[name]))
-    print(f"{name}: {result.states} states")
-    assert result.path == []
-    assert result.states > 1_000
-    assert HAPPENED[name] <= result.happened
+    holds(name, Members(WORLDS[name]), HAPPENED[name])
 
 
+@in_the_nightly_run
 @pytest.mark.parametrize("name", LARGE_WORLDS)
-@pytest.mark.skipif(not NIGHTLY, reason="a larger world, for the nightly run: set NIGHTLY=1")
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_holds_in_a_larger_world(name: str) -> None:
-    result = explore(Members(LARGE_WORLDS[name]))
-    print(f"{name}: {result.states} states")
-    assert result.path == []
-    assert result.states > 1_000
+    holds(name, Members(LARGE_WORLDS[name]))
 
 
 @pytest.mark.parametrize("rule", Rule)
 def test_breaks_without(rule: Rule) -> None:
-    result = explore(Members(WORLDS[SHOWN_IN[rule]], rule))
-    print(f"without {rule.name}: broken after {result.states} states", *result.path, sep="\n  ")
-    assert result.path, f"nothing breaks without this rule: {rule.value}"
+    breaks_without(rule, Members, WORLDS[SHOWN_IN[rule]])
