@@ -3,6 +3,7 @@
 Nothing here is measured; everything comes from saved results and from the assumptions that are named below.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any, Final
@@ -14,6 +15,7 @@ from bench.report import number
 from bench.requirements import figure
 from gateway.cluster.links import EMPTY_PARCEL_S
 from gateway.cluster.ownership import TABLE_POLL_S
+from gateway.cluster.slots import rightful_owners
 from gateway.cluster.watch import WATCH_S
 from store.coordination import SLOTS, Slot
 
@@ -66,8 +68,8 @@ class Costs(Struct, frozen=True):
         delivery: to one more connection.
         command: the smallest, with its reply: what a receipt costs at least.
         hop: of anything to another node, for each of the two.
-        statement: of Cassandra's processor, for each replica.
-        redis_command: of Redis' processor.
+        statement: of Cassandra's processor, for each replica, at half load.
+        parcel: of Redis' processor, written and read.
     """
 
     connection_bytes: float
@@ -77,7 +79,7 @@ class Costs(Struct, frozen=True):
     command: float
     hop: float
     statement: float
-    redis_command: float
+    parcel: float
 
 
 class Machines(Struct, frozen=True):
@@ -88,7 +90,7 @@ class Machines(Struct, frozen=True):
     node_gb: float
     cassandra_statements_per_s: float
     cassandra_cores: float
-    redis_commands_per_s: float
+    redis_parcels_per_s: float
     redis_cores: float
     redis_gb: float
 
@@ -105,8 +107,8 @@ def costs(results: Results) -> Costs | None:
         delivery=1e6 / fanout["deliveries_per_cpu_s"],
         command=roundtrip["cpu_us"],
         hop=max(0.0, cross["hop_cpu_us"]),
-        statement=cassandra["cassandra_cpu_us_per_send"] / cassandra["statements_per_send"],
-        redis_command=cross["redis_cpu_us_per_command"],
+        statement=cassandra["half_load"]["cassandra_cpu_us_per_send"] / cassandra["statements_per_send"],
+        parcel=cross["redis_cpu_us_per_parcel"],
     )
 
 
@@ -131,8 +133,8 @@ def machines(demand: Demand, each: Costs) -> Machines:
         node_gb=demand.connections / nodes * each.connection_bytes / 1e9,
         cassandra_statements_per_s=statements,
         cassandra_cores=statements * REPLICAS * each.statement / 1e6 / UTILISATION,
-        redis_commands_per_s=hops,
-        redis_cores=hops * each.redis_command / 1e6 / UTILISATION,
+        redis_parcels_per_s=hops,
+        redis_cores=hops * each.parcel / 1e6 / UTILISATION,
         redis_gb=demand.connections * DIRECTORY_ENTRY_BYTES / 1e9,
     )
 
@@ -152,7 +154,8 @@ def cost_table(results: Results) -> str:
         ("delivery to one more connection: of one core", "fanout-1000", "deliveries_per_cpu_s", "1/s"),
         ("way to another node, each of the two", "send-cross", "hop_cpu_us", "us of a node"),
         ("message to another node: commands to Redis", "send-cross", "redis_commands_per_send", "commands"),
-        ("command to Redis", "send-cross", "redis_cpu_us_per_command", "us of Redis"),
+        ("the same: a command, with all that is in it", "send-cross", "redis_cpu_us_per_command", "us of Redis"),
+        ("small parcel of one message, pipelined", "send-cross", "redis_cpu_us_per_parcel", "us of Redis"),
         ("idle node: statements", "send-cassandra", "idle_statements_per_s", "1/s"),
         ("idle node: commands to Redis", "send-cassandra", "idle_redis_commands_per_s", "1/s"),
         ("client that comes back in a storm: all nodes", "storm", "nodes_cpu_us_per_client", "us of a node"),
@@ -185,7 +188,7 @@ def machine_table(results: Results) -> str:
         ("memory for connections on each, GB", "node_gb", float),
         ("statements to Cassandra, 1/s", "cassandra_statements_per_s", int),
         (f"cores of Cassandra, {REPLICAS} copies", "cassandra_cores", ceil),
-        ("commands to Redis at most, 1/s", "redis_commands_per_s", int),
+        ("parcels through Redis at most, 1/s", "redis_parcels_per_s", int),
         ("cores of Redis at most", "redis_cores", float),
         ("memory of Redis, GB", "redis_gb", float),
     ]
@@ -197,8 +200,14 @@ def machine_table(results: Results) -> str:
 def growth_table() -> str:
     """What an idle cluster does by itself, by its size: by the second, all nodes together."""
     table_bytes = len(msgspec.msgpack.encode([Slot("node-000:abcdefgh", 1)] * SLOTS))
-    lines = ["| nodes | empty parcels | rows of leases read | bytes of slot tables read |", "|---|---|---|---|"]
-    for nodes in (2, 10, 30, 100, 300):
+    lines = [
+        "| nodes | empty parcels | rows of leases | MB of slot tables | slots of the busiest node, to the average |",
+        "|---|---|---|---|---|",
+    ]
+    for nodes in (2, 3, 10, 30, 100):
         parcels, rows = nodes * (nodes - 1) / EMPTY_PARCEL_S, nodes * nodes / WATCH_S
-        lines.append(f"| {nodes} | {parcels:,.0f} | {rows:,.0f} | {nodes * table_bytes / TABLE_POLL_S:,.0f} |")
+        owned = Counter(rightful_owners([f"node-{number:03}" for number in range(nodes)]))
+        busiest = max(owned.values()) * nodes / SLOTS
+        megabytes = nodes * table_bytes / TABLE_POLL_S / 1e6
+        lines.append(f"| {nodes} | {parcels:,.0f} | {rows:,.0f} | {megabytes:.2f} | {busiest:.2f} |")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from bench.load.pairs import SendSample
 from bench.load.process import LoadProcess
 from bench.machine import Cores, choose_cores, process_cpu_ns, together
 from bench.node import read_metrics
+from bench.parcel_cost import redis_cpu_us_per_parcel
 from bench.processes import NodeProcess
 from bench.send import SETTLE_S, connect_pairs, latency_ms
 from bench.send_cassandra import Counts, Options, by_sends, counts, idle_counts_per_s
@@ -66,6 +67,7 @@ def measure(options: Options) -> dict[str, Any]:
             owned = slots_owned(one)
             load.close()
             two.terminate()
+        parcel_us = redis_cpu_us_per_parcel(backends)
         alone_load = _load_alone(stack, one, door, options, backends)
         alone = [alone_load.call("paced", rate / 2, SETTLE_S, options.seconds) for _ in range(repeats)]
     cross_us, alone_us = _node_cpu_us(half), _node_cpu_us(alone)
@@ -82,6 +84,7 @@ def measure(options: Options) -> dict[str, Any]:
         "both_nodes_cpu_us": cross_us,
         "node_alone_cpu_us": alone_us,
         "redis_cpu_us_per_command": redis_ns / 1e3 / (after.redis_commands - before.redis_commands),
+        "redis_cpu_us_per_parcel": parcel_us,
         "backend_cpu_us": _backend_cpu_us(half),
         "alone_backend_cpu_us": _backend_cpu_us(alone),
         **asked,

@@ -110,7 +110,7 @@ def test_pages_show_the_results_that_are_kept(page: Path) -> None:
 
 def test_machines_are_what_costs_multiply_to() -> None:
     each = Costs(
-        connection_bytes=5_000, connect=90, message=100, delivery=5, command=10, hop=10, statement=50, redis_command=5
+        connection_bytes=5_000, connect=90, message=100, delivery=5, command=10, hop=10, statement=50, parcel=5
     )
     found = machines(Demand(connections=180_000, messages_per_s=1_000, deliveries_per_s=3_000), each)
     # 100 connects/s, 1,000 messages, 2,000 more deliveries, 3,000 receipts, 7,000 hops of two nodes: at half a core
@@ -119,12 +119,12 @@ def test_machines_are_what_costs_multiply_to() -> None:
     assert found.node_gb == pytest.approx(0.45)
     assert found.cassandra_statements_per_s == 3_000 + 6_000
     assert found.cassandra_cores == pytest.approx(9_000 * 3 * 50e-6 / 0.5)
-    assert (found.redis_commands_per_s, found.redis_cores) == (7_000, pytest.approx(0.07))
+    assert (found.redis_parcels_per_s, found.redis_cores) == (7_000, pytest.approx(0.07))
 
 
 def test_twice_the_load_takes_twice_the_machines() -> None:
     each = Costs(
-        connection_bytes=5_000, connect=90, message=100, delivery=5, command=10, hop=10, statement=50, redis_command=5
+        connection_bytes=5_000, connect=90, message=100, delivery=5, command=10, hop=10, statement=50, parcel=5
     )
     one, two = (machines(Demand(500_000 * n, 10_000 * n, 50_000 * n), each) for n in (1, 2))
     assert two.node_cores == pytest.approx(2 * one.node_cores)
