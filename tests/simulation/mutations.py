@@ -15,9 +15,11 @@ from gateway.cluster.links import Links
 from gateway.cluster.ownership import SlotOwnership
 from gateway.cluster.parcels import decode_parcel
 from gateway.cluster.slots import slot_of
+from gateway.owner.conversation import Conversation
 from gateway.owner.lookups import Lookups
 from store.cassandra_coordination import CassandraCoordination
 from store.coordination import LeaseRecord
+from store.entries import Loaded
 from store.segments import Segments, covering
 from store.tables import ConversationRow, EntryRow
 from tests.simulation.cassandra import NodeTables
@@ -30,7 +32,9 @@ class Mutation(enum.Enum):
     DEAD_MARK = "who is silent for a lease is believed dead, and its row goes on saying that it lives"
     SEGMENTS = "of several rows of one seq the one of the highest epoch counts, whatever the segments say"
     CONVERSATION_LWT = "a conversation's row is written whatever it says"
-    DEDUPLICATION = "what memory does not know was never sent before"
+    DEDUPLICATION = (
+        "an owner that takes a conversation over knows nothing of what was sent before, and looks nothing up"
+    )
     LINK_NUMBERS = "nobody counts parcels"
 
 
@@ -94,6 +98,14 @@ async def _find_nothing(_self: Lookups, *_asked: Any) -> None:
     return None
 
 
+_fill = Conversation.fill
+
+
+def _fill_without_keys(self: Conversation, loaded: Loaded, epoch: int) -> None:
+    _fill(self, loaded, epoch)
+    self.recent.clear()
+
+
 _receive = Links._receive
 
 
@@ -111,6 +123,6 @@ _INSTEAD: dict[Mutation, Sequence[tuple[Any, str, Any]]] = {
     ],
     Mutation.SEGMENTS: [(NodeTables, "entries", _entries)],
     Mutation.CONVERSATION_LWT: [(NodeTables, "change_segments", _change_segments)],
-    Mutation.DEDUPLICATION: [(Lookups, "_ask", _find_nothing)],
+    Mutation.DEDUPLICATION: [(Lookups, "_ask", _find_nothing), (Conversation, "fill", _fill_without_keys)],
     Mutation.LINK_NUMBERS: [(Links, "_receive", _receive_uncounted)],
 }

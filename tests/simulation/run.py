@@ -39,9 +39,10 @@ def run_seed(seed: int, without_name: str = "", history: str = "", log_level: in
         result = simulate(seed, mutation)
     except Exception as error:  # noqa: BLE001 - any crash of a node is a finding
         text = "".join(traceback.format_exception(_innermost(error), limit=-4))
-        return Result(seed, [CRASHED + text], {}, 0.0, 0)
+        return Result(seed, [CRASHED + text], {}, 0.0, 0, [])
     if history:
         Path(history).write_bytes(b"".join(encode(record) for record in result.history))
+    result.history.clear()  # nobody else looks at it, and it is large
     return result
 
 
@@ -54,11 +55,9 @@ def _innermost(error: BaseException) -> BaseException:
 def run_all(seeds: Sequence[int], without_name: str, history: str, processes: int) -> Iterator[Result]:
     """All results, as they come."""
     job = partial(run_seed, without_name=without_name, history=history)
-    if processes == 1 or len(seeds) == 1:
-        yield from map(job, seeds)
-        return
-    with Pool(processes) as pool:
-        yield from pool.imap_unordered(job, seeds)
+    # Each in a process of its own: nothing that one run leaves in memory can change the next.
+    with Pool(processes, maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(job, seeds, chunksize=1)
 
 
 def seeds_of(text: str) -> range:

@@ -23,10 +23,7 @@ HAPPENS = (
 """What has to happen in some of the runs."""
 
 FOUND_WITHIN = 200
-"""Seeds within which each mutation is found."""
-
-FOUND_BY: dict[Mutation, int] = dict.fromkeys(Mutation, 0)
-"""The seed that finds each mutation, or one a little before: which one it is changes with the code."""
+"""Seeds within which each mutation is found; usually it is one of the first ten."""
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,11 +46,10 @@ def test_whatever_goes_wrong_no_promise_is_broken() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2 * 3600 if NIGHTLY else 900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutation", Mutation)
 def test_a_seed_finds_what_is_left_out(mutation: Mutation) -> None:
-    first = 0 if NIGHTLY else FOUND_BY[mutation]
-    done = run("--seeds", f"{first}-{FOUND_WITHIN - 1}", "--without", mutation.name, "--until-found")
+    done = run("--seeds", f"0-{FOUND_WITHIN - 1}", "--without", mutation.name, "--until-found")
     assert done.returncode == 0, f"no seed finds: {mutation.value}"
 
 

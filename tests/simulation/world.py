@@ -53,6 +53,9 @@ START_S = 12.0
 FAULTS_S = 60.0
 """Seconds of trouble in each run."""
 
+LAST_S = 2.0
+"""Seconds for which parcels still get lost when nobody sends any more."""
+
 CALM_MAX_S = 90.0
 """Seconds within which everything that was begun has to be answered once nothing goes wrong any more."""
 
@@ -150,6 +153,7 @@ class World:
         self.redis.lossy = self.rng.choice((0.0, 0.1, 0.3))
         await trio.sleep(FAULT_MAX_S)
         self.sending = False
+        await trio.sleep(LAST_S)
         self.redis.lossy = self.cassandra.unknown_share = 0.0
         await self._calm()
         await trio.sleep(QUIET_S)
@@ -275,7 +279,7 @@ class Result(msgspec.Struct):
     happened: dict[str, int]
     virtual_s: float
     digest: int
-    history: list[Record] = []
+    history: list[Record]
 
 
 def simulate(seed: int, mutation: Callable[[], AbstractContextManager[object]] = nullcontext) -> Result:
