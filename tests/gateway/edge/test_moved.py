@@ -54,7 +54,7 @@ async def stand(
     store: MemoryStore, heads: KnownHeads | None, user: str, cursors: dict[str, int], *, only_named: bool = False
 ) -> dict[str, Membership]:
     found = await standing(store, heads, user, cursors, only_named)
-    return {each.conversation_id: each for each in (found.values() if isinstance(found, dict) else found)}
+    return {each.conversation_id: each for each in found}
 
 
 def heads_of(found: Mapping[str, Membership]) -> dict[str, int]:
