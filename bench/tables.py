@@ -59,12 +59,18 @@ def busy(results: Results) -> str:
     return _table(head, rows)
 
 
+def pictures(results: Results) -> str:
+    """The plot of each result."""
+    return "\n".join(f"![{name}](plots/{name}.png)" for name in results)
+
+
 def filled(text: str, results: Results) -> str:
     """The page with each table between its marks made anew."""
     makers: dict[str, Callable[[Results], str]] = {
         "requirements": requirements,
         "peers": peers,
         "busy": busy,
+        "pictures": pictures,
         "costs": cost_table,
         "machines": machine_table,
         "growth": lambda _results: growth_table(),
