@@ -275,6 +275,8 @@ class Follower:
             self._events.put_control(ConversationLeft(conversation_id))
 
     def _show(self, conversation_id: str, entries: list[Entry]) -> None:
+        if conversation_id not in self._session:
+            return  # what came late of a conversation that was left
         self.moved.add(conversation_id)
         self.left.discard(conversation_id)
         for entry in entries:

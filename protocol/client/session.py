@@ -43,6 +43,7 @@ class Session:
     def __init__(self, cursors: Mapping[str, int], held_max: int) -> None:
         self._logs = {name: _Log(cursor, cursor, {}) for name, cursor in cursors.items()}
         self._starts: dict[str, int] = {}
+        self._left: dict[str, int] = {}  # cursors of conversations that the user left: what comes late is no news
         self._gaps: dict[str, None] = {}
         self._held_max = held_max
         self._held = 0
@@ -67,6 +68,8 @@ class Session:
 
     def offer(self, conversation_id: str, entry: Entry) -> list[Entry]:
         """Take an entry as it came; returns the entries that are now to be shown, in order."""
+        if self._was_seen_before_leaving(conversation_id, entry.seq):
+            return []
         log = self._log(conversation_id, entry.seq)
         if entry.seq == log.cursor + 1 and not log.held:
             log.cursor += 1
@@ -83,6 +86,8 @@ class Session:
         """
         if conversation_id not in self._logs and seq <= self._starts.get(conversation_id, 0):
             return []  # the answer to a repeat of something long stored
+        if self._was_seen_before_leaving(conversation_id, seq):
+            return []
         log = self._log(conversation_id, seq)
         ready = self._keep(log, seq, None)
         self._seen(conversation_id, log, seq)
@@ -90,6 +95,8 @@ class Session:
 
     def exists(self, conversation_id: str, seq: int) -> None:
         """Take note that ``seq`` is in the log, without its entry: it becomes a gap, unless it was seen."""
+        if self._was_seen_before_leaving(conversation_id, seq):
+            return
         self._seen(conversation_id, self._log(conversation_id, seq), seq)
 
     def forget(self, conversation_id: str) -> bool:
@@ -100,6 +107,7 @@ class Session:
         log = self._logs.pop(conversation_id, None)
         if log is not None:
             self._held -= len(log.held)
+            self._left[conversation_id] = log.cursor
         return known
 
     def lower(self, heads: Mapping[str, int]) -> list[str]:
@@ -109,6 +117,8 @@ class Session:
         """
         lowered: list[str] = []
         for name, head in heads.items():
+            if self._left.get(name, 0) > head:
+                del self._left[name]
             if self._starts.get(name, 0) > head:
                 self._starts[name] = head
                 lowered.append(name)
@@ -135,12 +145,16 @@ class Session:
         log = self._logs.get(conversation_id)
         return log.cursor if log is not None else self._starts.get(conversation_id, 0)
 
+    def _was_seen_before_leaving(self, conversation_id: str, seq: int) -> bool:
+        return conversation_id not in self and seq <= self._left.get(conversation_id, 0)
+
     def _log(self, conversation_id: str, seq: int) -> _Log:
         """The conversation, begun right before ``seq`` when it is new."""
         log = self._logs.get(conversation_id)
         if log is None:
             cursor = min(self._starts.pop(conversation_id, seq - 1), seq - 1)
             log = self._logs[conversation_id] = _Log(cursor, cursor, {})
+            self._left.pop(conversation_id, None)
         return log
 
     def _seen(self, conversation_id: str, log: _Log, seq: int) -> None:

@@ -107,6 +107,20 @@ def test_a_forgotten_conversation_begins_anew() -> None:
     assert seqs(session.offer("c", entry(20))) == [20]
 
 
+def test_what_comes_late_of_a_conversation_that_was_left_was_seen_before() -> None:
+    session = Session({}, 10)
+    for seq in (4, 5, 6):
+        session.offer("c", entry(seq))
+    session.forget("c")
+    assert session.offer("c", entry(5)) == []
+    assert session.own("c", 4) == []
+    session.exists("c", 6)
+    assert "c" not in session
+    assert session.gap() is None
+    assert seqs(session.offer("c", entry(9))) == [9], "back in, with an entry of its own"
+    assert session.offer("c", entry(6)) == []
+
+
 def test_cursors_beyond_a_restored_head_are_lowered() -> None:
     session = Session({"c": 5, "d": 2}, 10)
     assert session.lower({"c": 3, "d": 4}) == ["c"]
