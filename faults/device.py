@@ -16,6 +16,7 @@ from protocol.client import (
     Address,
     Client,
     ConversationCreated,
+    ConversationLeft,
     EntryEvent,
     MembersAdded,
     MembersRemoved,
@@ -55,7 +56,7 @@ class Device:
         acknowledged: conversation -> seqs that it was acknowledged.
         heard: conversation -> seqs that it was handed.
         unanswered: commands under way.
-        refusals: in words, what was refused for good in conversations that it is in.
+        refusals: in words, what was refused for good, and where it was turned out, in conversations that it is in.
     """
 
     def __init__(
@@ -217,6 +218,8 @@ class Device:
                     "ok", "deliver", self.name, user=self.user, connection=self._shown,
                     conversation=event.conversation_id, entry=_seen(event),
                 )  # fmt: skip
+            elif isinstance(event, ConversationLeft) and event.conversation_id in self.conversations:
+                self.refusals.append(f"{self.name} was told that it is not in {event.conversation_id} any more")
 
     def _changed(self, event: StateChanged) -> None:
         if isinstance(event.state, Online):
