@@ -193,6 +193,15 @@ class Device:
             last_seq=entries[-1].seq if entries else head, head_seq=head,
         )  # fmt: skip
 
+    def leave_out_of_quiet(self) -> None:
+        """Say in the history that it is not connected, so that nobody asks what reached it of where it was removed.
+
+        What was lost on its way there before the removal, it may not read any more. Of all else the load keeps account.
+        """
+        if self._shown:
+            self._recorder.record("info", "disconnect", self.name, connection=self._shown, note="was removed somewhere")
+            self._shown = ""
+
     @property
     def connection(self) -> str:
         """The present connection, or the last one, as the history calls it."""

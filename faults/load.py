@@ -33,6 +33,7 @@ class Load:
         devices: those that talk.
         prober: in every conversation, and silent until it is asked to see whether they answer.
         conversations: their ids, once made.
+        removed: devices whose user was removed from one of them.
     """
 
     def __init__(self, cluster: TrialCluster, recorder: Recorder, rng: random.Random) -> None:
@@ -47,6 +48,7 @@ class Load:
         prober = f"{self._run}-prober"
         self.prober = Device(prober, "d1", cluster.nodes, self.token, recorder, rng.randrange(2**32))
         self.conversations: list[str] = []
+        self.removed: list[Device] = []
         self._creators: list[Device] = []
         self._rng = rng
         self._sending = False
@@ -84,6 +86,7 @@ class Load:
         for device in self.devices:
             if device.user == user:
                 device.conversations.remove(conversation)
+                self.removed.append(device)
         await creator.remove(conversation, user)
 
     @contextmanager

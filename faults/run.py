@@ -165,6 +165,8 @@ async def _calm(trial: Trial, load: Load, deadline_s: float) -> None:
                 trial.breach("leak", what)
             break
         await trio.sleep(0.1)
+    for device in load.removed:
+        device.leave_out_of_quiet()
     trial.recorder.record("info", "quiet", "torture")
 
 
