@@ -40,8 +40,8 @@ CLOSED_S: Final = 10.0
 SLOW_METRIC: Final = "tidegate_slow_consumers_total"
 """What a node counts connections by that it closed for being slow."""
 
-SLOW_REQUESTS: Final = 600
-"""Pages of history that the slow reader asks for and does not read."""
+SLOW_REQUESTS: Final = 4_000
+"""Pages of history that the slow reader asks for and does not read: kernels buffer 4 MB of a young conversation's."""
 
 _MASK: Final = b"\x01\x02\x03\x04"
 
