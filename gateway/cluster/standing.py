@@ -26,7 +26,7 @@ ASKED_AT_ONCE: Final = 16
 """Owners' answers that one client's question waits for at a time."""
 
 ASK_MAX_S: Final = 3.0
-"""Seconds that an owner may take to say a head; then the log is read, which takes longer than an owner that is well."""
+"""Seconds that an owner may take to say a head; then the client is to try again, which leaves its place to others."""
 
 
 class Slots(Protocol):
@@ -81,7 +81,7 @@ class Standing:
             self.shared_known += len(shared)
             found.update(shared)
             missing = [conversation_id for conversation_id in views if conversation_id not in shared]
-            found.update(await self._ask_all(user, missing))
+            found.update(await self.ask_owners(user, missing))
         return found
 
     def _own_head(self, conversation_id: str) -> Head | None:
@@ -105,8 +105,8 @@ class Standing:
 
     # --- Asking owners ----------------------------------------------------------------------------------------------
 
-    async def _ask_all(self, user: str, conversation_ids: Collection[str]) -> dict[str, Head]:
-        """Ask the owners; who does not answer in time, or refuses, is left out."""
+    async def ask_owners(self, user: str, conversation_ids: Collection[str]) -> dict[str, Head]:
+        """See Heads.ask_owners: who does not answer in time, or refuses, is left out. Cancelling is safe."""
         found: dict[str, Head] = {}
         limiter = trio.CapacityLimiter(ASKED_AT_ONCE)
 

@@ -19,7 +19,7 @@ from msgspec import Raw
 from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
 from gateway.edge.followers import Followers
-from gateway.edge.moved import Heads, standing
+from gateway.edge.moved import Heads, listed, standing
 from gateway.pages import fit
 from gateway.refusals import Refused, beyond_head, overloaded, too_long, unavailable
 from gateway.task_pool import TaskPool
@@ -160,7 +160,7 @@ class Catchup:
             except Refused as error:
                 refusal = error
             except Unavailable as error:
-                refusal = unavailable(f"the store could not be read ({error})")
+                refusal = unavailable(f"your conversations could not be read ({error})")
         if timeout.cancelled_caught:
             refusal = unavailable(f"the store was not read within {CATCHUP_TIMEOUT_S:g} s")
         if refusal is not None:
@@ -289,7 +289,7 @@ class Catchup:
         """Answer with the page behind the cursor."""
         cursor = _parse_cursor(command.cursor) if command.cursor else None
         user = origin.user
-        found = await self._following(user, partial(self._store.memberships, user), whole=True)
+        found = await self._following(user, partial(listed, self._store, self.heads, user), whole=True)
         memberships = [each for each in found if not self._owner.excludes(each.conversation_id, user)]
         page, next_cursor = _page(memberships, cursor, command.limit)
         limit = len(page)

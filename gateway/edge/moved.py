@@ -3,27 +3,37 @@
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from gateway.broker import Head
 from protocol.frames import Seq
 from store.entries import Involvement, Membership
-from store.interface import Store
+from store.interface import Store, Unavailable
 
 
 class Heads(Protocol):
     """Knows heads without reading logs."""
 
     async def heads(self, user: str, conversation_ids: Collection[str]) -> Mapping[str, Head]:
-        """Heads at least as high as everything that was acknowledged before; those that are not known are missing."""
+        """Heads at least as high as everything that was acknowledged before, and no higher than what is durable for
+        good; those that are not known are missing.
+        """
+
+    async def ask_owners(self, user: str, conversation_ids: Collection[str]) -> Mapping[str, Head]:
+        """The same, said by the owners now; those that do not answer are missing."""
 
 
 async def standing(
     store: Store, heads: Heads | None, user: str, cursors: Mapping[str, Seq], only_named: bool
 ) -> list[Membership]:
-    """The user's conversations; without ``heads`` from the store alone. Raises Unavailable.
+    """The user's conversations; without ``heads`` from the store alone.
 
-    With ``heads``, what a Sync does not need is not filled in, the last entry above all, and what is not said of a
-    conversation by its head is read in its log: where nobody knows one, or a cursor is beyond it. With ``only_named``
-    those without a cursor may be missing. Cancelling is safe.
+    With ``heads``, what a Sync does not need is not filled in, the last entry above all. With ``only_named`` those
+    without a cursor may be missing. Cancelling is safe.
+
+    Raises:
+        Unavailable: the store could not be read, or nobody can say how far a conversation is. Its log alone cannot:
+            what an owner has under way looks like the rest, and may come to nothing.
     """
     if heads is None:
         return await store.memberships(user)
@@ -32,20 +42,49 @@ async def standing(
         for each in await store.involvements(user)
         if not only_named or each.conversation_id in cursors
     }
+    known = dict(await heads.heads(user, involved))
+    behind = [each for each, head in known.items() if cursors.get(each, 0) > head.seq]
+    if behind:
+        for each in behind:
+            del known[each]
+        known.update(await heads.ask_owners(user, behind))
+    _require(known, involved)
+    return [_membership(involvement, known[each]) for each, involvement in involved.items()]
+
+
+async def listed(store: Store, heads: Heads | None, user: str) -> list[Membership]:
+    """The user's conversations with all that a list shows; without ``heads`` from the store alone.
+
+    With ``heads``, what an owner has under way is not shown. Raises Unavailable, as ``standing`` does. Cancelling is
+    safe.
+    """
+    if heads is None:
+        return await store.memberships(user)
+    involved = [each.conversation_id for each in await store.involvements(user)]
     known = await heads.heads(user, involved)
-    found = {}
-    unsure = False
-    for conversation_id, involvement in involved.items():
-        head = known.get(conversation_id)
-        if head is None or cursors.get(conversation_id, 0) > head.seq:
-            unsure = True
-        else:
-            found[conversation_id] = _membership(involvement, head)
-    if unsure:
-        for each in await store.memberships(user):
-            if each.conversation_id in involved:
-                found.setdefault(each.conversation_id, each)
-    return list(found.values())
+    _require(known, involved)
+    # Read after the heads were known: which rows count up to them is settled by then.
+    return [
+        await _up_to(store, each, known[each.conversation_id])
+        for each in await store.memberships(user)
+        if each.conversation_id in known
+    ]
+
+
+async def _up_to(store: Store, membership: Membership, head: Head) -> Membership:
+    """What is said of a conversation by its log, no further than its head."""
+    if membership.head_seq <= head.seq:
+        return membership
+    (last,) = await store.read(
+        membership.conversation_id, after_seq=head.seq - 1, before_seq=head.seq + 1, limit=1, newest=True
+    )
+    return replace(membership, head_seq=head.seq, head_time_us=head.time_us, last_encoded=last)
+
+
+def _require(known: Mapping[str, Head], conversation_ids: Collection[str]) -> None:
+    missing = sum(each not in known for each in conversation_ids)
+    if missing:
+        raise Unavailable(f"the owners of {missing} of {len(conversation_ids)} conversations do not answer just now")
 
 
 def _membership(involvement: Involvement, head: Head) -> Membership:

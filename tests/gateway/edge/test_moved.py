@@ -1,4 +1,4 @@
-"""How a user's conversations stand: by their heads where they are known, by their logs where not."""
+"""How a user's conversations stand: by their heads in a cluster, by their logs on a single node."""
 
 from collections.abc import Collection, Mapping
 
@@ -6,10 +6,11 @@ import pytest
 import trio
 
 from gateway.broker import Head
-from gateway.edge.moved import standing
-from protocol.codec import encode_entry
+from gateway.edge.moved import listed, standing
+from protocol.codec import decode_entry, encode_entry
 from protocol.frames import ConversationKind, Entry, EntryKind
 from store.entries import Append, ConversationRecord, Membership, StoredEntry
+from store.interface import Unavailable
 from tests.fakes.memory_store import MemoryStore
 
 NOW_US = 1_700_000_000_000_000
@@ -18,14 +19,19 @@ NOW_US = 1_700_000_000_000_000
 class KnownHeads:
     """Heads as a cluster knows them."""
 
-    def __init__(self, known: Mapping[str, Head]) -> None:
+    def __init__(self, known: Mapping[str, Head], owners: Mapping[str, Head] | None = None) -> None:
         self.known = dict(known)
+        self.owners = dict(owners or {})
         self.asked: list[set[str]] = []
 
     async def heads(self, user: str, conversation_ids: Collection[str]) -> Mapping[str, Head]:
         await trio.lowlevel.checkpoint()
         self.asked.append(set(conversation_ids))
         return {each: self.known[each] for each in conversation_ids if each in self.known}
+
+    async def ask_owners(self, user: str, conversation_ids: Collection[str]) -> Mapping[str, Head]:
+        await trio.lowlevel.checkpoint()
+        return {each: self.owners[each] for each in conversation_ids if each in self.owners}
 
 
 def stored(seq: int, kind: EntryKind, users: list[str] | None = None) -> StoredEntry:
@@ -82,13 +88,37 @@ async def test_only_what_is_named_is_asked_for_when_no_more_is_wanted(store: Mem
     assert heads.asked == [{"g2"}]
 
 
-async def test_what_nobody_knows_and_what_is_behind_a_cursor_is_read_in_the_logs(store: MemoryStore) -> None:
-    heads = KnownHeads({"g1": Head(1, 11), "g2": Head(1, 12)})
+async def test_what_is_behind_a_cursor_is_asked_of_its_owner(store: MemoryStore) -> None:
+    heads = KnownHeads({"g1": Head(1, 11), "g2": Head(1, 12), "g3": Head(3, 13)}, {"g2": Head(2, 22)})
     found = await stand(store, heads, "bob", {"g1": 1, "g2": 2, "g3": 2})
     assert heads_of(found) == {"g1": 1, "g2": 2, "g3": 3}
-    assert store.calls == {"involvements": 1, "memberships": 1}
-    assert found["g1"].last_encoded == b""
-    assert found["g3"].last_encoded
+    assert store.calls == {"involvements": 1}
+
+
+@pytest.mark.parametrize("known", [{"g1": Head(1, 11)}, {"g1": Head(1, 11), "g2": Head(2, 12), "g3": Head(1, 13)}])
+async def test_a_log_alone_does_not_say_how_far_a_conversation_is(
+    store: MemoryStore, known: Mapping[str, Head]
+) -> None:
+    with pytest.raises(Unavailable, match=r"the owners of \d of 3 conversations do not answer just now"):
+        await stand(store, KnownHeads(known), "bob", {"g3": 2})
+    with pytest.raises(Unavailable, match="the owners of 2 of 3 conversations do not answer just now"):
+        await listed(store, KnownHeads({"g1": Head(1, 11)}), "bob")
+
+
+async def test_a_list_does_not_show_what_an_owner_has_under_way(store: MemoryStore) -> None:
+    heads = KnownHeads({"g1": Head(1, 11), "g2": Head(2, 12), "g3": Head(2, 13)})
+    found = {each.conversation_id: each for each in await listed(store, heads, "bob")}
+    assert heads_of(found) == {"g1": 1, "g2": 2, "g3": 2}
+    assert found["g3"].head_time_us == 13
+    assert decode_entry(found["g3"].last_encoded).seq == 2
+    assert found["g3"].member_count == 2
+    assert store.calls == {"involvements": 1, "memberships": 1, "read": 1}
+
+
+async def test_a_list_shows_what_came_behind_the_heads_no_further_than_they_are(store: MemoryStore) -> None:
+    heads = KnownHeads({"g1": Head(9, 19), "g2": Head(2, 12), "g3": Head(3, 13)})
+    found = {each.conversation_id: each for each in await listed(store, heads, "bob")}
+    assert found["g1"].head_seq == 1
 
 
 async def test_who_is_in_nothing_costs_one_read(store: MemoryStore) -> None:
