@@ -37,6 +37,10 @@ from protocol.frames import (
 ANSWER_MAX_S: Final = 10.0
 """Seconds after which a command that no owner answered is told so: as long as one's own store may take."""
 
+FRESH_S: Final = 1.0
+"""Seconds after which a command that was never sent counts as a repeat: its client may have given it up and repeated it
+through another node, so its owner has to look it up. Until then, an owner's memory of what it appended last does."""
+
 SWEEP_S: Final = 0.5
 """Seconds between two looks for commands that are overdue, and for owners that are to be asked once more."""
 
@@ -160,6 +164,8 @@ class Router:
             self._edge.reply(origin, refusal.reply(command.id))
             return
         self.given_back += 1
+        if isinstance(command, WRITES_WITH_ATTEMPT):
+            command = replace(command, attempt=command.attempt + 1)  # nobody knows how long it has waited there
         route = self._routes.setdefault(slot, _Route())
         route.returned.append((origin, command))
         route.owner = ""
@@ -265,7 +271,7 @@ class Router:
                 self._end(waiting.request)
             self._routes.pop(slot, None)
             for waiting in queue:
-                self.submit(waiting.origin, _again(waiting))
+                self.submit(waiting.origin, self._again(waiting))
             return
         self._send_all(slot, route, owner)
 
@@ -289,10 +295,18 @@ class Router:
         for waiting in commands:
             self.repeated += waiting.sent
             self.forwarded += not waiting.sent
-            command = replace(_again(waiting), id=waiting.request)
+            command = replace(self._again(waiting), id=waiting.request)
             waiting.sent = True
             item = Forwarded(waiting.session, waiting.origin.user, slot, route.round, encode_msgpack(command))
             self._links.send(route.owner, item)
+
+    def _again(self, waiting: _Waiting) -> Command:
+        """The command as it is to be sent (once more): what may be a repeat says so, and its owner looks it up."""
+        command = waiting.command
+        if not isinstance(command, WRITES_WITH_ATTEMPT):
+            return command
+        stale = trio.current_time() - waiting.arrived_s > FRESH_S or self._edge.is_gone(waiting.origin)
+        return replace(command, attempt=command.attempt + 1) if waiting.sent or stale else command
 
     def _end(self, request: int) -> _Waiting | None:
         """Take a command out of its queue."""
@@ -310,14 +324,6 @@ class Router:
         else:
             del self._sessions[waiting.origin], self._origins[number]
         return waiting
-
-
-def _again(waiting: _Waiting) -> Command:
-    """The command as it is to be sent (once more): a repeat says so, and its owner looks it up."""
-    command = waiting.command
-    if waiting.sent and isinstance(command, WRITES_WITH_ATTEMPT):
-        return replace(command, attempt=command.attempt + 1)
-    return command
 
 
 def _late(waiting: _Waiting) -> Refused:
