@@ -15,8 +15,8 @@ import msgspec
 from gateway.cli.errors import FAILURE, INTERRUPTED, UNAVAILABLE, CliError, sole_cause
 
 if TYPE_CHECKING:
-    from faults.cluster import Options
-    from faults.run import Outcome
+    from bench.torture.cluster import Options
+    from bench.torture.run import Outcome
 
 
 @click.command()
@@ -56,7 +56,7 @@ def command(ctx: click.Context, /, listing: bool, as_json: bool, directory: Path
     Exit code 0: no promise was broken; 1: one was, or what should have happened never did; 69: something is missing.
     """
     try:
-        from faults.scenarios import FAULTS
+        from bench.torture.scenarios import FAULTS
     except ImportError as error:
         raise CliError(
             f"tidegate torture needs {error.name}, which is not installed: run it in a checkout after make install-dev",
@@ -82,10 +82,10 @@ def _torture(
 ) -> bool:  # fmt: skip
     import trio
 
+    from bench.torture.batch import batch, summary
+    from bench.torture.client_faults import SETTINGS
+    from bench.torture.cluster import Options
     from deploy.processes import ServerFailed
-    from faults.batch import batch, summary
-    from faults.client_faults import SETTINGS
-    from faults.cluster import Options
 
     options = Options(
         nodes=nodes, cassandra_nodes=cassandra_nodes, cassandra_port=cassandra_port, lease_s=lease_s,
@@ -117,7 +117,7 @@ def _torture(
 
 def _chosen(ctx: click.Context, wanted: str, options: "Options") -> list[str]:
     """The faults to draw from: those asked for, or all that are possible here, saying which are not."""
-    from faults.scenarios import FAULTS, impossible
+    from bench.torture.scenarios import FAULTS, impossible
 
     if wanted == "all":
         reasons = {name: impossible(name, options) for name in FAULTS}

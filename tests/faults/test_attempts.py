@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from faults.attempts import Attempts
+from bench.torture.attempts import Attempts
 from gateway.check.history import Record, parse
 from gateway.check.recorder import Recorder
 from protocol.frames import Send

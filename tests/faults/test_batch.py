@@ -1,8 +1,8 @@
 """How runs are added up."""
 
-from faults.batch import OFTEN, summary
-from faults.cluster import Options
-from faults.run import Outcome
+from bench.torture.batch import OFTEN, summary
+from bench.torture.cluster import Options
+from bench.torture.run import Outcome
 
 
 def outcome(seed: int, name: str, **fields: object) -> Outcome:

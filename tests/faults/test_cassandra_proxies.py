@@ -7,9 +7,9 @@ from cassandra import OperationTimedOut
 from cassandra.cluster import Cluster, ExecutionProfile, NoHostAvailable, Session
 from cassandra.policies import FallthroughRetryPolicy, RoundRobinPolicy
 
+from bench.torture.proxy import DOWN, FaultProxy, Faults
 from deploy.cassandra import cql
 from deploy.cassandra.launcher import CassandraCluster, CassandraOptions, what_is_missing
-from faults.proxy import DOWN, FaultProxy, Faults
 from tests.faults.thread import ProxyThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from faults.by_process import FaultsByProcess, _asked_for, _inode_of, _listed
-from faults.proxy import DOWN, UP, Direction, FaultProxy, Faults
+from bench.torture.by_process import FaultsByProcess, _asked_for, _inode_of, _listed
+from bench.torture.proxy import DOWN, UP, Direction, FaultProxy, Faults
 from tests.faults.thread import ProxyThread
 from tests.servers.redis import RedisServer
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from faults.run import FAULTS_MAX, judge, plan
-from faults.scenarios import FAULTS
+from bench.torture.run import FAULTS_MAX, judge, plan
+from bench.torture.scenarios import FAULTS
 from gateway.check.recorder import Recorder
 
 NAMES = list(FAULTS)

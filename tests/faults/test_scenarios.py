@@ -1,7 +1,7 @@
 import pytest
 
-from faults.cluster import Options
-from faults.scenarios import FAULTS, impossible
+from bench.torture.cluster import Options
+from bench.torture.scenarios import FAULTS, impossible
 
 
 def test_every_fault_says_what_it_does_and_what_is_expected() -> None:

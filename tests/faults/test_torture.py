@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.torture.run import plan
+from bench.torture.scenarios import FAULTS
 from deploy import redis
 from deploy.cassandra import launcher
-from faults.run import plan
-from faults.scenarios import FAULTS
 
 MISSING = launcher.what_is_missing() or redis.what_is_missing()
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import trio
 import trio.testing
 
-from faults.trial import Trial
+from bench.torture.trial import Trial
 
 
 def trial(nodes: int = 3) -> Trial:

@@ -3,12 +3,12 @@ import sys
 import time
 from pathlib import Path
 
-from faults.turned_clock import turn
+from bench.torture.turned_clock import turn
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from faults.turned_clock import install
+from bench.torture.turned_clock import install
 
 install(Path(sys.argv[1]))
 for line in sys.stdin:

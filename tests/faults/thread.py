@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 import trio
 
-from faults.proxy import FaultProxy
+from bench.torture.proxy import FaultProxy
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from bench.torture.proxy import FaultProxy
 from deploy.cassandra import cql
 from deploy.cassandra.launcher import DATACENTER
 from deploy.processes import ServerProcess
 from deploy.redis import RedisServer
-from faults.proxy import FaultProxy
 from gateway.cluster.lease import Lease
 from gateway.cluster.versions import OWN, Versions
 from protocol.client import connect

@@ -1,6 +1,6 @@
 from click.testing import CliRunner
 
-from faults.scenarios import FAULTS
+from bench.torture.scenarios import FAULTS
 from gateway.cli.torture import command
 
 

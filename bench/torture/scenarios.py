@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
-from faults import client_faults, node_faults, store_faults
-from faults.cluster import Options
-from faults.trial import Scenario
+from bench.torture import client_faults, node_faults, store_faults
+from bench.torture.cluster import Options
+from bench.torture.trial import Scenario
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Final
 
 import msgspec
 
-from faults.cluster import Options, TrialCluster
-from faults.run import Outcome, run
-from faults.scenarios import FAULTS
+from bench.torture.cluster import Options, TrialCluster
+from bench.torture.run import Outcome, run
+from bench.torture.scenarios import FAULTS
 
 SOMETIMES: Final = {
     "takeover": ("kill", "pause"),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import trio
 
-from faults.attempts import Attempts, Make
-from faults.node import TrialNode
+from bench.torture.attempts import Attempts, Make
+from bench.torture.node import TrialNode
 from gateway.check.history import Kind, SeenEntry
 from gateway.check.recorder import Recorder, payload_of
 from protocol import limits

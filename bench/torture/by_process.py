@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from faults.proxy import Address, Faults
+from bench.torture.proxy import Address, Faults
 
 # <linux/sock_diag.h> and <linux/inet_diag.h>
 _SOCK_DIAG: Final = 4

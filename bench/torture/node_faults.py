@@ -5,9 +5,9 @@ from typing import Final
 
 import trio
 
-from faults.node import TrialNode
-from faults.proxy import DOWN, UP, Faults
-from faults.trial import RETURN_MARGIN_S, Trial
+from bench.torture.node import TrialNode
+from bench.torture.proxy import DOWN, UP, Faults
+from bench.torture.trial import RETURN_MARGIN_S, Trial
 
 CLOCK_STEP_S: Final = 3_600.0
 """How far a clock jumps, seconds."""

@@ -9,11 +9,11 @@ from typing import Final
 
 import trio
 
-from faults.cluster import TrialCluster
-from faults.load import Load
-from faults.node import LEASE_LOST
-from faults.scenarios import FAULTS
-from faults.trial import FORWARD_S, RETURN_MARGIN_S, Trial
+from bench.torture.cluster import TrialCluster
+from bench.torture.load import Load
+from bench.torture.node import LEASE_LOST
+from bench.torture.scenarios import FAULTS
+from bench.torture.trial import FORWARD_S, RETURN_MARGIN_S, Trial
 from gateway.check.checker import check
 from gateway.check.history import Record, encode, parse
 from gateway.check.recorder import Recorder

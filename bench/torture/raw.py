@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from faults.node import PORT, TrialNode
+from bench.torture.node import PORT, TrialNode
 from protocol.frames import SUBPROTOCOL
 from protocol.websocket import Opcode, encode_masked_frame, parse_close, read_header
 

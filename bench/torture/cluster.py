@@ -16,20 +16,20 @@ from typing import Final, TypeVar
 import msgspec
 import trio
 
+from bench.torture import turned_clock
+from bench.torture.by_process import FaultsByProcess
+from bench.torture.node import PEER_PORT, PORT, START_TIMEOUT_S, TrialNode
+from bench.torture.proxy import FaultProxy
 from deploy.cassandra.launcher import CassandraCluster, CassandraOptions
 from deploy.loopback import free_network
 from deploy.processes import ServerFailed, ServerProcess
 from deploy.redis import RedisServer
-from faults import turned_clock
-from faults.by_process import FaultsByProcess
-from faults.node import PEER_PORT, PORT, START_TIMEOUT_S, TrialNode
-from faults.proxy import FaultProxy
 
 T = TypeVar("T")
 
 ROOT: Final = Path(__file__).parent.parent
 TIDEGATE: Final = (sys.executable, "-m", "gateway.cli.main")
-NODE: Final = (sys.executable, "-m", "faults.turned_clock")
+NODE: Final = (sys.executable, "-m", "bench.torture.turned_clock")
 
 MIGRATE_TIMEOUT_S: Final = 120.0
 """Seconds that the making of all tables may take; it may be broken off where a Cassandra that has just come is slow."""

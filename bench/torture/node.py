@@ -8,8 +8,8 @@ from typing import Final
 
 import trio
 
+from bench.torture.proxy import Address, FaultProxy, Faults
 from deploy.processes import ServerFailed, ServerProcess
-from faults.proxy import Address, FaultProxy, Faults
 
 PORT: Final = 8480
 """Where a node serves clients, and the proxy before it, each at an address of its own."""

@@ -8,9 +8,9 @@ from typing import Final
 
 import trio
 
-from faults.cluster import TrialCluster
-from faults.device import Device
-from faults.node import TrialNode
+from bench.torture.cluster import TrialCluster
+from bench.torture.device import Device
+from bench.torture.node import TrialNode
 from gateway.check.recorder import Recorder
 
 RETURN_MARGIN_S: Final = 5.0

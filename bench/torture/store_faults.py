@@ -4,8 +4,8 @@ from typing import Final
 
 import trio
 
-from faults.cluster import in_thread
-from faults.trial import Trial
+from bench.torture.cluster import in_thread
+from bench.torture.trial import Trial
 
 TRIMS: Final = 5
 """How often all inboxes are emptied in one fault."""

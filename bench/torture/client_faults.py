@@ -5,9 +5,9 @@ from typing import Final
 
 import trio
 
-from faults.node import PORT, TrialNode
-from faults.raw import NotUpgraded, upgrade_request, upgraded
-from faults.trial import Trial
+from bench.torture.node import PORT, TrialNode
+from bench.torture.raw import NotUpgraded, upgrade_request, upgraded
+from bench.torture.trial import Trial
 from protocol import limits
 from protocol.codec import encode_msgpack
 from protocol.errors import CloseCode

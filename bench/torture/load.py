@@ -10,8 +10,8 @@ from typing import Final
 import jwt
 import trio
 
-from faults.cluster import TrialCluster
-from faults.device import Device
+from bench.torture.cluster import TrialCluster
+from bench.torture.device import Device
 from gateway.check.recorder import Recorder
 
 USERS: Final = 4
