@@ -1,4 +1,4 @@
-"""Runs ``tidegate`` with a wall clock that a trial may turn while it runs: ``python -m bench.torture.turned_clock serve …``.
+"""Runs ``tidegate`` with a wall clock that may turn while it runs: ``python -m bench.torture.turned_clock serve …``.
 
 What Python code reads by ``time.time`` and ``time.time_ns`` is turned, that of the Cassandra driver, too; monotonic
 clocks are not, just as when somebody sets a machine's clock. (libfaketime, which turns it for everything, makes sleep
