@@ -40,13 +40,13 @@ class CassandraCoordination:
         return await self._tables.leases()
 
     async def take_lease(self, lease: LeaseRecord) -> bool:
-        """See ``Coordination.take_lease``."""
+        """See ``Coordination.take_lease``. It is tried once: a second try could come when the row was removed again."""
 
         async def taken() -> bool | None:
             row = await self._tables.lease(lease.incarnation)
             return None if row is None else row.nonce == lease.nonce
 
-        return await _change(lambda: self._tables.insert_lease(lease), taken)
+        return await _change(lambda: self._tables.insert_lease(lease), taken, attempts_max=1)
 
     async def renew_lease(self, lease: LeaseRecord, nonce: int) -> bool:
         """See ``Coordination.renew_lease``."""
@@ -106,17 +106,20 @@ class CassandraCoordination:
         return await _change(lambda: self._tables.insert_slots(row), changed)
 
 
-async def _change(change: Callable[[], Awaitable[bool]], look: Callable[[], Awaitable[bool | None]]) -> bool:
+async def _change(
+    change: Callable[[], Awaitable[bool]], look: Callable[[], Awaitable[bool | None]], attempts_max: int = ATTEMPTS_MAX
+) -> bool:
     """Run a transaction until it is known whether it was applied.
 
     Args:
         change: runs it; True: applied, False: its condition did not hold.
         look: whether it was applied by what the row says; None: it may still be.
+        attempts_max: times that it is run.
 
     Raises Unavailable: it stays unknown.
     """
     unknown: StoreError | None = None
-    for attempt in range(ATTEMPTS_MAX):
+    for attempt in range(attempts_max):
         if attempt:
             await trio.sleep(REPEAT_S)
         try:
@@ -129,7 +132,7 @@ async def _change(change: Callable[[], Awaitable[bool]], look: Callable[[], Awai
         try:
             known = await look()
         except Unavailable as error:
-            if attempt == ATTEMPTS_MAX - 1:
+            if attempt == attempts_max - 1:
                 raise
             unknown = error
             continue

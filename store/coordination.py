@@ -64,7 +64,10 @@ class Coordination(Protocol):
         """All leases, dead ones included, in no order; what a change before this call applied is in it."""
 
     async def take_lease(self, lease: LeaseRecord) -> bool:
-        """Enter a new incarnation; False if there is one of that name (which never happens by chance)."""
+        """Enter a new incarnation; False if there is one of that name (which never happens by chance).
+
+        It may be applied at any later time when Unavailable is raised, so each try needs another nonce.
+        """
 
     async def renew_lease(self, lease: LeaseRecord, nonce: int) -> bool:
         """Replace the row of ``lease.incarnation`` if it is alive and has ``nonce``; False: it does not."""

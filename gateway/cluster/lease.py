@@ -172,10 +172,12 @@ class Lease:
         told = False
         while True:
             try:
-                if await self._coordination.take_lease(self._next()):
+                # Each try says another nonce: a row that is removed, and that a late try brings back, is known by it.
+                taken = await self._coordination.take_lease(self._next())
+                if taken:
                     self._note(self._tried)
-                    return
-                if await self._read() is not None:  # entered by an earlier try whose answer was lost
+                if taken or await self._read() is not None:  # entered by an earlier try whose answer was lost
+                    self._sent_s.clear()
                     return
             except Unavailable as error:
                 if not told:

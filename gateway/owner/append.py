@@ -26,7 +26,7 @@ from gateway.refusals import client_msg_id_reused, not_found, overloaded
 from protocol.codec import decode_entry, encode_entry
 from protocol.frames import Entry, EntryKind, Ok, Send, SendAck
 from store.entries import Append, StoredEntry
-from store.interface import Outcome, OutcomeUnknown, Store
+from store.interface import Outcome, OutcomeUnknown, StaleEpoch, Store, StoreError
 
 MESSAGE: Final = int(EntryKind.MESSAGE)
 
@@ -192,11 +192,19 @@ class Appender:
                 continue
             assert conversation is not None, "a conversation with an append under way is never forgotten"
             if error is None and not self._ownership.may_speak(append.conversation_id, append.epoch):
-                error = OutcomeUnknown("durable, but this node is not sure to be the owner any more")  # noqa: PLW2901
+                error = self._silenced(conversation, append)  # noqa: PLW2901
             if error is None and conversation.outcomes is None:
                 self._settle(conversation)
             else:
                 self._troubles.note(conversation, error)
+
+    def _silenced(self, conversation: Conversation, append: Append) -> StoreError:
+        """Why nothing may be said of what is durable."""
+        epoch = self._ownership.epoch(append.conversation_id)
+        if epoch is not None and epoch != append.epoch:
+            conversation.uncertain = len(conversation.flights)  # it may count or not: who comes next finds out
+            return StaleEpoch(f"durable, but of epoch {append.epoch}, and this node owns it under {epoch} by now")
+        return OutcomeUnknown("durable, but this node is not sure to be the owner any more")
 
     def _settle(self, conversation: Conversation) -> None:
         """Deliver and acknowledge the oldest append of a conversation: it is durable."""

@@ -3,6 +3,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway.cluster.lease import Fenced, Lease
+from store.coordination import LeaseRecord
+from store.interface import Unavailable
 from tests.fakes.coordination import MemoryCoordination
 
 
@@ -120,6 +122,30 @@ async def test_a_removed_row_that_a_late_insertion_brings_back_is_no_lease(autoj
             await trio.sleep(20)
     assert caught.group_contains(Fenced)
     assert not lease.valid()
+
+
+async def test_a_late_try_to_enter_it_does_not_bring_it_back_either(autojump_clock: MockClock) -> None:
+    """The lease was never renewed: the nonce of the first try is the newest that was ever in the row."""
+    coordination = MemoryCoordination()
+    tries: list[LeaseRecord] = []
+    take = coordination.take_lease
+
+    async def lose_the_first(lease: LeaseRecord) -> bool:
+        tries.append(lease)
+        if len(tries) == 1:
+            raise Unavailable("no answer, and it is still on its way")
+        return await take(lease)
+
+    coordination.take_lease = lose_the_first  # type: ignore[method-assign]
+    lease = make(coordination)
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the nursery is what raises
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lease.run)
+            late, entered = tries
+            assert coordination.rows[lease.incarnation] == entered
+            coordination.rows[lease.incarnation] = late
+            await trio.sleep(20)
+    assert caught.group_contains(Fenced)
 
 
 async def test_waits_for_the_store_to_be_there(autojump_clock: MockClock) -> None:

@@ -283,6 +283,18 @@ async def test_nothing_is_said_while_the_owner_is_not_sure_to_be_one(world, alic
     assert len(world.store.logs[conversation_id].entries) == 2
 
 
+async def test_what_was_appended_under_an_epoch_that_is_over_is_given_up(world, alice, autojump_clock):
+    conversation_id = await world.direct(alice, "bob")
+    world.ownership.current, world.ownership.sure = 3, False  # another node had it meanwhile
+    world.send(alice, conversation_id, "m1")
+    await trio.sleep(1)
+    assert [error.code for error in world.edge.errors] == [ErrorCode.OUTCOME_UNKNOWN]
+    assert world.edge.deliveries == []
+    world.ownership.sure = True
+    assert isinstance(await world.ask(alice, Send(2, conversation_id, "m1", "m1", attempt=2)), SendAck)
+    assert world.owner.backlog.waiting == 0
+
+
 async def test_a_command_for_a_conversation_owned_elsewhere_is_given_back(world, alice):
     world.ownership.current = None
     send = Send(1, "gelsewhere", "m1", "m1")
