@@ -123,7 +123,7 @@ REFUSED = {
     "a history of none": ([11, 5, "c", None, None, 0], ErrorCode.BAD_REQUEST, "1"),
     "a negative seq": ([8, 5, "c", -1], ErrorCode.BAD_REQUEST, ""),
     "a seq above 2**53": ([8, 5, "c", 2**53], ErrorCode.BAD_REQUEST, ""),
-    "a kind of conversation nobody knows": ([4, 5, 3, ["bob"], "m"], ErrorCode.BAD_REQUEST, ""),
+    "a kind of conversation nobody knows": ([4, 5, 9, ["bob"], "m"], ErrorCode.BAD_REQUEST, ""),
     "an empty member": ([4, 5, 1, [""], "m"], ErrorCode.BAD_REQUEST, "length"),
     "257 members": ([4, 5, 2, [f"u{n}" for n in range(257)], "m"], ErrorCode.BAD_REQUEST, "256"),
     "101 watched users": ([14, 5, [f"u{n}" for n in range(101)]], ErrorCode.BAD_REQUEST, "100"),
