@@ -22,7 +22,7 @@ from gateway.owner.members import Draft, draft
 from gateway.owner.pace import Pace
 from gateway.owner.ports import Ownership
 from gateway.owner.trouble import Troubles
-from gateway.refusals import client_msg_id_reused, not_found, overloaded
+from gateway.refusals import NotOwner, client_msg_id_reused, not_found, overloaded
 from protocol.codec import decode_entry, encode_entry
 from protocol.frames import Entry, EntryKind, Ok, Send, SendAck
 from store.entries import Append, StoredEntry
@@ -273,7 +273,10 @@ class Appender:
 
         Raises:
             Refused: the client_msg_id was used for something else.
+            NotOwner: this node is not sure to own the conversation, so it may not know who is in it any more.
         """
+        if not self._ownership.may_speak(conversation.conversation_id, conversation.epoch):
+            raise NotOwner
         entry = stored.entry
         if not same_content(entry, command):
             raise client_msg_id_reused(command.client_msg_id, entry.seq)

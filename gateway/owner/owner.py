@@ -300,7 +300,9 @@ class Owner:
                 self._receipts.mark(conversation, origin, command)
             case Typing():
                 self._typists.submit(conversation, origin, command)
-            case History() | GetConversation() | ListMembers() if not self._may_speak(conversation):
+            case History() | GetConversation() | ListMembers() | CreateConversation() if not self._may_speak(
+                conversation
+            ):
                 raise NotOwner
             case History():
                 self._reader.history(conversation, origin, command)
@@ -401,6 +403,8 @@ class Owner:
                 self._appender.answer_from_log(conversation, origin, command, stored)
         except MembersUnknown:
             self.submit(origin, command)  # forgotten meanwhile
+        except NotOwner:
+            self._edge.not_owner(origin, command)
         except Refused as refusal:
             self._edge.reply(origin, refusal.reply(command.id))
 

@@ -336,3 +336,21 @@ async def test_evicted_conversations_are_not_held_for_sends_that_are_settled(sta
     held = [each for each in gc.get_objects() if isinstance(each, Conversation)]
     ours = [each for each in held if each.conversation_id in world.store.logs]
     assert len(ours) == world.owner.conversations_loaded <= 17
+
+
+@pytest.mark.parametrize("tail_entries_max", [1, 100])
+async def test_a_repeat_is_not_delivered_again_by_who_may_not_own_the_conversation_any_more(
+    start_world, alice, autojump_clock, tail_entries_max
+):
+    """It would deliver to those whom the next owner may have removed; whether memory or the store knows the repeat."""
+    world = await start_world(tail_entries_max=tail_entries_max)
+    conversation_id = await world.direct(alice, "bob")
+    for body in ("m1", "m2"):
+        world.send(alice, conversation_id, body)
+    await trio.sleep(1)
+    world.edge.log.clear()
+    world.ownership.sure = False
+    repeat = Send(9, conversation_id, "m1", "m1", attempt=2)
+    world.owner.submit(alice, repeat)
+    await trio.sleep(1)
+    assert world.edge.log == [GivenBack(alice, repeat)]
