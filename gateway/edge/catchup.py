@@ -3,8 +3,10 @@
 Both are read from the store after the command came, and the connection was registered before that: what is durable by
 then is in the answer, what becomes durable later is pushed. Nothing can fall between the two, and the client drops by
 seq what it gets twice. In a cluster the answer may stop short of what is durable and not acknowledged yet: that is
-pushed, too, because its owner looks for who registered meanwhile before it acknowledges. A client that missed nothing costs one read of the store: on a single node of all its
-conversations with their last entries, in a cluster of which they are, their heads being known elsewhere.
+pushed, too, because its owner looks for who registered meanwhile before it acknowledges.
+
+A client that missed nothing costs one read of the store: on a single node of all its conversations with their last
+entries, in a cluster of which they are, their heads being known elsewhere.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
