@@ -8,7 +8,19 @@ import trio
 from gateway.check.recorder import payload_of
 from protocol.codec import decode_entry
 from protocol.errors import ErrorCode
-from protocol.frames import Entry, EntryKind, ErrorReply, History, HistoryPage, Reply, Send, SendAck
+from protocol.frames import (
+    Entry,
+    EntryKind,
+    ErrorReply,
+    History,
+    HistoryPage,
+    Reply,
+    Send,
+    SendAck,
+    Sync,
+    SyncedConversation,
+    SyncPage,
+)
 from tests.simulation.node import Session
 
 if TYPE_CHECKING:
@@ -61,6 +73,7 @@ class Device:
         self._waiting: dict[int, tuple[trio.Event, list[Reply], Callable[[Reply], None]]] = {}
         self._wants_resume = trio.Event()
         self._resumed_from = 0
+        self._by_sync = False
 
     # --- What the edge of a node calls ------------------------------------------------------------------------------
 
@@ -74,6 +87,7 @@ class Device:
         event.set()
 
     def pushed(self, entry: Entry) -> None:
+        self.world.show(self.user, entry.seq)
         self._note(entry.seq)
         self._record("ok", "push", entry=seen_entry(entry))
 
@@ -165,6 +179,7 @@ class Device:
         def answered(reply: Reply) -> None:
             if isinstance(reply, SendAck):
                 self._note(reply.seq)
+                self.world.know(self.conversation_id, reply.seq)
                 self._record("ok", "send", call=call, seq=reply.seq, duplicate=reply.duplicate)
                 return
             assert isinstance(reply, ErrorReply), reply
@@ -203,6 +218,7 @@ class Device:
     def _begin_resume(self) -> None:
         self.resuming = True
         self._resumed_from = self.cursor
+        self._by_sync = self.world.rng.random() < self.world.sync_share
         self._call = self.world.next_call()
         self._record("invoke", "resume", call=self._call, cursor=self.cursor)
 
@@ -226,8 +242,49 @@ class Device:
             self._record("ok" if head_seq else "info", "resume", call=self._call, **known)
 
     async def _catch_up(self) -> int | None:
-        """Read from the cursor to the head, which its owner tells; None: it did not work; 0: not a member."""
-        after_seq, connection = self._resumed_from, self.connection
+        """Read from the cursor to the head; None: it did not work, and is to be tried again; 0: not a member."""
+        if self._by_sync:
+            return await self._sync(self._resumed_from)
+        return await self._history(self._resumed_from)
+
+    async def _sync(self, cursor: int) -> int | None:
+        """Ask for all that is new, and let the history fill what lies before the newest entries.
+
+        What anybody was acknowledged, or has read, has to be in the answer. Pushes run ahead of that, and so does what
+        the owner's node itself answers: it does not wait for others to know the head, because who is told an older one
+        is going to be pushed the rest.
+        """
+        world, call, connection = self.world, self._begin_read(), self.connection
+        known_seq = world.known_seqs.get(self.conversation_id, 0)
+        shown_seq = world.shown_seqs.get(self.user, 0)
+        page = await self.ask(lambda number: Sync(number, {self.conversation_id: cursor}))
+        if connection != self.connection or self.node is None:
+            return None
+        if not isinstance(page, SyncPage):
+            assert page is None or (isinstance(page, ErrorReply) and page.code in NOTHING_STORED), page
+            world.count("sync refused" if page else "sync unanswered")
+            return None
+        assert page.done, "all that is new of one conversation is one page"
+        # What a page leaves out has nothing new: its head is what the cursor says.
+        (synced,) = page.conversations or [SyncedConversation(self.conversation_id, cursor, 0, [])]
+        if synced.removed:
+            assert not self.sends, page
+            return await self._history(cursor)  # what was sent before the removal may be on its way: this comes behind
+        world.count("synced")
+        assert synced.head_seq >= known_seq, f"{known_seq} was known before this sync of {self.name}: {page}"
+        entries = [bytes(raw) for raw in synced.entries]
+        first_seq = decode_entry(entries[0]).seq if synced.has_more else cursor + 1
+        last_seq = self._read(call, first_seq - 1, entries, max(synced.head_seq, shown_seq))
+        world.show(self.user, synced.head_seq)
+        assert last_seq == synced.head_seq, f"a sync does not end with the head that it tells: {page}"
+        if synced.has_more:
+            world.count("filled in")
+            return await self._history(cursor)
+        return synced.head_seq
+
+    async def _history(self, after_seq: int) -> int | None:
+        """Read page by page up to the head, which its owner tells."""
+        connection = self.connection
         while True:
             call = self._begin_read()
             page = await self.ask(
@@ -242,6 +299,7 @@ class Device:
                 assert outside or not isinstance(page, ErrorReply) or page.code in NOTHING_STORED | UNKNOWN, page
                 return 0 if outside else None
             entries = [bytes(raw) for raw in page.entries]
+            self.world.know(self.conversation_id, page.head_seq)
             after_seq = self._read(call, after_seq, entries, page.head_seq)
             if not page.has_more:
                 return page.head_seq

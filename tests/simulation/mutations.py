@@ -4,7 +4,7 @@ These switches are here and nowhere else: the product has none.
 """
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -15,11 +15,15 @@ from gateway.cluster.links import Links
 from gateway.cluster.ownership import SlotOwnership
 from gateway.cluster.parcels import decode_parcel
 from gateway.cluster.slots import slot_of
+from gateway.edge import catchup
+from gateway.edge.moved import Heads
 from gateway.owner.conversation import Conversation
 from gateway.owner.lookups import Lookups
+from protocol.frames import Seq
 from store.cassandra_coordination import CassandraCoordination
 from store.coordination import LeaseRecord
-from store.entries import Loaded
+from store.entries import Loaded, Membership
+from store.interface import Store
 from store.segments import Segments, covering
 from store.tables import ConversationRow, EntryRow
 from tests.simulation.cassandra import NodeTables
@@ -36,6 +40,7 @@ class Mutation(enum.Enum):
         "an owner that takes a conversation over knows nothing of what was sent before, and looks nothing up"
     )
     LINK_NUMBERS = "nobody counts parcels"
+    HEADS = "who comes back is told what the end of a log shows, whatever becomes of it"
 
 
 @contextmanager
@@ -115,6 +120,12 @@ def _receive_uncounted(self: Links, encoded: bytes) -> None:
     _receive(self, encoded)
 
 
+async def _stand_as_logs_end(
+    store: Store, _heads: Heads | None, user: str, _cursors: Mapping[str, Seq], _only_named: bool
+) -> list[Membership]:
+    return await store.memberships(user)
+
+
 _INSTEAD: dict[Mutation, Sequence[tuple[Any, str, Any]]] = {
     Mutation.LEASE_CHECK: [(SlotOwnership, "may_speak", _may_speak)],
     Mutation.DEAD_MARK: [
@@ -125,4 +136,5 @@ _INSTEAD: dict[Mutation, Sequence[tuple[Any, str, Any]]] = {
     Mutation.CONVERSATION_LWT: [(NodeTables, "change_segments", _change_segments)],
     Mutation.DEDUPLICATION: [(Lookups, "_ask", _find_nothing), (Conversation, "fill", _fill_without_keys)],
     Mutation.LINK_NUMBERS: [(Links, "_receive", _receive_uncounted)],
+    Mutation.HEADS: [(catchup, "standing", _stand_as_logs_end)],
 }

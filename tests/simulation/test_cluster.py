@@ -19,6 +19,7 @@ HAPPENS = (
     "kill-with-sends-in-flight", "pause", "drain", "cut", "slow", "chase", "fenced", "gap", "lossy", "trim", "flush",
     "restart", "outage", "without_redis", "lonely", "direct", "new generation", "move", "vanish", "unknown",
     "repeated-send", "duplicate-answered", "resume-with-news", "member-removed",
+    "synced", "filled in", "sync refused",
 )  # fmt: skip
 """What has to happen in some of the runs."""
 

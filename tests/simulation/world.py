@@ -78,6 +78,10 @@ class World:
         counts: what happened, by name.
         sending: whether devices begin new sends.
         sends_per_s: of each of the two senders of a device.
+        sync_share: how many of the times that a device comes back it asks for all that is new; otherwise it reads the
+            history.
+        known_seqs: of each conversation the greatest seq that somebody was acknowledged, or has read.
+        shown_seqs: the greatest seq that each user was pushed, or told when coming back.
     """
 
     def __init__(self, seed: int, nursery: trio.Nursery) -> None:
@@ -90,9 +94,12 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.devices: list[Device] = []
         self.history: list[Record] = []
+        self.known_seqs: dict[str, int] = {}
+        self.shown_seqs: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.sending = False
         self.sends_per_s = self.rng.choice((0.3, 1.0, 2.0))
+        self.sync_share = self.rng.choice((0.5, 0.8, 1.0))
         self._changing = 0
         self._calls = 0
 
@@ -104,6 +111,14 @@ class World:
     def count(self, what: str) -> None:
         """Something happened."""
         self.counts[what] = self.counts.get(what, 0) + 1
+
+    def know(self, conversation_id: str, seq: int) -> None:
+        """Somebody was told that the conversation is that far."""
+        self.known_seqs[conversation_id] = max(seq, self.known_seqs.get(conversation_id, 0))
+
+    def show(self, user: str, seq: int) -> None:
+        """A user learns that its conversation is that far, perhaps before others may."""
+        self.shown_seqs[user] = max(seq, self.shown_seqs.get(user, 0))
 
     def next_call(self) -> int:
         """A number that no call had before."""
@@ -234,6 +249,7 @@ class World:
                 reply = await self.call(creator, make(call, conversation_id, key, [guest], attempt))
                 done = isinstance(reply, SendAck)
                 if isinstance(reply, SendAck):
+                    self.know(conversation_id, reply.seq)
                     self.record(
                         "ok", op, creator, call=call, conversation=conversation_id, seq=reply.seq,
                         duplicate=reply.duplicate,
