@@ -12,8 +12,10 @@ from bench.errors import BenchError
 from bench.load.accounts import Door
 from bench.load.connect import open_connections
 from bench.load.messages import SendTemplate, count_acks, stamps_in
-from bench.load.wire import unread_from
+from bench.load.wire import client_frame, server_frames, unread_from
 from bench.machine import Busy, Cores, Meter
+from protocol.codec import decode_server_frame, encode_msgpack
+from protocol.frames import Sync, SyncPage
 
 SILENCE_S = 10.0
 """Seconds without an acknowledgement or delivery, with some missing, that end the benchmark."""
@@ -165,5 +167,23 @@ class Pairs:
 
 
 def _connect(door: Door, users: list[str]) -> list[socket.socket]:
+    """Connect, and sync as clients do: nodes of a cluster promise what they push from the answer on."""
     requests = [door.request(user, seed=1) for user in users]
-    return open_connections(door.host, door.port, requests, frames=door.welcome_frames)
+    connections = open_connections(door.host, door.port, requests, frames=door.welcome_frames)
+    for connection in connections:
+        connection.setblocking(True)
+        connection.settimeout(SILENCE_S)
+        connection.sendall(client_frame(encode_msgpack(Sync(1, {}, only_named=True))))
+    for connection in connections:
+        data = bytearray()
+        while not any(_is_sync_page(data[start:stop]) for _, start, stop in server_frames(data)):
+            chunk = connection.recv(65_536)
+            if not chunk:
+                raise BenchError("the node closed a connection instead of answering its Sync")
+            data += chunk
+        connection.setblocking(False)
+    return connections
+
+
+def _is_sync_page(payload: bytearray) -> bool:
+    return isinstance(decode_server_frame(bytes(payload)), SyncPage)
