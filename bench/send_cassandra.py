@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import asdict, astuple
 
+from bench import send
 from bench.backends import KEYSPACE, running_backends
 from bench.errors import BenchError
 from bench.load.pairs import SendSample
@@ -28,18 +28,10 @@ IDLE_S = 5.0
 """Seconds of no load in which it is counted what a node asks of the servers behind it all the time."""
 
 
-class Options(Struct, frozen=True):
-    """``pairs`` of users; ``window`` sends of each unacknowledged; ``repeats`` windows of ``seconds``.
+class Options(send.Options, frozen=True):
+    """As of ``bench.send``; ``warm_up_s`` seconds of sends come first: Cassandra compiles what it runs often."""
 
-    ``warm_up_s`` seconds of sends come first: Cassandra compiles what it runs often.
-    """
-
-    pairs: int = 500
-    window: int = 8
-    seconds: float = 4.0
-    repeats: int = 3
     warm_up_s: float = 15.0
-    data_parent: Path | None = None
 
 
 class Counts(Struct, frozen=True):
