@@ -177,7 +177,7 @@ class Appender:
     def give_up(self, conversation: Conversation) -> None:
         """Tell who waits for appends of a conversation that their outcome is unknown: it is another's now."""
         self._gone = True
-        conversation.uncertain = len(conversation.flights)
+        conversation.doubt_flights()
         self._troubles.give_up(conversation)
 
     def _append_again(self, batch: Sequence[Append]) -> None:
@@ -192,17 +192,18 @@ class Appender:
                 continue
             assert conversation is not None, "a conversation with an append under way is never forgotten"
             if error is None and not self._ownership.may_speak(append.conversation_id, append.epoch):
-                error = self._silenced(conversation, append)  # noqa: PLW2901
+                error = self._why_silent(append)  # noqa: PLW2901
+                if isinstance(error, StaleEpoch):
+                    conversation.doubt_flights()  # they may count or not: who comes next finds out
             if error is None and conversation.outcomes is None:
                 self._settle(conversation)
             else:
                 self._troubles.note(conversation, error)
 
-    def _silenced(self, conversation: Conversation, append: Append) -> StoreError:
+    def _why_silent(self, append: Append) -> StoreError:
         """Why nothing may be said of what is durable."""
         epoch = self._ownership.epoch(append.conversation_id)
         if epoch is not None and epoch != append.epoch:
-            conversation.uncertain = len(conversation.flights)  # it may count or not: who comes next finds out
             return StaleEpoch(f"durable, but of epoch {append.epoch}, and this node owns it under {epoch} by now")
         return OutcomeUnknown("durable, but this node is not sure to be the owner any more")
 

@@ -183,6 +183,10 @@ class Conversation:
         """Nothing is under way in the store, whoever waits for that."""
         return self.loaded and not (self.pending or self.flights or self.lookups)
 
+    def doubt_flights(self) -> None:
+        """Any of what the store was given may be in it, and count or not, whatever it answered."""
+        self.uncertain = len(self.flights)
+
     def close(self) -> None:
         """Let commands wait from now on."""
         if self.waiting is None:
