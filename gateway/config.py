@@ -172,7 +172,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         limits.PRESENCE_GRACE_S
     )
     receipt_delay_s: Annotated[
-        float, _setting("how long receipts are held back to be coalesced", "s", ge=0.01, le=2)
+        float, _setting("how long receipts are held back to be coalesced", "s", ge=0.01, le=limits.RECEIPT_DELAY_S)
     ] = 1.0
 
     drain_grace_s: Annotated[float, _setting("from SIGTERM to the last connection's end", "s", ge=0)] = 60.0
