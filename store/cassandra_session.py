@@ -16,6 +16,7 @@ from cassandra import (
     OperationTimedOut,
     ProtocolVersion,
     Unauthorized,
+    UnresolvableContactPoints,
 )
 from cassandra import Unavailable as NoReplicas
 from cassandra.auth import PlainTextAuthProvider
@@ -90,7 +91,22 @@ class CannotUse(StoreError):
 
 
 def open_cluster(access: Access) -> Cluster:
-    """The driver's cluster, not connected yet. Raises CannotUse: the CA file cannot be read."""
+    """The driver's cluster, not connected yet.
+
+    Raises:
+        CannotUse: the CA file cannot be read.
+        Unavailable: no host's name leads to an address; it may later.
+    """
+    try:
+        return _cluster(access)
+    except UnresolvableContactPoints:
+        hosts = ", ".join(access.hosts)
+        raise Unavailable(
+            f"no address is known of {hosts}: see cassandra_hosts, and whether names are resolved"
+        ) from None
+
+
+def _cluster(access: Access) -> Cluster:
     reads, serial = _consistencies(access.consistency)
     writes = ConsistencyLevel.name_to_value[access.consistency]
     return Cluster(

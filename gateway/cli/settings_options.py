@@ -38,7 +38,11 @@ def settings_options(*only: str) -> Callable[[_Decorated], _Decorated]:
 
 def effective(config_file: Path | None, options: Mapping[str, object]) -> Effective:
     """The settings in force, given a command's options. Raises CliError with the usage exit code."""
-    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    given = {
+        name: ",".join(value) if isinstance(value, tuple) else value  # as in an environment variable
+        for name, value in options.items()
+        if value is not None and value != ()
+    }
     try:
         return load_effective(given, os.environ, config_file)
     except ConfigError as error:
@@ -76,7 +80,7 @@ def _help(setting: Setting) -> str:
     elif setting.default:
         notes.append(f"default: {setting.default}")
     if setting.kind is list:
-        notes.append("may be repeated")
+        notes.append("several: with commas, or repeated")
     if setting.secret:
         notes.append(f"others can read options: better in {setting.variable} or the file")
     return setting.meaning + (f"  [{'; '.join(notes)}]" if notes else "")

@@ -42,6 +42,11 @@ def test_the_output_is_a_configuration_file(tmp_path: Path) -> None:
     assert load({}, {}, file) == Settings(auth_issuer=odd, allowed_origins=["https://a", "https://b"])
 
 
+def test_a_list_is_given_with_commas_or_by_repeating() -> None:
+    given = run("--json", "--cassandra-hosts", "10.0.0.1, 10.0.0.2", "--cassandra-hosts", "10.0.0.3")
+    assert json.loads(given.output)["cassandra_hosts"]["value"] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+
+
 def test_secrets_are_masked(tmp_path: Path) -> None:
     result = run(TIDEGATE_AUTH_SECRET=SECRET)
     assert SECRET not in result.output
