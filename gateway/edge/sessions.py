@@ -94,9 +94,3 @@ class Sessions:
         ends_s = trio.current_time() + lifetime_s + limits.TOKEN_LEEWAY_S
         self._table.ends_s[connection.fd] = min(int(ends_s), 2**32 - 1)
         return max(0, int(lifetime_s))
-
-    def close_all(self, users: list[str], code: int, reason: str) -> None:
-        """Close every connection of some users."""
-        for user in users:
-            for connection in self._hub.connections_of(user):
-                self._writer.close(connection, code, reason)
