@@ -5,11 +5,9 @@ was broken off is begun again and passes over what is there already. Two program
 ``schema_lock`` is taken by lightweight transaction, and freed or given back by time. All functions here block.
 """
 
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from typing import Final
 
 from cassandra import AlreadyExists, ConsistencyLevel, DriverException, InvalidRequest
@@ -18,7 +16,7 @@ from cassandra.query import SimpleStatement
 
 from store.cassandra_session import CannotUse
 from store.interface import Unavailable
-from store.migrations import Migration, SchemaTooNew, refuse_newer
+from store.migrations import Migration, SchemaTooNew, migrations_in, refuse_newer
 
 LOCK_S: Final = 60
 """Seconds after which a lock that is neither renewed nor freed ends: its holder has died. It is renewed before each
@@ -30,7 +28,6 @@ times as long as any other request on a busy machine."""
 
 assert STATEMENT_TIMEOUT_S < LOCK_S, "the lock has to last for a statement"
 
-_FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.cql")
 _BOOKKEEPING: Final = (
     "CREATE TABLE IF NOT EXISTS schema_migrations (number int PRIMARY KEY, name text)",
     "CREATE TABLE IF NOT EXISTS schema_lock (id text PRIMARY KEY, owner text)",
@@ -43,14 +40,7 @@ class SchemaTooOld(CannotUse):
 
 def cassandra_migrations() -> list[Migration]:
     """All migrations of the cluster's tables, in order."""
-    found = []
-    for file in resources.files("schema").joinpath("cassandra").iterdir():
-        match = _FILE_NAME.fullmatch(file.name)
-        if match is not None:
-            found.append(Migration(int(match[1]), match[2], file.read_text("utf-8")))
-    found.sort(key=lambda migration: migration.number)
-    assert [migration.number for migration in found] == list(range(1, len(found) + 1)), "a migration is missing"
-    return found
+    return migrations_in("cassandra", "cql")
 
 
 def statements_of(migration: Migration) -> list[str]:

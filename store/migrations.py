@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from store.interface import StoreError
 
-_FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _MAKE_TABLE: Final = "CREATE TABLE IF NOT EXISTS schema_migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
 _APPLIED: Final = "SELECT coalesce(max(number), 0) FROM schema_migrations"
 _HAS_TABLE: Final = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"
@@ -31,16 +30,22 @@ class Migration(Struct, frozen=True):
     sql: str
 
 
-def embedded_migrations() -> list[Migration]:
-    """The migrations of the embedded database, in order."""
+def migrations_in(folder: str, ending: str) -> list[Migration]:
+    """The migrations in ``schema/folder`` whose file names end in ``ending``, in order."""
+    file_name = re.compile(rf"(\d{{4}})_([a-z0-9_]+)\.{ending}")
     found = []
-    for file in resources.files("schema").joinpath("embedded").iterdir():
-        match = _FILE_NAME.fullmatch(file.name)
+    for file in resources.files("schema").joinpath(folder).iterdir():
+        match = file_name.fullmatch(file.name)
         if match is not None:
             found.append(Migration(int(match[1]), match[2], file.read_text("utf-8")))
     found.sort(key=lambda migration: migration.number)
     assert [migration.number for migration in found] == list(range(1, len(found) + 1)), "a migration is missing"
     return found
+
+
+def embedded_migrations() -> list[Migration]:
+    """The migrations of the embedded database, in order."""
+    return migrations_in("embedded", "sql")
 
 
 def schema_number(connection: sqlite3.Connection) -> int:
