@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from bench.errors import PeerMissing
 from bench.load.accounts import Door, user_names
-from bench.load.messages import SEQ_FIRST, SendTemplate
+from bench.load.messages import SendTemplate
 from bench.load.process import LoadProcess
 from bench.load.setup import SetupClient
 from bench.load.wire import client_frame, payload_of
@@ -19,7 +19,6 @@ from bench.machine import Busy, Cores, Meter, choose_cores, together
 from bench.node import running_node
 from bench.peers.brokers import running_broker
 from bench.peers.process import PeerProcess
-from protocol.limits import MEMBERS_PER_COMMAND_MAX
 
 BURST = 4
 """Entries in flight in the burst."""
@@ -168,10 +167,7 @@ def _node(stack: ExitStack, cores: Cores, options: Options) -> tuple[Contestant,
     )
     members = user_names(options.members, "fanout")
     with SetupClient(door, SENDER) as setup:
-        group = setup.create_group([])
-        setup.send_filler(group, SEQ_FIRST)
-        setup.add_members(group, members)
-    head_seq = 1 + SEQ_FIRST + -(-options.members // MEMBERS_PER_COMMAND_MAX)
+        group, head_seq = setup.create_long_group(members)
     frame_bytes = SendTemplate(group, SENDER).push_bytes
     contestant = Contestant(door, cores, options.members, frame_bytes)
     contestant.readers = _readers(stack, door, cores, members)

@@ -15,7 +15,6 @@ from bench.load.process import LoadProcess
 from bench.load.setup import SetupClient
 from bench.machine import Cores, Meter, choose_cores
 from bench.node import read_metrics, running_node
-from protocol.limits import MEMBERS_PER_COMMAND_MAX
 
 SENDER = "bench-sender"
 CHURN_GROUP = 50
@@ -92,10 +91,7 @@ def _members(stack: ExitStack, door: Door, cores: Cores, options: Options) -> tu
     """The fan-out's readers and sender, and the size of one push."""
     members = user_names(options.members, "fanout")
     with SetupClient(door, SENDER) as setup:
-        group = setup.create_group([])
-        setup.send_filler(group, SEQ_FIRST)
-        setup.add_members(group, members)
-    head_seq = 1 + SEQ_FIRST + -(-options.members // MEMBERS_PER_COMMAND_MAX)
+        group, head_seq = setup.create_long_group(members)
     readers = LoadProcess("bench.load.fanout:Readers", door, members, first_address=50, core=cores.load)
     sender = LoadProcess("bench.load.fanout:NodeSender", door, SENDER, group, head_seq, core=cores.load)
     return stack.enter_context(readers), stack.enter_context(sender), SendTemplate(group, SENDER).push_bytes

@@ -8,6 +8,7 @@ from typing import Self
 from bench.errors import BenchError
 from bench.load.accounts import Door
 from bench.load.connect import HANDSHAKE_TIMEOUT_S, open_connections
+from bench.load.messages import SEQ_FIRST
 from bench.load.wire import client_frame, server_frames
 from protocol.codec import decode_server_frame, encode_msgpack
 from protocol.frames import (
@@ -91,6 +92,13 @@ class SetupClient:
         )
         self.add_members(group, rest)
         return group
+
+    def create_long_group(self, members: list[str]) -> tuple[str, int]:
+        """A group whose head is so high that every push has one size; and that head."""
+        group = self.create_group([])
+        self.send_filler(group, SEQ_FIRST)
+        self.add_members(group, members)
+        return group, 1 + SEQ_FIRST + -(-len(members) // MEMBERS_PER_COMMAND_MAX)
 
     def add_members(self, group: str, users: list[str]) -> None:
         """Add users to a group, as many commands as that takes."""
