@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.frames import EntryKind
@@ -148,7 +148,7 @@ class Runner:
                 nursery.cancel_scope.cancel()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(COMMANDS, st.integers(1, 12))
 def test_the_store_holds_what_the_model_holds(commands, generation_entries):
     path = Path(tempfile.mkdtemp(prefix="tidegate-model-"))

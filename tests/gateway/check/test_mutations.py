@@ -16,7 +16,7 @@ replace = msgspec.structs.replace
 
 
 @given(CHOICES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_honest_service_breaks_no_promise(choices: list[tuple[int, int]]) -> None:
     report = check(Simulation().run(choices))
     assert report.ok, report.as_text()
@@ -25,7 +25,7 @@ def test_an_honest_service_breaks_no_promise(choices: list[tuple[int, int]]) -> 
 
 
 @given(CHOICES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_single_lie_is_caught(choices: list[tuple[int, int]]) -> None:
     records = Simulation().run(choices)
     for lie, spoilt in _lies(records):

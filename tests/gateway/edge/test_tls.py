@@ -110,7 +110,7 @@ frames = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(frames, min_size=1, max_size=8), st.data())
 def test_whatever_blocks_nothing_is_lost_or_doubled(
     server: TlsServer, certificate: Certificate, chunks: list[bytes], data: st.DataObject
@@ -131,7 +131,7 @@ def test_whatever_blocks_nothing_is_lost_or_doubled(
         pair.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(frames, min_size=1, max_size=6))
 def test_what_a_close_cuts_is_never_part_of_a_frame(
     server: TlsServer, certificate: Certificate, chunks: list[bytes]

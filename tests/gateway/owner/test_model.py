@@ -238,7 +238,7 @@ async def run_program(program: list[tuple[str, Any]]) -> None:
         nursery.cancel_scope.cancel()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(OPERATIONS, min_size=10, max_size=60))
 def test_a_group_keeps_its_promises(program):
     trio.run(run_program, program, clock=MockClock(autojump_threshold=0))
