@@ -7,8 +7,8 @@ acknowledgement is held back until the deliveries in front of it are *handed on*
    that are not cached are looked up first. It leaves with the parcels of this pass of the loop.
 2. A barrier command follows them on the same connection to Redis. Its reply proves two things: the parcels were taken,
    and every change of the directory that Redis made before was reported here.
-3. Users reported as changed since the split are looked up again, and nodes that were left out get the delivery, too,
-   followed by another barrier. A user who registered even later reads the store after that, and finds the entry.
+3. Users reported as changed since the look-up began are looked up again, and nodes that were left out get the delivery,
+   too, followed by another barrier. A user who registered even later reads the store after that, and finds the entry.
 
 Per conversation these things keep their order: one queue, a *strand*, holds what is not done. A node that is alone does
 none of this; and while Redis is away nothing is held back, and all living nodes that are reached get everything:
@@ -18,7 +18,7 @@ everybody resyncs now and then until it is there again.
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import structlog
 import trio
@@ -54,23 +54,46 @@ class RemoteOrigin:
         self.user = user
 
 
+class _Moves:
+    """Users reported as changed, for all look-ups that began between two barriers.
+
+    Attributes:
+        users: those who were reported.
+        anybody: whether it was reported that everybody may have moved.
+    """
+
+    __slots__ = ("__weakref__", "anybody", "users")
+
+    def __init__(self) -> None:
+        self.users: set[str] = set()
+        self.anybody = False
+
+    def among(self, recipients: Collection[str]) -> Collection[str]:
+        """Those of the recipients who may have moved."""
+        if self.anybody:
+            return recipients
+        return self.users.intersection(recipients) if self.users else ()
+
+
 class _Handing:
     """A delivery on its way to other nodes.
 
     Attributes:
         places: where its recipients are, once that is known.
         sent: the nodes that got it, and for which users.
+        moves: who moved since its last look-up began.
         moved: recipients who moved while it was under way, until that is seen to.
         split: whether it was sent for the first time.
         done: whether it is handed on, or need not be.
     """
 
-    __slots__ = ("delivery", "done", "moved", "places", "sent", "split")
+    __slots__ = ("delivery", "done", "moved", "moves", "places", "sent", "split")
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, moves: _Moves) -> None:
         self.delivery = delivery
         self.places: Mapping[str, tuple[str, ...]] | None = None
         self.sent: dict[str, set[str]] = {}
+        self.moves = moves
         self.moved: Collection[str] = ()
         self.split = False
         self.done = False
@@ -108,10 +131,8 @@ class HandingOn:
         self._strands: dict[str, deque[_Handing | _Held]] = {}
         self._held = 0
         self._leaving: list[_Handing] = []  # split in this pass, not yet followed by a barrier
-        self._changing: set[str] = set()  # users reported since the first split of this pass
-        self._changed: dict[int, set[str]] = {}  # for each barrier under way, users reported since those splits
-        self._flushes = 0  # reports that everybody may have moved
-        self._barriers = 0
+        self._moves: _Moves | None = None  # of look-ups that began since the last barrier was set
+        self._all_moves: WeakSet[_Moves] = WeakSet()  # of all deliveries under way
         self._origins: WeakValueDictionary[tuple[str, int], RemoteOrigin] = WeakValueDictionary()
         directory.on_invalidated = self._invalidated
         links.after_flush = self._set_barrier
@@ -206,7 +227,7 @@ class HandingOn:
         self._local.deliver(delivery)
         if self._links.alone:
             return
-        handing = _Handing(delivery)
+        handing = _Handing(delivery, self._moves_from_now())
         self._strands.setdefault(delivery.conversation_id, deque()).append(handing)
         self._held += 1
         self._look_up(handing, delivery.recipients)
@@ -247,15 +268,11 @@ class HandingOn:
 
     def _catch_up(self, strand: Iterable[_Handing | _Held], next_one: _Handing) -> None:
         """Before a node gets its first delivery for somebody who has just moved, send it those that left before."""
-        earlier = [each for each in strand if type(each) is _Handing and each.split and not each.done]
-        moved = self._changing.union(*self._changed.values(), *(each.moved for each in earlier))
-        moved.intersection_update(next_one.places or ())
-        if not moved:
-            return
-        places = {user: incarnations for user, incarnations in (next_one.places or {}).items() if user in moved}
-        for handing in earlier:
-            recipients = frozenset(handing.delivery.recipients)
-            self._send(handing, {user: places[user] for user in places if user in recipients})
+        known = next_one.places or {}
+        for handing in [each for each in strand if type(each) is _Handing and each.split and not each.done]:
+            moved = {*handing.moves.among(handing.delivery.recipients), *handing.moved}
+            if moved:
+                self._send(handing, {user: known[user] for user in moved if user in known})
 
     def _send(self, handing: _Handing, places: Mapping[str, tuple[str, ...]]) -> None:
         """Send a delivery to those who did not get it yet."""
@@ -275,8 +292,6 @@ class HandingOn:
 
     def _leave(self, handing: _Handing) -> None:
         """Have a barrier follow what was sent in this pass."""
-        if not self._leaving:
-            self._changing = set()
         self._leaving.append(handing)
         self._links.flush_soon()
 
@@ -300,36 +315,32 @@ class HandingOn:
         if not self._leaving:
             return
         leaving, self._leaving = self._leaving, []
-        self._barriers += 1
-        number, flushes = self._barriers, self._flushes
-        self._changed[number], self._changing = self._changing, set()
+        self._moves = None
+        self._directory.barrier(lambda known: self._confirm(leaving) if known else self._done(leaving))
 
-        def proved(known: bool) -> None:
-            changed = self._changed.pop(number)
-            if not known:
-                self._done(leaving)
-            else:
-                self._confirm(leaving, None if self._flushes != flushes else changed)
-
-        self._directory.barrier(proved)
+    def _moves_from_now(self) -> _Moves:
+        """What a look-up that begins now has to know of later."""
+        if self._moves is None:
+            self._moves = _Moves()
+            self._all_moves.add(self._moves)
+        return self._moves
 
     def _invalidated(self, users: Collection[str] | None) -> None:
-        if users is None:
-            self._flushes += 1
-            return
-        self._changing.update(users)
-        for changed in self._changed.values():
-            changed.update(users)
+        for moves in self._all_moves:
+            if users is None:
+                moves.anybody = True
+            else:
+                moves.users.update(users)
 
-    def _confirm(self, handings: Iterable[_Handing], changed: set[str] | None) -> None:
+    def _confirm(self, handings: Iterable[_Handing]) -> None:
         """A barrier is through: what nobody moved under is handed on, the rest is looked at again."""
         done = []
         for handing in handings:
-            recipients = handing.delivery.recipients
-            moved = recipients if changed is None else changed.intersection(recipients) if changed else ()
+            moved = handing.moves.among(handing.delivery.recipients)
             if moved:
                 self.looked_again += 1
                 handing.moved = moved
+                handing.moves = self._moves_from_now()
                 self._look_up(handing, moved)
             else:
                 done.append(handing)

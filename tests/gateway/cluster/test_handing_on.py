@@ -1,0 +1,194 @@
+"""What the owner hands on to other nodes, and when it says that it did, with a directory that answers when told to."""
+
+from collections.abc import Callable, Collection, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.broker import Delivery
+from gateway.cluster.handing_on import HandingOn
+from gateway.cluster.parcels import Delivered
+from gateway.cluster.ports import Found, Taken
+from protocol.frames import SendAck
+from tests.fakes.edge import FakeOrigin, RecordingEdge
+
+
+class SlowDirectory:
+    """Places of users, some of them cached; what is asked is answered by ``answer``, barriers by ``prove``."""
+
+    def __init__(self) -> None:
+        self.on_invalidated: Callable[[Collection[str] | None], None] = lambda _users: None
+        self.places: dict[str, tuple[str, ...]] = {}
+        self.cache: dict[str, tuple[str, ...]] = {}
+        self.asked: list[Callable[[], None]] = []
+        self.barriers: list[Taken] = []
+
+    def lookup(self, users: Collection[str], then: Found) -> None:
+        cached = {user: self.cache[user] for user in users if user in self.cache}
+        missing = [user for user in users if user not in cached]
+
+        def answer() -> None:
+            self.cache.update({user: self.places.get(user, ()) for user in missing})
+            then(cached | {user: self.cache[user] for user in missing})
+
+        if missing:
+            self.asked.append(answer)
+        else:
+            then(cached)
+
+    def is_void(self, _incarnation: str) -> bool:
+        return False
+
+    def barrier(self, done: Taken) -> None:
+        self.barriers.append(done)
+
+    def answer(self) -> None:
+        """Answer all that was asked."""
+        asked, self.asked = self.asked, []
+        for each in asked:
+            each()
+
+    def prove(self) -> None:
+        """Answer the oldest barrier."""
+        self.barriers.pop(0)(True)
+
+    def move(self, user: str, *places: str) -> None:
+        """A user is elsewhere now, and that is reported."""
+        self.places[user] = places
+        self.cache.pop(user, None)
+        self.on_invalidated([user])
+
+
+class RecordingLinks:
+    """What was sent to whom; ``flush`` ends a pass of the loop."""
+
+    alone = False
+
+    def __init__(self) -> None:
+        self.after_flush: Callable[[], None] = lambda: None
+        self.sent: list[tuple[str, list[str], list[bytes]]] = []
+
+    def send(self, incarnation: str, item: Any) -> None:
+        assert isinstance(item, Delivered)
+        self.sent.append((incarnation, list(item.recipients), list(item.entries)))
+
+    def flush_soon(self) -> None:
+        """Tests flush when they want to."""
+
+    def flush(self) -> None:
+        self.after_flush()
+
+
+@pytest.fixture
+def parts() -> SimpleNamespace:
+    directory, links, edge = SlowDirectory(), RecordingLinks(), RecordingEdge()
+    watch = SimpleNamespace(live={"a": object(), "b": object(), "c": object()})
+    handing_on = HandingOn("a", edge, links, directory, watch)  # type: ignore[arg-type]
+    return SimpleNamespace(directory=directory, links=links, edge=edge, handing_on=handing_on)
+
+
+def deliver(parts: SimpleNamespace, entry: bytes, *recipients: str) -> FakeOrigin:
+    """An entry is durable: it is delivered, and its sender is answered behind it."""
+    origin = FakeOrigin("ann")
+    parts.handing_on.deliver(Delivery("g1", recipients, [entry], [origin]))
+    parts.handing_on.reply(origin, SendAck(1, 1, 1), "g1")
+    return origin
+
+
+def sent_to(parts: SimpleNamespace) -> Mapping[str, list[bytes]]:
+    """The entries that each node got, in order."""
+    found: dict[str, list[bytes]] = {}
+    for incarnation, _recipients, entries in parts.links.sent:
+        found.setdefault(incarnation, []).extend(entries)
+    return found
+
+
+def test_an_acknowledgement_waits_until_its_delivery_is_handed_on(parts: SimpleNamespace) -> None:
+    parts.directory.places = {"ann": (), "bob": ("b",)}
+    origin = deliver(parts, b"1", "ann", "bob")
+    parts.directory.answer()
+    parts.links.flush()
+    assert parts.links.sent == [("b", ["bob"], [b"1"])]
+    assert parts.edge.replies_to(origin) == []
+    parts.directory.prove()
+    assert parts.edge.replies_to(origin) == [SendAck(1, 1, 1)]
+    assert parts.handing_on.held == 0
+
+
+def test_who_moves_before_the_barrier_is_through_gets_the_delivery_too(parts: SimpleNamespace) -> None:
+    parts.directory.cache = {"ann": (), "bob": ()}
+    origin = deliver(parts, b"1", "ann", "bob")
+    parts.links.flush()
+    parts.directory.move("bob", "b")
+    parts.directory.prove()
+    parts.directory.answer()
+    parts.links.flush()
+    assert parts.links.sent == [("b", ["bob"], [b"1"])]
+    assert parts.edge.replies_to(origin) == []
+    parts.directory.prove()
+    assert parts.edge.replies_to(origin) == [SendAck(1, 1, 1)]
+
+
+def test_who_moves_while_another_recipient_is_looked_up_gets_the_delivery_too(parts: SimpleNamespace) -> None:
+    parts.directory.cache = {"bob": ()}
+    origin = deliver(parts, b"1", "ann", "bob")
+    parts.directory.move("bob", "b")
+    parts.directory.answer()
+    parts.links.flush()
+    parts.directory.prove()
+    assert parts.edge.replies_to(origin) == []
+    parts.directory.answer()
+    parts.links.flush()
+    parts.directory.prove()
+    assert sent_to(parts) == {"b": [b"1"]}
+    assert parts.edge.replies_to(origin) == [SendAck(1, 1, 1)]
+
+
+def test_who_moves_while_a_delivery_waits_for_an_earlier_one_gets_both_in_order(parts: SimpleNamespace) -> None:
+    parts.directory.cache = {"bob": ()}
+    deliver(parts, b"1", "ann", "bob")
+    parts.directory.cache["ann"] = ()
+    deliver(parts, b"2", "ann", "bob")
+    parts.directory.move("bob", "b")
+    parts.directory.answer()
+    while parts.handing_on.held:
+        parts.links.flush()
+        parts.directory.answer()
+        while parts.directory.barriers:
+            parts.directory.prove()
+        parts.directory.answer()
+    assert sent_to(parts) == {"b": [b"1", b"2"]}
+
+
+def test_a_report_that_everybody_may_have_moved_has_all_looked_up_again(parts: SimpleNamespace) -> None:
+    parts.directory.cache = {"bob": ()}
+    deliver(parts, b"1", "ann", "bob")
+    parts.directory.places = {"bob": ("b",), "ann": ("c",)}
+    parts.directory.cache.clear()
+    parts.directory.on_invalidated(None)
+    parts.directory.answer()
+    parts.links.flush()
+    parts.directory.prove()
+    parts.directory.answer()
+    parts.links.flush()
+    parts.directory.prove()
+    assert sent_to(parts) == {"b": [b"1"], "c": [b"1"]}
+    assert parts.handing_on.held == 0
+
+
+def test_what_moved_between_deliveries_is_not_kept(parts: SimpleNamespace) -> None:
+    parts.directory.cache = {"bob": ("b",)}
+    deliver(parts, b"1", "bob")
+    parts.links.flush()
+    parts.directory.prove()
+    for number in range(10):
+        parts.directory.move(f"user{number}", "b")
+    parts.directory.cache = {"bob": ("b",)}
+    parts.directory.move("bob", "c")
+    deliver(parts, b"2", "bob")
+    parts.directory.answer()
+    parts.links.flush()
+    parts.directory.prove()
+    assert parts.handing_on.looked_again == 0
+    assert parts.handing_on.held == 0
