@@ -173,10 +173,10 @@ def _connect(door: Door, users: list[str]) -> list[socket.socket]:
     for connection in connections:
         connection.setblocking(True)
         connection.settimeout(SILENCE_S)
-        connection.sendall(client_frame(encode_msgpack(Sync(1, {}, only_named=True))))
+        connection.sendall(client_frame(encode_msgpack(Sync(1))))
     for connection in connections:
-        data = bytearray()
-        while not any(_is_sync_page(data[start:stop]) for _, start, stop in server_frames(data)):
+        data = b""
+        while not any(_ends_sync(data[start:stop]) for _, start, stop in server_frames(data)):
             chunk = connection.recv(65_536)
             if not chunk:
                 raise BenchError("the node closed a connection instead of answering its Sync")
@@ -185,5 +185,6 @@ def _connect(door: Door, users: list[str]) -> list[socket.socket]:
     return connections
 
 
-def _is_sync_page(payload: bytearray) -> bool:
-    return isinstance(decode_server_frame(bytes(payload)), SyncPage)
+def _ends_sync(payload: bytes) -> bool:
+    frame = decode_server_frame(payload)
+    return isinstance(frame, SyncPage) and frame.done

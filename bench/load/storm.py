@@ -235,25 +235,3 @@ class Others(AckTimes):
         with contextlib.suppress(PermissionError):  # then its own waiting for the core is part of the figure
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         super().__init__(door, cores, senders, receivers, conversations)
-        for connection in self._connections:
-            _sync(connection)
-
-
-def _sync(connection: socket.socket) -> None:
-    """Ask for all that is new, and drop it: from then on every node knows where the user is connected."""
-    connection.settimeout(HANDSHAKE_TIMEOUT_S)
-    connection.sendall(client_frame(encode_msgpack(Sync(SYNC_ID))))
-    data, done = b"", False
-    while not done:
-        data += receive_some(connection)
-        frames = [decode_server_frame(data[start:stop]) for _opcode, start, stop in server_frames(data)]
-        done = any(isinstance(frame, SyncPage) and frame.done for frame in frames)
-    connection.setblocking(False)
-
-
-def receive_some(connection: socket.socket) -> bytes:
-    """What there is to read, waiting for it. Raises BenchError at the end of the connection."""
-    chunk = connection.recv(65_536)
-    if not chunk:
-        raise BenchError("the node closed a connection of those who go on sending")
-    return chunk

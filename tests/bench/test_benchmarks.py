@@ -34,6 +34,7 @@ SMALL_CLUSTER: dict[str, dict[str, Any]] = {
     "send_cassandra": {"pairs": 20, "window": 4, "seconds": 1.0, "repeats": 1, "warm_up_s": 0.0},
     "send_cross": {"pairs": 20, "window": 4, "seconds": 1.0, "repeats": 1, "warm_up_s": 0.0},
     "takeover": {"conversations": 40, "repeats": 1},
+    "storm": {"clients": 200, "conversations": 5, "pairs": 5, "sends_per_s": 50},
 }
 
 NOTHING_AT_BEST = {"missed", "second_wave_growth_bytes", "redis_commands_per_send", "hop_cpu_us"}
