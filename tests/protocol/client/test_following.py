@@ -3,18 +3,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 from protocol.client import ConversationLeft, MembersRemoved, MessageReceived, Resumed
 from protocol.errors import ErrorCode
 from protocol.frames import EntryKind, ErrorReply, History, ListConversations, Resync, Send, Sync
 from tests.fakes.node import FakeConnection, FakeNode
 from tests.fakes.waiting import bodies, next_of
-
-
-@pytest.fixture
-def patient_clock() -> MockClock:
-    return MockClock(autojump_threshold=0.05)
 
 
 def commands(node: FakeNode, kind: type) -> list:

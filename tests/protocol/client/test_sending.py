@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 from protocol.client import (
     MessageNotSent,
@@ -20,12 +20,6 @@ from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Send
 from tests.fakes.node import FakeConnection, FakeNode
 from tests.fakes.waiting import next_of
-
-
-@pytest.fixture
-def patient_clock() -> MockClock:
-    """A clock that jumps only after a moment without anything to do: threads write the state file meanwhile."""
-    return MockClock(autojump_threshold=0.05)
 
 
 def sends(node: FakeNode) -> list[tuple[str, int]]:
