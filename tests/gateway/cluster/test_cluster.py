@@ -10,79 +10,22 @@ from trio.testing import MockClock
 
 from gateway.check.checker import check
 from gateway.check.history import parse
-from gateway.cluster.slots import slot_of
-from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.owner.members import direct_id
 from protocol.errors import ErrorCode
 from protocol.frames import ConversationKind, CreateConversation, ErrorReply, GetConversation, Send
-from tests.fakes.coordination import MemoryCoordination
 from tests.fakes.edge import FakeOrigin
-from tests.fakes.memory_store import MemoryStore
-from tests.fakes.network import Network, NodeConnection
-from tests.gateway.cluster.cluster_parts import ClusterPart, conversation_owned_by
-
-
-class Part(ClusterPart):
-    """A node that can be killed."""
-
-    def __init__(self, world: "World", name: str) -> None:
-        def wires(incarnation: str, _watch: Watch) -> tuple[NodeConnection, NodeConnection]:
-            self.connection = NodeConnection(world.network, incarnation)
-            return self.connection, self.connection
-
-        super().__init__(world.coordination, world.store, name, wires, settings=world.settings)
-        self.scope = trio.CancelScope()
-
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with self.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.connection.run)
-                await nursery.start(self.cluster.owner.run)
-                await nursery.start(self.cluster.run)
-                task_status.started()
-
-
-class World:
-    def __init__(self) -> None:
-        self.settings = Settings()
-        self.coordination = MemoryCoordination()
-        self.network = Network()
-        self.store = MemoryStore()
-        self.parts: dict[str, Part] = {}
-        self.nursery: trio.Nursery
-
-    async def start(self, name: str) -> Part:
-        part = self.parts[name] = Part(self, name)
-        await self.nursery.start(part.run)
-        return part
-
-    def owner_of(self, conversation_id: str) -> Part:
-        owner = self.coordination.table.slots[slot_of(conversation_id)].owner
-        return next(part for part in self.parts.values() if part.lease.incarnation == owner)
-
-    def conversation_owned_by(self, part: Part, user: str) -> tuple[str, str]:
-        return conversation_owned_by(self.coordination, part.lease.incarnation, user)
-
-    def kill(self, part: Part) -> None:
-        part.scope.cancel()
-        self.network.inboxes.pop(part.lease.incarnation)
+from tests.gateway.cluster.cluster_world import NodePart, World, running
 
 
 @asynccontextmanager
-async def world(*names: str) -> AsyncIterator[World]:
-    each = World()
-    async with trio.open_nursery() as nursery:
-        each.nursery = nursery
-        await nursery.start(each.store.run)
-        for name in names:
-            await each.start(name)
-        await trio.sleep(10)
+async def world(*names: str) -> AsyncIterator[World[NodePart]]:
+    each = World(NodePart)
+    async with running(each, *names):
         yield each
-        nursery.cancel_scope.cancel()
 
 
-async def create(each: World, part: Part, origin: FakeOrigin, peer: str) -> str:
+async def create(each: World[NodePart], part: NodePart, origin: FakeOrigin, peer: str) -> str:
     part.submit(origin, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
     await trio.sleep(1)
     assert part.edge.replies_to(origin), "created"
@@ -90,7 +33,9 @@ async def create(each: World, part: Part, origin: FakeOrigin, peer: str) -> str:
 
 
 @asynccontextmanager
-async def talk(*, owner: str, readers: str = "") -> AsyncIterator[tuple[World, Part, Part, FakeOrigin, str, str]]:
+async def talk(
+    *, owner: str, readers: str = ""
+) -> AsyncIterator[tuple[World[NodePart], NodePart, NodePart, FakeOrigin, str, str]]:
     """Alice at node a has begun a conversation that one of the nodes a and b owns; its other member is at ``readers``.
 
     The world, both nodes, Alice, the conversation and the other member.

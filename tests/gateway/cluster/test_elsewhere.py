@@ -8,14 +8,11 @@ import trio
 from trio.testing import MockClock
 
 from gateway.cluster.elsewhere import Elsewhere
-from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.presence import Presences
 from protocol.frames import Presence, PresencePush, PresenceReply, WatchPresence
-from tests.fakes.coordination import MemoryCoordination
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.network import Network, NodeConnection
-from tests.gateway.cluster.cluster_parts import ClusterPart
+from tests.gateway.cluster.cluster_world import NodePart, World, running
 
 GRACE_S = 30.0
 
@@ -75,32 +72,20 @@ def wall_ms() -> int:
     return int((1_000_000 + trio.current_time()) * 1000)
 
 
-class Node:
+class Node(NodePart):
     """A node's part of the cluster, and who is online as it tells it."""
 
-    def __init__(self, world: "World", name: str) -> None:
-        def wires(incarnation: str, _watch: Watch) -> tuple[NodeConnection, NodeConnection]:
-            self.connection = NodeConnection(world.network, incarnation)
-            return self.connection, self.connection
-
-        part = ClusterPart(world.coordination, world.store, name, wires)
-        self.cluster = part.cluster
+    def __init__(self, world: "World[Node]", name: str) -> None:
+        super().__init__(world, name)
         self.hub: Any = FakeHub()
         self.presences = Presences(Settings(presence_grace_s=GRACE_S), world.store, self.hub, wall_ms)
         self.cluster.follow(self.hub)
         self.cluster.elsewhere.listener = self.presences
         self.presences.elsewhere = self.cluster.elsewhere
-        self.scope = trio.CancelScope()
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with self.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.connection.run)
-                await nursery.start(self.cluster.owner.run)
-                await nursery.start(self.presences.run)
-                await nursery.start(self.cluster.run)
-                nursery.start_soon(self._tick)
-                task_status.started()
+    async def begin(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self.presences.run)
+        nursery.start_soon(self._tick)
 
     async def _tick(self) -> None:
         while True:
@@ -121,17 +106,12 @@ class Node:
         return [(push.user, push.online) for push in told]
 
 
-class World:
-    def __init__(self) -> None:
-        self.coordination = MemoryCoordination()
-        self.network = Network()
-        self.store = Seen()
-        self.nursery: trio.Nursery
+class Sightings(World[Node]):
+    """A world whose nodes tell who is online."""
 
-    async def start(self, name: str) -> Node:
-        node = Node(self, name)
-        await self.nursery.start(node.run)
-        return node
+    def __init__(self) -> None:
+        self.seen = Seen()
+        super().__init__(Node, store=self.seen)
 
     def set_away(self, away: bool) -> None:
         """What a connection to Redis does at its loss: what was cached is dropped, and nothing is reported."""
@@ -142,15 +122,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(*names: str) -> AsyncIterator[tuple[World, list[Node]]]:
-    each = World()
-    async with trio.open_nursery() as nursery:
-        each.nursery = nursery
-        await nursery.start(each.store.run)
-        nodes = [await each.start(name) for name in names]
-        await trio.sleep(10)
+async def world(*names: str) -> AsyncIterator[tuple[Sightings, list[Node]]]:
+    each = Sightings()
+    async with running(each, *names) as nodes:
         yield each, nodes
-        nursery.cancel_scope.cancel()
 
 
 async def test_coming_to_another_node_and_leaving_it_is_told(autojump_clock: MockClock) -> None:
@@ -226,7 +201,7 @@ async def test_a_killed_node_takes_its_users_with_it(autojump_clock: MockClock) 
         assert a.told == [], "a lease, and then the grace"
         await trio.sleep(8)
         assert a.told == [("bob", False)]
-        assert 0 <= each.store.seen_ms["bob"] - died_ms < 15_000, "nobody else can have stored it"
+        assert 0 <= each.seen.seen_ms["bob"] - died_ms < 15_000, "nobody else can have stored it"
 
 
 async def test_while_redis_is_away_nobody_is_called_offline(autojump_clock: MockClock) -> None:

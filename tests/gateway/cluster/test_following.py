@@ -9,17 +9,17 @@ from trio.testing import MockClock
 
 from gateway.broker import Delivery, followers_of, is_channel
 from gateway.cluster.following import Following
+from gateway.cluster.ports import Directory, Transport
 from gateway.cluster.slots import slot_of
+from gateway.cluster.watch import Watch
 from gateway.edge.connection import Connection
 from gateway.edge.followers import Followers
 from gateway.owner.members import channel_id
 from protocol.codec import decode_entry
 from protocol.frames import AddMembers, ConversationKind, CreateConversation, RemoveMembers, Resync, Send, SendAck
-from tests.fakes.coordination import MemoryCoordination
 from tests.fakes.edge import FakeOrigin, RecordingEdge
-from tests.fakes.memory_store import MemoryStore
 from tests.fakes.network import Network, NodeConnection
-from tests.gateway.cluster.cluster_parts import ClusterPart
+from tests.gateway.cluster.cluster_world import NodePart, World, running
 
 PEOPLE = [f"person{number}" for number in range(200)]
 
@@ -54,21 +54,24 @@ class Edge(RecordingEdge):
         super().deliver(delivery)
 
 
-class Part(ClusterPart):
+class Part(NodePart):
     """A node with connected users."""
 
-    def __init__(self, world: "World", name: str, *connected: str) -> None:
+    def __init__(self, world: "World[Part]", name: str, *connected: str) -> None:
         self.resyncs: list[tuple[str, Resync, int]] = []
         self.following_edge = Edge(*connected)
-        self.world = world
-
-        def wires(incarnation: str, _watch: object) -> tuple[NodeConnection, NodeConnection]:
-            self.connection = SlowDirectory(world.network, incarnation)
-            return self.connection, self.connection
-
-        super().__init__(world.coordination, world.store, name, wires, edge=self.following_edge)
+        super().__init__(world, name, edge=self.following_edge)
         self.followers = self.following_edge.followers
         self.following = Following(self.followers, self.connection, self, lambda user: [user], lambda: None)  # type: ignore[arg-type, list-item, return-value]
+
+    def wires(self, incarnation: str, _watch: Watch) -> tuple[Transport, Directory]:
+        self.connection = SlowDirectory(self.world.network, incarnation)
+        return self.connection, self.connection
+
+    async def begin(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self.following.run)
+        for user in self.following_edge.connected:
+            self.connection.arrive(user)
 
     def connections(self) -> Collection[Connection]:
         return ()
@@ -92,48 +95,27 @@ class Part(ClusterPart):
             for encoded in delivery.entries
         ]
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.connection.run)
-            nursery.start_soon(self.following.run)
-            await nursery.start(self.cluster.owner.run)
-            await nursery.start(self.cluster.run)
-            task_status.started()
 
-
-class World:
-    def __init__(self) -> None:
-        self.coordination = MemoryCoordination()
-        self.network = Network(delay_s=0.01)
-        self.store = MemoryStore()
-
-    def channel_owned_by(self, part: Part) -> tuple[str, str]:
-        """The client_msg_id and id of a channel of Alice's."""
-        for number in range(10_000):
-            made = channel_id("alice", f"c{number}")
-            if self.coordination.table.slots[slot_of(made)].owner == part.lease.incarnation:
-                return f"c{number}", made
-        raise AssertionError("it owns nothing")
+def channel_owned_by(world: World[Part], part: Part) -> tuple[str, str]:
+    """The client_msg_id and id of a channel of Alice's."""
+    for number in range(10_000):
+        made = channel_id("alice", f"c{number}")
+        if world.coordination.table.slots[slot_of(made)].owner == part.lease.incarnation:
+            return f"c{number}", made
+    raise AssertionError("it owns nothing")
 
 
 @asynccontextmanager
-async def two_nodes() -> AsyncIterator[tuple[World, Part, Part, FakeOrigin, str]]:
+async def two_nodes() -> AsyncIterator[tuple[World[Part], Part, Part, FakeOrigin, str]]:
     """Alice is at the first node, Bob and Carol at the second; the first owns a channel of Alice and 200 others."""
-    world = World()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(world.store.run)
-        a, b = Part(world, "a", "alice"), Part(world, "b", "bob", "carol")
-        for part, users in ((a, ("alice",)), (b, ("bob", "carol"))):
-            await nursery.start(part.run)
-            for user in users:
-                part.connection.arrive(user)
-        await trio.sleep(10)
-        name, channel = world.channel_owned_by(a)
+    connected = {"a": ["alice"], "b": ["bob", "carol"]}
+    world = World(lambda world, name: Part(world, name, *connected[name]), network=Network(delay_s=0.01))
+    async with running(world, *connected) as (a, b):
+        name, channel = channel_owned_by(world, a)
         alice = FakeOrigin("alice")
         a.submit(alice, CreateConversation(1, ConversationKind.CHANNEL, PEOPLE, name, "news"))
         await trio.sleep(1)
         yield world, a, b, alice, channel
-        nursery.cancel_scope.cancel()
 
 
 async def send(part: Part, origin: FakeOrigin, channel: str, *names: str) -> None:

@@ -17,15 +17,13 @@ from trio.testing import MockClock
 from gateway.cluster import peer_handshake, peers
 from gateway.cluster.peer_handshake import Incoming, PeerRefused, admit, dial, key_of
 from gateway.cluster.peers import Peers, listen_for_peers, split_address
+from gateway.cluster.ports import Directory, Transport
 from gateway.cluster.two_ways import TwoWays
 from gateway.cluster.watch import Watch
 from protocol.frames import ConversationKind, CreateConversation, Send
 from store.coordination import LeaseRecord
-from tests.fakes.coordination import MemoryCoordination
 from tests.fakes.edge import FakeOrigin
-from tests.fakes.memory_store import MemoryStore
-from tests.fakes.network import Network, NodeConnection
-from tests.gateway.cluster.cluster_parts import ClusterPart, conversation_owned_by
+from tests.gateway.cluster.cluster_world import NodePart, World, running
 
 SECRET = "a secret that all nodes of this cluster have"
 KEY = key_of(SECRET)
@@ -324,74 +322,46 @@ def test_addresses_of_both_families_are_understood() -> None:
 # --- A cluster without Redis ----------------------------------------------------------------------------------------
 
 
-class Node(ClusterPart):
+class Node(NodePart):
     """A node with a Redis that can go away, and real sockets."""
 
-    def __init__(self, each: "World", name: str) -> None:
-        listening = listen_for_peers("127.0.0.1", 0)
+    def __init__(self, world: "World[Node]", name: str) -> None:
+        self.listening = listen_for_peers("127.0.0.1", 0)
+        super().__init__(world, name, address=f"127.0.0.1:{self.listening.getsockname()[1]}")
 
-        def wires(incarnation: str, watch: Watch) -> tuple[TwoWays, NodeConnection]:
-            self.redis = NodeConnection(each.network, incarnation)
-            self.peers = Peers(incarnation, KEY, listening, lambda: watch.live)
-            self.transport = TwoWays(self.redis, self.peers)
-            return self.transport, self.redis
+    def wires(self, incarnation: str, watch: Watch) -> tuple[Transport, Directory]:
+        _, directory = super().wires(incarnation, watch)
+        self.peers = Peers(incarnation, KEY, self.listening, lambda: watch.live)
+        self.transport = TwoWays(self.connection, self.peers)
+        return self.transport, directory
 
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
-        super().__init__(each.coordination, each.store, name, wires, address=address)
-
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.redis.run)
-            await nursery.start(self.peers.run)
-            await nursery.start(self.cluster.owner.run)
-            await nursery.start(self.cluster.run)
-            task_status.started()
+    async def begin(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self.peers.run)
 
     async def acknowledged(self, origin: FakeOrigin, count: int) -> None:
         await until(lambda: len(self.acks(origin)) >= count)
 
 
-class World:
-    def __init__(self) -> None:
-        self.coordination = MemoryCoordination()
-        self.network = Network()
-        self.store = MemoryStore()
-        self.nodes: list[Node] = []
-        self.nursery: trio.Nursery
-
-    async def start(self, name: str) -> Node:
-        node = Node(self, name)
-        self.nodes.append(node)
-        await self.nursery.start(node.run)
-        return node
-
-    async def conversation(self, origin: FakeOrigin, at: Node, owner: Node) -> tuple[str, str]:
-        """A direct conversation that another node owns, and whom it is with."""
-        conversation_id, peer = conversation_owned_by(self.coordination, owner.lease.incarnation, origin.user)
-        at.submit(origin, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
-        await until(lambda: bool(at.edge.replies_to(origin)))
-        return conversation_id, peer
+async def begin_conversation(each: World[Node], origin: FakeOrigin, at: Node, owner: Node) -> tuple[str, str]:
+    """A direct conversation that another node owns, and whom it is with."""
+    conversation_id, peer = each.conversation_owned_by(owner, origin.user)
+    at.submit(origin, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
+    await until(lambda: bool(at.edge.replies_to(origin)))
+    return conversation_id, peer
 
 
 @asynccontextmanager
-async def world(*names: str, away: bool = False) -> AsyncIterator[World]:
-    each = World()
+async def world(*names: str, away: bool = False) -> AsyncIterator[tuple[World[Node], list[Node]]]:
+    each = World(Node)
     each.network.away = away
-    async with trio.open_nursery() as nursery:
-        each.nursery = nursery
-        await nursery.start(each.store.run)
-        for name in names:
-            await each.start(name)
-        await trio.sleep(10)  # of the virtual clock: slots are claimed and handed over by then
-        yield each
-        nursery.cancel_scope.cancel()
+    async with running(each, *names) as nodes:
+        yield each, nodes
 
 
 async def test_redis_goes_and_comes_back_and_every_send_is_acknowledged(jumping_clock: MockClock) -> None:
-    async with world("a", "b", "c") as each:
-        a, b, c = each.nodes
+    async with world("a", "b", "c") as (each, (a, b, c)):
         alice = FakeOrigin("alice")
-        conversation_id, peer = await each.conversation(alice, a, b)
+        conversation_id, peer = await begin_conversation(each, alice, a, b)
         each.network.place(peer, c.lease.incarnation)
         submit = partial(a.submit, alice)
         for number in range(30):
@@ -400,18 +370,17 @@ async def test_redis_goes_and_comes_back_and_every_send_is_acknowledged(jumping_
             await a.acknowledged(alice, number + 1)
         await trio.sleep(10)
         assert c.bodies(peer) == [f"m{number}" for number in range(30)]
-        direct = [node.transport.direct for node in each.nodes]
+        direct = [node.transport.direct for node in (a, b, c)]
         assert all(direct)
         await trio.sleep(10)
-        assert [node.transport.direct for node in each.nodes] == direct, "back to Redis"
-        assert [node.peers.connections for node in each.nodes] == [0, 0, 0]
+        assert [node.transport.direct for node in (a, b, c)] == direct, "back to Redis"
+        assert [node.peers.connections for node in (a, b, c)] == [0, 0, 0]
 
 
 async def test_a_cluster_begins_and_serves_without_redis(jumping_clock: MockClock) -> None:
-    async with world("a", "b", away=True) as each:
-        a, b = each.nodes
+    async with world("a", "b", away=True) as (each, (a, b)):
         alice = FakeOrigin("alice")
-        conversation_id, peer = await each.conversation(alice, a, b)
+        conversation_id, peer = await begin_conversation(each, alice, a, b)
         for number in range(5):
             a.submit(alice, Send(100 + number, conversation_id, f"m{number}", f"m{number}"))
         await a.acknowledged(alice, 5)

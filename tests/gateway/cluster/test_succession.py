@@ -8,44 +8,35 @@ import trio
 from msgspec import msgpack
 from trio.testing import MockClock
 
+from gateway.cluster.ports import Directory, Transport
 from gateway.cluster.resyncs import Resyncs
 from gateway.cluster.succession import Inheritance, Succession
 from gateway.cluster.watch import Watch
-from gateway.config import Settings
 from gateway.owner.members import direct_id
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind, CreateConversation, Send
-from tests.fakes.coordination import MemoryCoordination
 from tests.fakes.edge import FakeOrigin
-from tests.fakes.memory_store import MemoryStore
-from tests.fakes.network import Network, NodeConnection
-from tests.gateway.cluster.cluster_parts import LEASE_S, ClusterPart, conversation_owned_by
+from tests.gateway.cluster.cluster_parts import LEASE_S
+from tests.gateway.cluster.cluster_world import NodePart, World, running
 
 SOUND = SimpleNamespace(quiet=True, writable=True, trouble="")
 
 
-class Process(ClusterPart):
+class Process(NodePart):
     """A process in which a node lives; with ``forebear`` the next one, at the other end of the same inbox."""
 
-    def __init__(self, world: "World", name: str, forebear: "Process | None" = None) -> None:
-        def wires(incarnation: str, _watch: Watch) -> tuple[NodeConnection, NodeConnection]:
-            self.connection = forebear.connection if forebear else NodeConnection(world.network, incarnation)
-            return self.connection, self.connection
-
-        incarnation = forebear.lease.incarnation if forebear else ""
-        super().__init__(world.coordination, world.store, name, wires, settings=world.settings, incarnation=incarnation)
+    def __init__(self, world: "World[Process]", name: str, forebear: "Process | None" = None) -> None:
+        self.forebear = forebear
+        super().__init__(world, name, incarnation=forebear.lease.incarnation if forebear else "")
         self.resyncs = Resyncs(SimpleNamespace(connections=list), lambda: False)
         self.cluster.on_gap = self.resyncs.everybody
         self.succession = Succession(self.cluster, SOUND, self.resyncs, None, None, LEASE_S)
-        self.scope = trio.CancelScope()
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with self.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.connection.run)
-                await nursery.start(self.cluster.owner.run)
-                await nursery.start(self.cluster.run)
-                task_status.started()
+    def wires(self, incarnation: str, watch: Watch) -> tuple[Transport, Directory]:
+        if self.forebear is None:
+            return super().wires(incarnation, watch)
+        self.connection = self.forebear.connection
+        return self.connection, self.connection
 
     async def come_to_rest(self) -> None:
         while True:
@@ -55,19 +46,7 @@ class Process(ClusterPart):
             await trio.sleep(0.001)
 
 
-class World:
-    def __init__(self) -> None:
-        self.settings = Settings()
-        self.coordination = MemoryCoordination()
-        self.network = Network()
-        self.store = MemoryStore()
-        self.nursery: trio.Nursery
-
-    async def start(self, name: str) -> Process:
-        process = Process(self, name)
-        await self.nursery.start(process.run)
-        return process
-
+class Processes(World[Process]):
     async def go_on(self, process: Process, name: str) -> Process:
         """Its successor, once it rests; not a moment lies between the two."""
         await process.come_to_rest()
@@ -80,20 +59,15 @@ class World:
 
 
 @asynccontextmanager
-async def world() -> AsyncIterator[tuple[World, Process, Process]]:
-    each = World()
-    async with trio.open_nursery() as nursery:
-        each.nursery = nursery
-        await nursery.start(each.store.run)
-        a, b = await each.start("a"), await each.start("b")
-        await trio.sleep(10)
+async def world() -> AsyncIterator[tuple[Processes, Process, Process]]:
+    each = Processes(Process)
+    async with running(each, "a", "b") as (a, b):
         yield each, a, b
-        nursery.cancel_scope.cancel()
 
 
-async def conversation(each: World, at: Process, owner: Process, user: FakeOrigin) -> str:
+async def conversation(each: Processes, at: Process, owner: Process, user: FakeOrigin) -> str:
     """A conversation of a user of one process that the other, or the same, owns."""
-    _, peer = conversation_owned_by(each.coordination, owner.lease.incarnation, user.user)
+    _, peer = each.conversation_owned_by(owner, user.user)
     at.submit(user, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
     await trio.sleep(1)
     assert at.edge.replies_to(user), "created"
