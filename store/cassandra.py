@@ -40,7 +40,7 @@ from store.entries import (
 )
 from store.interface import Done, NotWritten, OutcomeUnknown, StaleEpoch, StoreError, Unavailable
 from store.segments import Segments
-from store.tables import ConversationRow, EntryWrite, InvolvementRow, LastSeen, PointersRaised, Tables
+from store.tables import ConversationRow, EntryWrite, LastSeen, PointersRaised, Tables
 
 LOGS_MAX: Final = 65_536
 """Conversations that the store remembers without anything under way: some 600 bytes each. More than an owner holds in
@@ -391,17 +391,18 @@ class CassandraStore:
         """See ``Store.involvements``. One read for some thousand conversations. Cancelling is safe."""
         return [involvement(row) for row in await read_involvements(self._tables, user)]
 
-    async def memberships(self, user: str) -> list[Membership]:
+    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
         """See ``Store.memberships``: one read, and up to three for each conversation. Cancelling is safe.
 
         Heads of conversations that other nodes own are as the log shows them.
         """
-        rows = await read_involvements(self._tables, user)
-        found = await _gather(rows, lambda row: self._membership(user, row))
+        if involvements is None:
+            involvements = await self.involvements(user)
+        found = await _gather(involvements, lambda each: self._membership(user, each))
         return [each for each in found if each is not None]
 
-    async def _membership(self, user: str, row: InvolvementRow) -> Membership | None:
-        conversation_id = row.conversation_id
+    async def _membership(self, user: str, involved: Involvement) -> Membership | None:
+        conversation_id = involved.conversation_id
         log = self._owned(conversation_id)
         if log is not None:
             segments, title, count = log.segments, log.title, log.member_count
@@ -418,17 +419,17 @@ class CassandraStore:
         if not last_rows:
             return None  # its first entry is being written
         last = decode_entry(last_rows[-1].encoded)
-        direct = row.kind is ConversationKind.DIRECT
-        peers = tuple(sorted({user, row.peer})) if direct else ()
+        direct = involved.kind is ConversationKind.DIRECT
+        peers = tuple(sorted({user, involved.peer})) if direct else ()
         return Membership(
             conversation_id,
-            row.kind,
+            involved.kind,
             title,
             last.seq,
             last.time_us,
             last_rows[-1].encoded,
-            row.delivered_seq,
-            row.read_seq,
+            involved.delivered_seq,
+            involved.read_seq,
             count,
             peers,
         )

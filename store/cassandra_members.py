@@ -204,7 +204,7 @@ async def read_involvements(tables: ConversationTables, user: str) -> list[Invol
 
 def involvement(row: InvolvementRow) -> Involvement:
     """A user's row as the store's callers know it."""
-    return Involvement(row.conversation_id, row.kind, row.joined_seq, row.delivered_seq, row.read_seq)
+    return Involvement(row.conversation_id, row.kind, row.joined_seq, row.delivered_seq, row.read_seq, row.peer)
 
 
 def chunks(values: Iterable[T], size: int) -> Iterable[list[T]]:

@@ -218,9 +218,13 @@ class EmbeddedStore:
         """See ``Store.list_members``. Cancelling is safe."""
         return await self._read(queries.list_members, conversation_id, after, limit)
 
-    async def memberships(self, user: str) -> list[Membership]:
+    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
         """See ``Store.memberships``. Cancelling is safe."""
-        return await self._read(queries.memberships, user)
+        found = await self._read(queries.memberships, user)
+        if involvements is None:
+            return found
+        wanted = {each.conversation_id for each in involvements}
+        return [each for each in found if each.conversation_id in wanted]
 
     async def involvements(self, user: str) -> list[Involvement]:
         """See ``Store.involvements``. Cancelling is safe."""

@@ -45,9 +45,12 @@ _SELECT_MEMBERSHIPS: Final = """
     SELECT c.key, c.id, c.kind, c.title, m.delivered_seq, m.read_seq, c.member_count, (
         SELECT position FROM entry_index WHERE conversation = m.conversation ORDER BY seq DESC LIMIT 1)
     FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""
-_SELECT_INVOLVEMENTS: Final = """
-    SELECT c.id, c.kind, m.joined_seq, m.delivered_seq, m.read_seq
-    FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""
+_SELECT_INVOLVEMENTS: Final = f"""
+    SELECT c.id, c.kind, m.joined_seq, m.delivered_seq, m.read_seq, CASE c.kind
+        WHEN {int(ConversationKind.DIRECT)} THEN coalesce((
+            SELECT user FROM members AS peer WHERE peer.conversation = c.key AND peer.user != m.user), m.user)
+        ELSE '' END
+    FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""  # noqa: S608  # likewise
 _SELECT_PEERS: Final = f"""
     SELECT peer.conversation, peer.user FROM members AS m
     JOIN conversations AS c ON c.key = m.conversation AND c.kind = {int(ConversationKind.DIRECT)}

@@ -72,13 +72,17 @@ class ReceiptRecord(Struct, frozen=True, gc=False):
 
 
 class Involvement(Struct, frozen=True, gc=False):
-    """That a user is in a conversation, and how far: all that is known of it without asking for its log."""
+    """That a user is in a conversation, and how far: all that is known of it without asking for its log.
+
+    ``peer`` is the other user of a direct conversation (the user itself in a note to self), empty in groups.
+    """
 
     conversation_id: str
     kind: ConversationKind
     joined_seq: int
     delivered_seq: int
     read_seq: int
+    peer: str = ""
 
 
 class Membership(Struct, frozen=True, gc=False):

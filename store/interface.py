@@ -108,8 +108,12 @@ class Store(Protocol):
         Raises Unavailable. Cancelling is safe.
         """
 
-    async def memberships(self, user: str) -> list[Membership]:
-        """All conversations that the user is a member of now, in no particular order. Raises Unavailable."""
+    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
+        """All conversations that the user is a member of now, in no particular order. Raises Unavailable.
+
+        With ``involvements``, which were read before, only those. They are not read again, so one that has ended since
+        may still be told.
+        """
 
     async def involvements(self, user: str) -> list[Involvement]:
         """The same conversations without anything of their logs: one read. Raises Unavailable."""

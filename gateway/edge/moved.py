@@ -60,15 +60,13 @@ async def listed(store: Store, heads: Heads | None, user: str) -> list[Membershi
     """
     if heads is None:
         return await store.memberships(user)
-    involved = [each.conversation_id for each in await store.involvements(user)]
-    known = await heads.heads(user, involved)
-    _require(known, involved)
+    involved = await store.involvements(user)
+    conversation_ids = [each.conversation_id for each in involved]
+    known = await heads.heads(user, conversation_ids)
+    _require(known, conversation_ids)
     # Read after the heads were known: which rows count up to them is settled by then.
-    return [
-        await _up_to(store, each, known[each.conversation_id])
-        for each in await store.memberships(user)
-        if each.conversation_id in known
-    ]
+    found = await store.memberships(user, involved)
+    return [await _up_to(store, each, known[each.conversation_id]) for each in found]
 
 
 async def _up_to(store: Store, membership: Membership, head: Head) -> Membership:

@@ -219,9 +219,14 @@ class MemoryStore:
         names = sorted((user for user in members if user.encode() > after.encode()), key=str.encode)
         return [_copy(members[user]) for user in names[:limit]]
 
-    async def memberships(self, user: str) -> list[Membership]:
+    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
         await self._begin("memberships")
-        return [self._membership(log, user) for log in self.logs.values() if user in log.members]
+        wanted = self.logs if involvements is None else {each.conversation_id for each in involvements}
+        return [
+            self._membership(log, user)
+            for conversation_id, log in self.logs.items()
+            if conversation_id in wanted and user in log.members
+        ]
 
     def _membership(self, log: _Log, user: str) -> Membership:
         member = log.members[user]
@@ -243,7 +248,12 @@ class MemoryStore:
         await self._begin("involvements")
         return [
             Involvement(
-                log.record.conversation_id, log.record.kind, member.joined_seq, member.delivered_seq, member.read_seq
+                log.record.conversation_id,
+                log.record.kind,
+                member.joined_seq,
+                member.delivered_seq,
+                member.read_seq,
+                _peer(log, user),
             )
             for log in self.logs.values()
             if (member := log.members.get(user)) is not None
@@ -270,6 +280,12 @@ class MemoryStore:
     async def last_seen(self, users: Collection[str]) -> dict[str, int]:
         await self._begin("last_seen")
         return {user: self.seen_ms[user] for user in users if user in self.seen_ms}
+
+
+def _peer(log: _Log, user: str) -> str:
+    if log.record.kind is not ConversationKind.DIRECT:
+        return ""
+    return next((member for member in log.members if member != user), user)
 
 
 def _copy(member: MemberRecord) -> MemberRecord:

@@ -293,10 +293,25 @@ class Members:
         )
         found = sorted(await store.involvements("alice"), key=lambda each: each.conversation_id)
         assert found == [
-            Involvement("d1", ConversationKind.DIRECT, 1, 1, 1),
+            Involvement("d1", ConversationKind.DIRECT, 1, 1, 1, "bob"),
             Involvement("g1", ConversationKind.GROUP, 2, 2, 0),
         ]
         assert await store.involvements("nobody") == []
+        await make(store, "d2", "alice", kind=ConversationKind.DIRECT)
+        [note_to_self] = [each for each in await store.involvements("alice") if each.conversation_id == "d2"]
+        assert note_to_self.peer == "alice"
+
+    async def test_memberships_of_involvements_that_were_read_before(self, store):
+        await make(store, "d1", "alice", "bob", kind=ConversationKind.DIRECT)
+        await make(store, "g1", "alice", "bob", title="Sailing")
+        await make(store, "g2", "alice", "bob")
+        known = {each.conversation_id: each for each in await store.involvements("alice")}
+        await append_all(store, append("g1", 2))
+        found = {each.conversation_id: each for each in await store.memberships("alice", [known["d1"], known["g1"]])}
+        assert set(found) == {"d1", "g1"}
+        assert (found["g1"].title, found["g1"].head_seq, found["g1"].member_count) == ("Sailing", 2, 2)
+        assert found["d1"].peers == ("alice", "bob")
+        assert await store.memberships("alice", []) == []
 
     async def test_acquainted_are_those_who_share_a_conversation_now(self, store):
         await make(store, "g1", "alice", "bob", "carol")

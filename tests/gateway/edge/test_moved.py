@@ -1,5 +1,6 @@
 """How a user's conversations stand: by their heads in a cluster, by their logs on a single node."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import pytest
@@ -9,9 +10,11 @@ from gateway.broker import Head
 from gateway.edge.moved import listed, standing
 from protocol.codec import decode_entry, encode_entry
 from protocol.frames import ConversationKind, Entry, EntryKind
+from store.cassandra import CassandraStore
 from store.entries import Append, ConversationRecord, Membership, StoredEntry
 from store.interface import Unavailable
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.memory_tables import MemoryTables
 
 NOW_US = 1_700_000_000_000_000
 
@@ -119,6 +122,21 @@ async def test_a_list_shows_what_came_behind_the_heads_no_further_than_they_are(
     heads = KnownHeads({"g1": Head(9, 19), "g2": Head(2, 12), "g3": Head(3, 13)})
     found = {each.conversation_id: each for each in await listed(store, heads, "bob")}
     assert found["g1"].head_seq == 1
+
+
+async def test_a_list_reads_involvements_once_and_as_often_as_a_single_node_besides(nursery: trio.Nursery) -> None:
+    tables = MemoryTables()
+    store = CassandraStore(tables, lambda _conversation_id, _epoch: True)
+    await nursery.start(store.run)
+    for conversation_id in ("g1", "g2"):
+        record = ConversationRecord(conversation_id, ConversationKind.GROUP, "", "alice", NOW_US)
+        await store.create(record, stored(1, EntryKind.CREATED, ["alice", "bob"]), 1)
+    tables.calls.clear()
+    await listed(store, None, "bob")
+    alone, tables.calls = Counter(tables.calls), []
+    await listed(store, KnownHeads({"g1": Head(1, 11), "g2": Head(1, 12)}), "bob")
+    assert Counter(tables.calls) == alone
+    assert alone["involvements"] == 1
 
 
 async def test_who_is_in_nothing_costs_one_read(store: MemoryStore) -> None:
