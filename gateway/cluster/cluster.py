@@ -240,11 +240,15 @@ class Cluster:
 
     async def release(self) -> None:
         """Give the lease up, so that others need not wait for it. For a node that acknowledges nothing any more."""
-        with trio.move_on_after(RELEASE_MAX_S, shield=True):
+        with trio.move_on_after(RELEASE_MAX_S, shield=True) as patience:
             try:
                 await self.lease.release()
             except Unavailable as error:
                 log.warning("lease not given up: the others wait for its end", error=str(error))
+        if patience.cancelled_caught:
+            log.warning(
+                "lease not given up: the others wait for its end", error=f"no answer within {RELEASE_MAX_S:g} s"
+            )
 
     def _tell_others(self) -> None:
         """What this node has written into the slot table, the others want to know before they look again."""

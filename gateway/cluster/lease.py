@@ -6,7 +6,8 @@ margin for clocks that run at different speeds. No clock is ever compared across
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Final
 
@@ -25,7 +26,8 @@ RETRY_S: Final = 0.25
 """Seconds until a renewal that failed is tried again: forty times within a lease of 10 s."""
 
 ANSWER_MAX_SHARE: Final = 0.3
-"""Share of a lease that one renewal may take before its outcome counts as unknown: three of them fit a lease."""
+"""Share of a lease after which no answer is waited for before the store is asked again, because it may be lost: three
+such times fit a lease. One that comes later counts all the same: a store that is slow is not away."""
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +92,10 @@ class Lease:
         self._draining = False
         self._fenced = False
         self._taken = False
+        self._doubt_since_s: float | None = None
         self._wake = trio.Event()
+        self._news = trio.Event()
+        self._end = trio.CancelScope()
 
     @property
     def record(self) -> LeaseRecord:
@@ -150,23 +155,33 @@ class Lease:
 
         A cancellation leaves the row alive until ``release`` or until others have watched it stand still.
         """
-        if not self._taken:
-            await self._take()
-        task_status.started()
-        while True:
-            with trio.move_on_after(self._renew_s):
-                await self._wake.wait()
-            self._wake = trio.Event()
-            while not await self._renew():  # noqa: ASYNC110 - tried again, not waited for
-                await trio.sleep(RETRY_S)
+        with self._end:
+            async with trio.open_nursery() as nursery:
+                if not self._taken:
+                    await self._take()
+                task_status.started()
+                begun_s = trio.current_time()
+                while True:
+                    with trio.move_on_at(begun_s + self._renew_s):
+                        await self._wake.wait()
+                    begun_s = trio.current_time()
+                    await self._renew_until_known(nursery)
+        raise Fenced(
+            f"{self.incarnation} was silent for longer than its lease of {self._lease_s:g} s and lost its slots"
+        )
 
     async def release(self) -> None:
         """Mark this incarnation dead, so that others need not wait for it. Call it when nothing is acknowledged more.
 
-        Raises Unavailable: then the others find out by watching.
+        Raises Unavailable: then the others find out by watching. Cancelling leaves it to them, too.
         """
         self._valid_until_s = -1.0
-        await self._coordination.mark_dead(self.incarnation, self._record.nonce)
+        nonce = self._record.nonce
+        while not await self._coordination.mark_dead(self.incarnation, nonce):
+            row = self._own(await self._coordination.leases())
+            if row is None or not row.alive:
+                return
+            nonce = row.nonce  # of a renewal that was under way when this node stopped renewing
 
     async def _take(self) -> None:
         told = False
@@ -185,19 +200,46 @@ class Lease:
                 told = True
             await trio.sleep(RETRY_S)
 
-    async def _renew(self) -> bool:
-        """Renew once; False if that is to be tried again. Raises Fenced."""
-        lease, known = self._next(), self._record.nonce
-        applied = False
+    async def _renew_until_known(self, nursery: trio.Nursery) -> None:
+        """Renew until a renewal is known to be in the row that was not before."""
+        while True:
+            self._wake = trio.Event()
+            known = self._record.nonce
+            await self._ask(nursery, partial(self._renew, self._next(), known))
+            if self._record.nonce == known:
+                await self._ask(nursery, self._read)
+            if self._record.nonce > known:
+                return
+            self._say_doubt()
+            await trio.sleep(RETRY_S)
+
+    async def _ask(self, nursery: trio.Nursery, question: Callable[[], Awaitable[object]]) -> None:
+        """Wait until it is answered, or a renewal is known otherwise, or patience ends. What is late counts, too."""
+        over = trio.Event()
+
+        async def ask() -> None:
+            with trio.move_on_after(self._lease_s):  # what is known of a longer time ago is of no use
+                await question()
+            over.set()
+            self._tell()
+
+        nursery.start_soon(ask)
+        known = self._record.nonce
         with trio.move_on_after(self._lease_s * ANSWER_MAX_SHARE):
-            try:
-                applied = await self._coordination.renew_lease(lease, known)
-            except Unavailable as error:
-                log.warning("lease not renewed", error=str(error), valid_for_s=round(self.remaining_s, 3))
+            while not over.is_set() and self._record.nonce == known:
+                await self._news.wait()
+
+    async def _renew(self, lease: LeaseRecord, known: int) -> None:
+        """Renew once, and note what comes of it."""
+        try:
+            applied = await self._coordination.renew_lease(lease, known)
+        except Unavailable as error:
+            log.warning("lease not renewed", error=str(error), valid_for_s=round(self.remaining_s, 3))
+            return
         if applied:
             self._note(lease.nonce)
-            return True
-        return await self._read() == lease.nonce
+        else:
+            await self._read()  # an earlier one was applied, or it is dead
 
     def _next(self) -> LeaseRecord:
         """The row to write next. Its nonce was never tried before: an answer that was lost cannot be mistaken."""
@@ -206,37 +248,50 @@ class Lease:
         return replace(self._record, nonce=self._tried, draining=self._draining)
 
     async def _read(self) -> int | None:
-        """Read which renewal is in our row; None if it cannot be read. Raises Fenced if the row is dead or gone."""
-        row: LeaseRecord | None = None
-        with trio.move_on_after(self._lease_s * ANSWER_MAX_SHARE) as patience:
-            try:
-                rows = await self._coordination.leases()
-            except Unavailable:
-                return None
-            row = next((row for row in rows if row.incarnation == self.incarnation), None)
-        if patience.cancelled_caught:
+        """Note which renewal is in our row; None if it cannot be read, or if the row is dead or gone."""
+        known = self._record.nonce
+        try:
+            row = self._own(await self._coordination.leases())
+        except Unavailable:
             return None
+        if row is not None and row.alive and known <= row.nonce < self._record.nonce:
+            return self._record.nonce  # a later one has become known while this was read
         # A row with a renewal that was overtaken long ago was removed, and came back with an insertion that was late.
         if row is None or not row.alive or not (row.nonce == self._record.nonce or row.nonce in self._sent_s):
             self._fence()
-        assert row is not None
+            return None
         self._note(row.nonce)
         return row.nonce
+
+    def _own(self, rows: Iterable[LeaseRecord]) -> LeaseRecord | None:
+        return next((row for row in rows if row.incarnation == self.incarnation), None)
 
     def _fence(self) -> None:
         self._fenced = True
         self._valid_until_s = -1.0
         log.error("lease lost: another node marked this incarnation dead", incarnation=self.incarnation)
-        raise Fenced(
-            f"{self.incarnation} was silent for longer than its lease of {self._lease_s:g} s and lost its slots"
-        )
+        self._end.cancel()
 
     def _note(self, nonce: int) -> None:
         """A renewal is known to be in the row."""
-        if nonce == self._record.nonce:
+        if nonce <= self._record.nonce or self._fenced:
             return
         self.renewals += 1
         sent_s = self._sent_s[nonce]
         self._sent_s = {tried: when for tried, when in self._sent_s.items() if tried > nonce}
         self._record = replace(self._record, nonce=nonce)
         self._valid_until_s = sent_s + self._lease_s * (1 - LEASE_MARGIN_SHARE)
+        self._tell()
+        if self._doubt_since_s is not None and self.valid():
+            log.warning("lease sure again", lasted_s=round(self._clock() - self._doubt_since_s, 1))
+            self._doubt_since_s = None
+
+    def _tell(self) -> None:
+        """Something of the row has become known, or will not by what was asked."""
+        self._news.set()
+        self._news = trio.Event()
+
+    def _say_doubt(self) -> None:
+        if self._doubt_since_s is None and not self.valid():
+            self._doubt_since_s = self._clock()
+            log.warning("lease in doubt: nothing is acknowledged until the store answers in time")

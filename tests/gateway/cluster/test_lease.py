@@ -1,4 +1,5 @@
 import pytest
+import structlog.testing
 import trio
 from trio.testing import MockClock
 
@@ -171,6 +172,96 @@ async def test_released_is_dead_and_silent(autojump_clock: MockClock) -> None:
     await lease.release()
     assert not lease.valid()
     assert not coordination.rows[lease.incarnation].alive
+
+
+async def test_a_renewal_that_comes_when_it_is_given_up_does_not_keep_it_alive(autojump_clock: MockClock) -> None:
+    """It was under way when the node ended: the row is another one than what the node knows of."""
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        nursery.cancel_scope.cancel()
+    assert await coordination.renew_lease(lease._next(), lease.record.nonce)
+    await lease.release()
+    assert not coordination.rows[lease.incarnation].alive
+
+
+async def test_one_that_is_gone_already_need_not_be_given_up(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        nursery.cancel_scope.cancel()
+    coordination.rows.clear()
+    await lease.release()
+    assert not coordination.rows
+
+
+async def test_a_store_that_takes_nearly_half_a_lease_for_each_answer_keeps_it(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        coordination.delay_s = 2.0  # there, and as much back
+        for _ in range(600):
+            await trio.sleep(0.1)
+            assert lease.valid()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("delay_s", [2.5, 3.5, 4.2])
+async def test_an_answer_that_took_most_of_a_lease_still_counts(autojump_clock: MockClock, delay_s: float) -> None:
+    """Given up, none would ever count: a store that is slow would be as good as one that is away."""
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        coordination.delay_s = delay_s
+        await trio.sleep(20)
+        sure = 0
+        for _ in range(1_000):
+            await trio.sleep(0.1)
+            sure += lease.valid()
+        assert sure > 50
+        assert lease.record.nonce <= coordination.rows[lease.incarnation].nonce
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_was_read_before_a_renewal_was_known_is_no_sign_of_death(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    read = coordination.leases
+
+    async def slowly() -> list[LeaseRecord]:
+        rows = await read()
+        await trio.sleep(4)
+        return rows
+
+    coordination.leases = slowly  # type: ignore[method-assign]
+    coordination.lose_answer = lambda what: what == "renew" and trio.current_time() < 30
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        await trio.sleep(60)
+        assert lease.valid()
+        nursery.cancel_scope.cancel()
+
+
+async def test_doubt_is_said_once_and_so_is_its_end(autojump_clock: MockClock) -> None:
+    coordination = MemoryCoordination()
+    lease = make(coordination)
+    with structlog.testing.capture_logs() as logged:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lease.run)
+            coordination.delay_s = 60.0
+            await trio.sleep(40)
+            coordination.delay_s = 0.01
+            await trio.sleep(40)
+            nursery.cancel_scope.cancel()
+    said = [line["event"] for line in logged]
+    assert said == [
+        "lease in doubt: nothing is acknowledged until the store answers in time",
+        "lease sure again",
+    ]
 
 
 async def test_draining_is_told_at_once(autojump_clock: MockClock) -> None:
