@@ -27,7 +27,7 @@ from deploy.redis import RedisServer
 
 T = TypeVar("T")
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 TIDEGATE: Final = (sys.executable, "-m", "gateway.cli.main")
 NODE: Final = (sys.executable, "-m", "bench.torture.turned_clock")
 

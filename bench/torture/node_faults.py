@@ -7,7 +7,7 @@ import trio
 
 from bench.torture.node import TrialNode
 from bench.torture.proxy import DOWN, UP, Faults
-from bench.torture.trial import RETURN_MARGIN_S, Trial
+from bench.torture.trial import Trial
 
 CLOCK_STEP_S: Final = 3_600.0
 """How far a clock jumps, seconds."""
@@ -32,9 +32,9 @@ async def kill(trial: Trial) -> None:
         await trial.cluster.kill_node(node)
         took_s = await trial.answering()
         trial.outages_s.append(took_s)
-        allowed_s = trial.lease_s + RETURN_MARGIN_S
-        if trial.alone and took_s > allowed_s:
-            trial.late("late-return", f"conversations were away for {took_s:.1f} s; allowed are {allowed_s:g} s")
+        allowed_s = trial.lease_s + trial.after_kill_s
+        if took_s > allowed_s:
+            trial.late("late-takeover", f"conversations were away for {took_s:.1f} s; allowed are {allowed_s:g} s")
         await trial.cluster.start_node(node)
 
 

@@ -12,7 +12,7 @@ import trio
 from bench.torture.cluster import TrialCluster
 from bench.torture.load import Load
 from bench.torture.node import LEASE_LOST
-from bench.torture.scenarios import FAULTS
+from bench.torture.scenarios import FAULTS, after_kill_s
 from bench.torture.trial import FORWARD_S, RETURN_MARGIN_S, Trial
 from gateway.check.checker import check
 from gateway.check.history import Record, encode, parse
@@ -89,7 +89,7 @@ async def run(
     clients, spoken = directory / f"run-{seed}.clients.jsonl", cluster.spoken_bytes()
     with Recorder(clients) as recorder:
         load = Load(cluster, recorder, rng)
-        trial = Trial(cluster, recorder, rng, say, load.prober, load.token(load.prober.user), alone=len(chosen) == 1)
+        trial = Trial(cluster, recorder, rng, say, load.prober, load.token(load.prober.user), after_kill_s(chosen))
         return_s = float("inf")
         with trio.move_on_after(RUN_MAX_S) as patience:
             try:

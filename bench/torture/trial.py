@@ -40,7 +40,8 @@ class Trial:
         say: tells a person one line.
         prober: a device that is in every conversation and only asks whether it answers.
         prober_token: lets more connections of its user in.
-        alone: whether one fault is tried at a time, so that promised times can be held to it.
+        after_kill_s: seconds beyond the lease within which conversations have to answer after a kill; infinite where
+            other faults of the run silence owners themselves.
         begun_s: when the run began, on trio's clock.
         breaches: what was seen besides the history that must not be.
         faults: one line for each fault.
@@ -55,7 +56,7 @@ class Trial:
     say: Callable[[str], None]
     prober: Device
     prober_token: str
-    alone: bool
+    after_kill_s: float
     begun_s: float = field(default_factory=trio.current_time)
     breaches: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)

@@ -11,7 +11,7 @@ from bench.torture.trial import Trial
 
 def trial(nodes: int = 3) -> Trial:
     cluster = SimpleNamespace(nodes=[SimpleNamespace(name=f"n{n}") for n in range(nodes)], options=None)
-    return Trial(cluster, None, random.Random(1), lambda _: None, None, "", alone=True)  # type: ignore[arg-type]
+    return Trial(cluster, None, random.Random(1), lambda _: None, None, "", 5.0)  # type: ignore[arg-type]
 
 
 async def test_one_node_is_always_left_alone() -> None:
