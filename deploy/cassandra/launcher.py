@@ -240,8 +240,8 @@ class CassandraCluster:
     def start(self) -> None:
         """Start all nodes and wait until each knows that all others are alive. Raises ServerFailed.
 
-        The first one, whom the others ask who is there, has to answer before they start: they give up after two
-        seconds, which on a busy machine are not enough for it to come up beside them.
+        The first one, whom the others ask who is there, has to answer before they start: they would give up on a busy
+        machine, where it takes long to come up beside them.
         """
         first, *others = self.nodes
         try:
@@ -311,7 +311,9 @@ def _command(folder: Path, nodes: int) -> list[str]:
         "logback.configurationFile": _HERE / "logback.xml",
         # Nobody is waited for: all nodes of a cluster start together, and a test of one waits for nothing.
         "cassandra.skip_wait_for_gossip_to_settle": 0,
-        "cassandra.ring_delay_ms": 2_000,
+        # How long a node asks for somebody who knows the cluster before it gives up: busy machines need many seconds.
+        # Nothing else waits so long, because nodes here never bootstrap.
+        "cassandra.ring_delay_ms": 60_000,
         "cassandra.superuser_setup_delay_ms": 0,
         # Every node has a copy of these, so that logins and wait_agreed() do not hang on one of them.
         "cassandra.system_auth.default_rf": nodes,
