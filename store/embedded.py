@@ -11,7 +11,14 @@ import trio
 from store import embedded_queries as queries
 from store.embedded_checkpoints import Checkpointer
 from store.embedded_database import READER_CACHE_KIB, WRITER_CACHE_KIB, begin_log, connect, error_text, unavailable
-from store.embedded_directory import DATABASE_FILE, DataDirectory, DataDirLocked, DataDirUnusable, unusable
+from store.embedded_directory import (
+    DATABASE_FILE,
+    DataDirectory,
+    DataDirLocked,
+    DataDirUnusable,
+    unusable,
+    unusable_database,
+)
 from store.embedded_log import Log, read_back
 from store.embedded_recent import Generations, Recent
 from store.embedded_writer import AppendJob, CallJob, Job, T, Writer
@@ -110,7 +117,7 @@ class EmbeddedStore:
                 connection.close()
             directory.unlock()
             if isinstance(error, sqlite3.Error):
-                raise DataDirUnusable(f"database {directory.database} cannot be used: {error_text(error)}") from None
+                raise unusable_database(directory, error) from None
             if isinstance(error, OSError):
                 raise unusable(directory.path, error) from None
             raise
@@ -307,6 +314,8 @@ class EmbeddedStore:
                 self._news = trio.Event()
                 while finished:
                     finished.popleft().finish()
+                    # A group has many batches, and telling of one takes a millisecond or two: let others in between.
+                    await trio.lowlevel.checkpoint()
         finally:
             self._stop()  # a callback may have failed: the threads must end, or nobody would hear of it
 

@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import os
+import sqlite3
 from pathlib import Path
 
+from store.embedded_database import error_text
 from store.interface import StoreError
 
 DATABASE_FILE = "tidegate.db"
@@ -141,7 +143,21 @@ def sync_directory(path: Path) -> None:
 
 def unusable(path: Path, error: OSError) -> DataDirUnusable:
     """Say what is wrong with a data directory."""
+    reason = error.strerror or str(error)
+    if error.filename and Path(error.filename) != path:
+        reason += f" ({Path(error.filename).name})"
+    return _unusable(path, reason)
+
+
+def unusable_database(directory: DataDirectory, error: sqlite3.Error) -> DataDirUnusable:
+    """Say what is wrong with a database, or with the directory in which SQLite has to write beside it."""
+    if getattr(error, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
+        return _unusable(directory.path, error_text(error))
+    return DataDirUnusable(f"database {directory.database} cannot be used: {error_text(error)}")
+
+
+def _unusable(path: Path, reason: str) -> DataDirUnusable:
     return DataDirUnusable(
-        f"data directory {path} cannot be used: {error.strerror or error}: "
-        "it must be a directory that this user may write to; choose another one with --data-dir"
+        f"data directory {path} cannot be used: {reason}: it must be a directory that this user may write to, "
+        "and so must be the files in it; choose another one with --data-dir"
     )

@@ -54,7 +54,10 @@ def existing_secret(data_dir: Path) -> str:
             "or name the data directory of that node with --data-dir"
         ) from None
     except OSError as error:
-        raise SecretUnusable(f"the secret {path} cannot be read: {error.strerror}") from None
+        raise SecretUnusable(
+            f"the secret {path} cannot be read: {error.strerror}; it must belong to the user that runs the node "
+            f"(chown that user {path}), or choose another --data-dir"
+        ) from None
     if stat.S_IMODE(mode) & 0o077:
         raise SecretUnusable(
             f"the secret {path} has mode {stat.S_IMODE(mode):04o}, so that others may read it; run: chmod 600 {path} "

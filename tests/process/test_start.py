@@ -12,6 +12,9 @@ from tests.process.failing import UNAVAILABLE, fails
 
 pytestmark = pytest.mark.process
 
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+"""Runs a command to which the modes of files apply, as they do not to root."""
+
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
@@ -20,6 +23,11 @@ def stopped(tmp_path: Path) -> Path:
     with node:
         assert node.terminate() == 0
     return tmp_path / "data"
+
+
+def contents(data_dir: Path) -> dict[str, bytes]:
+    """The files of a data directory, but for the one in which whoever tries notes its pid."""
+    return {path.name: path.read_bytes() for path in data_dir.iterdir() if path.name != "lock"}
 
 
 def test_a_second_node_on_the_same_data_learns_the_pid_of_the_first(node: NodeProcess) -> None:
@@ -75,15 +83,27 @@ def test_a_data_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_data_directory_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path, existing: bool) -> None:
     closed = tmp_path / "closed"
-    if os.geteuid() == 0:
-        closed = Path("/sys/kernel")  # where not even root makes files
-    else:
-        closed.mkdir(mode=0o555)
+    closed.mkdir(mode=0o555)
     data_dir = closed if existing else closed / "data"
-    code, line = fails("--data-dir", str(data_dir))
+    code, line = fails("--data-dir", str(data_dir), prefix=UNPRIVILEGED)
     assert code == 1
     assert str(data_dir) in line
-    assert "--data-dir" in line or "data_dir" in line
+    assert "--data-dir" in line
+
+
+@pytest.mark.parametrize("name", ["", "lock", "tidegate.db", "secret"])
+def test_data_that_became_unwritable_is_named_with_what_to_do_and_left_alone(stopped: Path, name: str) -> None:
+    """As after a start as another user: the directory may be the node's and what is in it not, or the reverse."""
+    before = contents(stopped)
+    closed = stopped / name
+    closed.chmod(0o500 if not name else 0o000 if name == "secret" else 0o400)
+    code, line = fails("--data-dir", str(stopped), prefix=UNPRIVILEGED)
+    assert code == 1
+    assert str(stopped) in line
+    assert name in line
+    assert "--data-dir" in line
+    closed.chmod(0o700)
+    assert contents(stopped) == before
 
 
 def test_an_unknown_option_and_an_unknown_key_are_named_with_the_nearest(tmp_path: Path) -> None:
