@@ -25,9 +25,10 @@ class Request:
     """One statement on its way.
 
     ``partitions``: those that it writes; 0 makes it a read. (A transaction counts as two: it can fail half-way.)
+    ``told``: whether it was answered.
     """
 
-    __slots__ = ("answered", "error", "future", "partitions", "profile", "rows", "statement")
+    __slots__ = ("answered", "future", "partitions", "profile", "statement", "told")
 
     def __init__(
         self, statement: Statement, partitions: int, answered: Answered, profile: object = EXEC_PROFILE_DEFAULT
@@ -37,18 +38,16 @@ class Request:
         self.answered = answered
         self.profile = profile
         self.future: ResponseFuture | None = None
-        self.rows: Rows = []
-        self.error: BaseException | None = None
+        self.told = False
 
-    @property
-    def outcome(self) -> StoreError | None:
-        """What its error means."""
-        if self.error is None:
+    def meaning(self, error: BaseException | None) -> StoreError | None:
+        """What an error of the driver means for it."""
+        if error is None:
             return None
         if not self.partitions:
-            return read_error(self.error)
+            return read_error(error)
         assert self.future is not None, "sent"
-        return write_error(self.error, self.future, self.partitions)
+        return write_error(error, self.future, self.partitions)
 
 
 class Requests:
@@ -66,7 +65,7 @@ class Requests:
         self._requests_max = requests_max
         self._under_way = 0
         self._waiting: deque[Request] = deque()
-        self._answers: deque[Request] = deque()
+        self._answers: deque[tuple[Request, Rows, BaseException | None]] = deque()
         self._token = trio.lowlevel.current_trio_token()
         self._idle = trio.Event()
 
@@ -115,15 +114,13 @@ class Requests:
     # The next two run in the driver's thread, or in trio's when there is an answer at once.
 
     def _answer(self, rows: Rows | None, request: Request) -> None:
-        request.rows = rows or []
-        self._bring(request)
+        self._bring(request, rows or [], None)
 
     def _fail(self, error: BaseException, request: Request) -> None:
-        request.error = error
-        self._bring(request)
+        self._bring(request, [], error)
 
-    def _bring(self, request: Request) -> None:
-        self._answers.append(request)
+    def _bring(self, request: Request, rows: Rows, error: BaseException | None) -> None:
+        self._answers.append((request, rows, error))
         try:
             self._token.run_sync_soon(self._take, idempotent=True)
         except trio.RunFinishedError:
@@ -133,9 +130,12 @@ class Requests:
         """Tell all answers that are there, and send what waited for their places."""
         answers = self._answers
         for _ in range(len(answers)):
-            request = answers.popleft()
+            request, rows, error = answers.popleft()
+            if request.told:
+                continue  # the driver calls back for each of the replicas that it has sent a slow read to
+            request.told = True
             self._under_way -= 1
-            request.answered(request.rows, request.outcome)
+            request.answered(rows, request.meaning(error))
         while self._waiting and self._under_way < self._requests_max:
             self._send(self._waiting.popleft())
         if not self._under_way:
