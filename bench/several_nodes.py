@@ -16,22 +16,22 @@ from gateway.auth.development import development_secret
 from gateway.config import Settings
 from gateway.config_load import load
 from gateway.observe import logs
-from gateway.process_launch import held_port
+from gateway.process_succession import Left
 
 
 def run(count: int, directory: Path, options: Mapping[str, object]) -> int:
     """Run ``count`` nodes until a signal; the worst of their exit codes. Their tokens have one secret."""
+    left = Left.found()
     settings = load({**options, "data_dir": directory, "auth_secret": development_secret(directory)}, {})
     logs.configure(settings.log_format, settings.log_level)
-    with held_port(settings.host, settings.port) as (address, port):
-        settings = replace(settings, processes=count)
-        nodes = [_apart(node) for node in processes.settings_of_each(settings, port)]
-        return processes.supervise(nodes, lambda: click.echo(f"listening on http://{address}:{port}"))
+    settings = replace(settings, processes=count)
+    return processes.run(settings, _apart, lambda url: click.echo(f"listening on {url}"), left)
 
 
-def _apart(settings: Settings) -> Settings:
-    """The same node on a data directory of its own."""
-    return replace(settings, data_dir=settings.data_dir / settings.node_name)
+def _apart(settings: Settings, port: int) -> list[Settings]:
+    """Nodes that share a port, each on a data directory of its own."""
+    nodes = processes.settings_of_each(settings, port)
+    return [replace(node, data_dir=node.data_dir / node.node_name) for node in nodes]
 
 
 if __name__ == "__main__":

@@ -131,6 +131,8 @@ def _upgrade(load: LoadProcess, pid: int, backends: tuple[int, ...], cores: Core
         outcome = ask(pid, lambda _state: None, UPGRADE_TIMEOUT_S)
     except (UpgradeRefused, OSError) as error:
         raise BenchError(f"the node was not upgraded: {error}") from None
+    if not isinstance(outcome, Succeeded):
+        raise BenchError(f"process {pid} supervises several nodes: upgrade a node that runs alone")
     started_s = time.monotonic() - began
     meter = Meter(outcome.pid, load.pid, cores=cores, backends=backends)
     waits_ns = load.finish()

@@ -43,12 +43,12 @@ from gateway.observe.metrics import Metrics
 from gateway.orders import heed_signals, heed_supervisor
 from gateway.owner.owner import Owner
 from gateway.owner.ports import SingleOwner
+from gateway.process_keeper import FENCED
 from gateway.process_link import NodeEnd
-from gateway.processes import FENCED
 from gateway.upgrade import systemd
 from gateway.upgrade.ports import EmbeddedEstate, Estate
 from gateway.upgrade.predecessor import Upgrades
-from gateway.upgrade.service import heed_upgrades
+from gateway.upgrade.service import heed_upgrades, obey
 from protocol.errors import ErrorCode
 from protocol.frames import Command, ErrorReply, Reply
 from store.embedded import EmbeddedStore
@@ -404,7 +404,7 @@ def main(settings: Settings, announce: Callable[[Node], None], link: NodeEnd | N
             if settings.store == "embedded"
             else _clustered(settings, verifier, sockets)
         )
-        trio.run(serve, node, announce, Upgrades(node, None if link is not None else _estate(node)), link)
+        trio.run(serve, node, announce, Upgrades(node, _estate(node), supervised=link is not None), link)
         if node.fenced:
             raise SystemExit(FENCED)
     finally:
@@ -446,10 +446,10 @@ async def serve(node: Node, announce: Callable[[Node], None], upgrades: Upgrades
         scope = nursery.cancel_scope
         await nursery.start(partial(heed_signals, node, scope, supervised=link is not None))
         if link is not None:
-            nursery.start_soon(heed_supervisor, node, link, scope)
+            nursery.start_soon(heed_supervisor, node, link, scope, partial(obey, upgrades, link))
         async with trio.open_nursery() as running:
             await running.start(node.run)
-            await nursery.start(heed_upgrades, upgrades)
+            await nursery.start(heed_upgrades, lambda asker: upgrades.upgrade(asker.reached, asker.leave))
             announce(node)
             systemd.notify("READY=1")
             if link is not None:

@@ -1,12 +1,13 @@
 """What tells a node to drain or to end: signals, and its supervisor if it has one."""
 
 import signal
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import structlog
 import trio
 
-from gateway.process_link import END, NodeEnd
+from gateway.process_link import END, HandOver, NodeEnd
 
 log = structlog.get_logger(__name__)
 
@@ -46,15 +47,25 @@ async def heed_signals(
             _drain(node, scope)
 
 
-async def heed_supervisor(node: Drainable, link: NodeEnd, scope: trio.CancelScope) -> None:
-    """Obey the supervisor until cancelled; when it is gone, drain: nobody would start this node again."""
-    while order := await link.receive_order():
-        log.info("order", order=order.decode())
-        if order == END:
-            scope.cancel()
+async def heed_supervisor(
+    node: Drainable, link: NodeEnd, scope: trio.CancelScope, hand_over: Callable[[HandOver], Awaitable[None]]
+) -> None:
+    """Obey the supervisor until cancelled; when it is gone, drain: nobody would start this node again.
+
+    ``hand_over`` carries out the order to go on in another process; other orders are obeyed meanwhile.
+    """
+    async with trio.open_nursery() as nursery:
+        while order := await link.receive_order():
+            if isinstance(order, HandOver):
+                log.info("order", order="upgrade", successor=order.pid)
+                nursery.start_soon(hand_over, order)
+                continue
+            log.info("order", order=order.decode())
+            if order == END:
+                scope.cancel()
+            _drain(node, scope)
+        log.error("the supervisor is gone: this node drains")
         _drain(node, scope)
-    log.error("the supervisor is gone: this node drains")
-    _drain(node, scope)
 
 
 def _drain(node: Drainable, scope: trio.CancelScope) -> None:

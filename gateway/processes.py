@@ -20,8 +20,9 @@ later                 any other, a signal    started again after a wait that dou
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
 
 import structlog
 import trio
@@ -29,23 +30,11 @@ from msgspec.structs import replace
 
 from gateway.addresses import http_url
 from gateway.config import Settings
-from gateway.process_launch import held_port, launch
+from gateway.process_keeper import START_INTERVAL_S, Child, Keeper, Launch
+from gateway.process_launch import HeldPort, held_port, launch
+from gateway.process_succession import Left, Renewal, heed_signals_again, same
 from gateway.upgrade import systemd
-
-FENCED: Final = 75
-"""Exit code (EX_TEMPFAIL) of a node that lost its lease: it has to be started anew."""
-
-RESTART_WAIT_MIN_S: Final = 0.5
-"""Seconds until a node that died is started again: nearly at once, as one crash is most often the only one."""
-
-RESTART_WAIT_MAX_S: Final = 30.0
-"""Seconds that the wait, doubled with each crash, grows to: what keeps it from starting may need some time."""
-
-STEADY_S: Final = 60.0
-"""Seconds of life after which a crash counts as the first one again."""
-
-START_INTERVAL_S: Final = 1.0
-"""Seconds from one start of a node to its next at least, however it ended: no tight circle."""
+from gateway.upgrade.service import heed_upgrades
 
 DRAIN_MARGIN_S: Final = 10.0
 """Seconds beyond their grace that nodes get to end before they are killed: store and HTTP requests finish there."""
@@ -56,127 +45,37 @@ END_WAIT_S: Final = 5.0
 log = structlog.get_logger(__name__)
 
 
-class Child(Protocol):
-    """A running node process.
-
-    Attributes:
-        pid: its process id.
-        ready: set when it accepts connections.
-    """
-
-    pid: int
-    ready: trio.Event
-
-    @property
-    def address(self) -> str:
-        """Its own address, once it is ready."""
-
-    async def run(self) -> int:
-        """Wait for its end; the exit code, 128 + number after a signal. A cancellation leaves it to drain itself."""
-
-    def drain(self) -> None:
-        """Tell it to finish and exit."""
-
-    def end(self) -> None:
-        """Tell it to end at once."""
-
-    def kill(self) -> None:
-        """End it, whatever it is doing."""
-
-
-Launch = Callable[[Settings], Awaitable[Child]]
-
-
-def restart_wait_s(crashes: int) -> float:
-    """Seconds to wait after so many crashes in a row."""
-    return float(min(RESTART_WAIT_MIN_S * 2 ** min(crashes - 1, 32), RESTART_WAIT_MAX_S))
-
-
-class Keeper:
-    """Keeps one node running.
-
-    Attributes:
-        name: the node's name.
-        child: its process; None while there is none.
-        code: how it ended last; 0 before that.
-        settled: set when it was ready for the first time, or failed before.
-    """
-
-    def __init__(self, settings: Settings, launch: Launch, draining: trio.Event, give_up: Callable[[], None]) -> None:
-        self.name = settings.node_name
-        self.child: Child | None = None
-        self.code = 0
-        self.settled = trio.Event()
-        self._settings = settings
-        self._launch = launch
-        self._draining = draining
-        self._give_up = give_up
-        self._crashes = 0
-
-    async def run(self) -> None:
-        """Start the node, and again whenever it ends, until the drain. A cancellation leaves it to drain itself."""
-        while not self._draining.is_set():
-            started_s = trio.current_time()
-            self.code = await self._run_once()
-            if self._draining.is_set():
-                break
-            if not self.settled.is_set() and self.code != FENCED:
-                log.error("node process failed to start", process=self.name, code=self.code)
-                self._give_up()
-                break
-            wait_s = self._wait_s(trio.current_time() - started_s)
-            log.warning("node process ended", process=self.name, code=self.code, restart_in_s=round(wait_s, 3))
-            with trio.move_on_after(wait_s):
-                await self._draining.wait()
-        self.settled.set()
-
-    async def _run_once(self) -> int:
-        """One life of the node: its exit code."""
-        try:
-            child = self.child = await self._launch(self._settings)
-        except OSError as error:
-            log.error("node process cannot be started", process=self.name, error=str(error))
-            return 1
-        log.info("node process started", process=self.name, pid=child.pid)
-        if self._draining.is_set():
-            child.drain()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._await_ready, child)
-                code = await child.run()
-                nursery.cancel_scope.cancel()
-        finally:
-            self.child = None
-        return code
-
-    async def _await_ready(self, child: Child) -> None:
-        await child.ready.wait()
-        log.info("node process ready", process=self.name, pid=child.pid, address=child.address)
-        self.settled.set()
-
-    def _wait_s(self, lived_s: float) -> float:
-        """Seconds until the next start."""
-        soonest_s = max(0.0, START_INTERVAL_S - lived_s)
-        if self.code in (0, FENCED):
-            return soonest_s
-        self._crashes = 1 if lived_s >= STEADY_S else self._crashes + 1
-        return max(soonest_s, restart_wait_s(self._crashes))
-
-
 class Supervisor:
     """Keeps several nodes running until ``drain``."""
 
-    def __init__(self, nodes: Sequence[Settings], launch: Launch) -> None:
+    def __init__(self, nodes: Sequence[Settings], launch: Launch, adopted: Mapping[str, Child] | None = None) -> None:
         """Nothing is started yet.
 
         Args:
             nodes: what each is to run with; their names differ.
             launch: starts one.
+            adopted: those that run already, by name, as they did under another program; None: this is the first start.
         """
         self._draining = trio.Event()
         self._grace_s = max(settings.drain_grace_s for settings in nodes)
         self._patience = trio.CancelScope()
-        self.keepers = [Keeper(settings, launch, self._draining, self.drain) for settings in nodes]
+        running = adopted or {}
+        self.keepers = [
+            Keeper(
+                settings,
+                launch,
+                self._draining,
+                self.drain,
+                settled=adopted is not None,
+                child=running.get(settings.node_name),
+            )
+            for settings in nodes
+        ]
+
+    @property
+    def draining(self) -> bool:
+        """Whether all are to end."""
+        return self._draining.is_set()
 
     async def run(self, announce: Callable[[], None]) -> int:
         """Run until all nodes have ended, which they do after ``drain``; the worst of their exit codes.
@@ -244,39 +143,71 @@ def settings_of_each(settings: Settings, port: int) -> list[Settings]:
     ]
 
 
-def main(settings: Settings, announce: Callable[[str], None]) -> int:
+NodesOf = Callable[[Settings, int], list[Settings]]
+"""What each node runs with, given the settings of all and the port they share."""
+
+
+def main(settings: Settings, announce: Callable[[str], None], left: Left | None = None) -> int:
     """Run ``settings.processes`` nodes until SIGTERM or SIGINT, which drain them; a second signal ends them at once.
 
     Args:
         settings: the effective settings.
         announce: called with the URL of the shared port once all nodes accept connections.
+        left: by the program that did so before in this process, with its nodes; nothing is announced again then.
 
     Returns:
         the worst of the nodes' exit codes.
 
     Raises:
         OSError: the address cannot be listened on.
+        UpgradeFailed: this program was tried out, and is not fit.
     """
-    with held_port(settings.host, settings.port) as (address, port):
-        return supervise(
-            settings_of_each(settings, port), lambda: announce(http_url(address, port, tls=bool(settings.tls_cert)))
-        )
+    return run(settings, settings_of_each, announce, left)
 
 
-def supervise(nodes: Sequence[Settings], announce: Callable[[], None]) -> int:
-    """Run these nodes, whose shared port is held, as ``main`` does."""
-    return trio.run(_supervise, nodes, announce)
+def run(settings: Settings, nodes_of: NodesOf, announce: Callable[[str], None], left: Left | None) -> int:
+    """Run nodes with these settings, as ``main`` does."""
+    if left is not None and left.trial:
+        left.try_out(settings, nodes_of(settings, left.port))
+        return 0
+    with _held(settings, left) as held:
+        url = http_url(held.address, held.port, tls=bool(settings.tls_cert))
+        return trio.run(_supervise, settings, nodes_of(settings, held.port), held, lambda: announce(url), left)
 
 
-async def _supervise(nodes: Sequence[Settings], announce: Callable[[], None]) -> int:
+@contextmanager
+def _held(settings: Settings, left: Left | None) -> Iterator[HeldPort]:
+    """The shared port, held from others."""
+    if left is None:
+        with held_port(settings.host, settings.port) as held:
+            yield held
+        return
+    held = left.port_held()
+    try:
+        yield held
+    finally:
+        for sock in held.sockets:
+            sock.close()
+
+
+async def _supervise(
+    settings: Settings, nodes: Sequence[Settings], held: HeldPort, announce: Callable[[], None], left: Left | None
+) -> int:
     def all_ready() -> None:
-        announce()
-        systemd.notify("READY=1")
+        if left is None:
+            announce()
+            systemd.notify("READY=1")
 
-    supervisor = Supervisor(nodes, launch)
+    adopted = None if left is None else left.adopted([node.node_name for node in nodes])
+    supervisor = Supervisor(nodes, launch, adopted)
+    renewal = Renewal(supervisor.keepers, lambda: supervisor.draining, same(settings, nodes), held)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_heed_signals, supervisor, signals)
+            await nursery.start(heed_upgrades, renewal.go_on)
+            if left is not None:
+                heed_signals_again()
+                nursery.start_soon(renewal.upgrade_nodes, left.who_asked())
             code = await supervisor.run(all_ready)
             nursery.cancel_scope.cancel()
     return code

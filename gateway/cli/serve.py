@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,12 @@ import click
 from gateway.cli.errors import FAILURE, UNAVAILABLE, USAGE, CliError, sole_cause
 from gateway.cli.settings_options import PRECEDENCE, settings_of, settings_options
 from gateway.config import Settings
-from gateway.upgrade import PREDECESSOR_VARIABLE
+from gateway.upgrade import LEFT_VARIABLE, PREDECESSOR_VARIABLE
+from gateway.upgrade.control import UpgradeFailed
 
 if TYPE_CHECKING:
     from gateway.process_link import NodeEnd
+    from gateway.process_succession import Left
 
 
 @click.command(epilog=PRECEDENCE)
@@ -43,12 +45,25 @@ def command(config_file: Path | None, link_fd: int | None, **options: object) ->
         serve_supervised(link_fd)
         return
     if PREDECESSOR_VARIABLE in os.environ:
-        succeed(config_file, options)
+        succeed(lambda: settings_of(config_file, options))
         return
+    left = left_behind()
     settings = settings_of(config_file, options)
-    if settings.processes > 1:
-        sys.exit(serve_several(settings))
+    if settings.processes > 1 or left is not None:
+        sys.exit(serve_several(settings, left))
     serve(settings)
+
+
+def left_behind() -> "Left | None":
+    """What the program before this one has left, if this process supervised several nodes then. Raises CliError."""
+    if LEFT_VARIABLE not in os.environ:
+        return None
+    from gateway.process_succession import Left
+
+    try:
+        return Left.found()
+    except UpgradeFailed as error:
+        raise CliError(str(error), USAGE) from None
 
 
 def serve(settings: Settings, link: "NodeEnd | None" = None) -> None:
@@ -62,8 +77,11 @@ def serve(settings: Settings, link: "NodeEnd | None" = None) -> None:
         node.main(settings, say, link)
 
 
-def succeed(config_file: Path | None, options: Mapping[str, object]) -> None:
-    """Take over from the node that has started this process; tell it why, if that is not possible. Raises CliError."""
+def succeed(read_settings: Callable[[], Settings], link: "NodeEnd | None" = None) -> None:
+    """Take over from the node that has started this process, or whose supervisor has; tell it why, if that fails.
+
+    Raises CliError.
+    """
     from gateway.observe import logs
     from gateway.upgrade import successor
     from gateway.upgrade.channel import HandOverFailed
@@ -73,10 +91,10 @@ def succeed(config_file: Path | None, options: Mapping[str, object]) -> None:
     except HandOverFailed as error:
         raise CliError(str(error), USAGE) from None
     try:
-        settings = settings_of(config_file, options)
-        logs.configure(settings.log_format, settings.log_level)
+        settings = read_settings()
+        logs.configure(settings.log_format, settings.log_level, node=settings.node_name if link else "")
         with explained(settings):
-            successor.main(settings, channel)
+            successor.main(settings, channel, link)
     except Exception as error:
         # Whatever it is: the one who waits at the other end has to know
         cause = sole_cause(error)
@@ -97,10 +115,13 @@ def serve_supervised(link_fd: int) -> None:
     except (OSError, EOFError):
         raise CliError("--link-fd names no supervisor; use --processes N, which starts one", USAGE) from None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the supervisor passes it on
-    serve(settings, link)
+    if PREDECESSOR_VARIABLE in os.environ:
+        succeed(lambda: settings, link)
+    else:
+        serve(settings, link)
 
 
-def serve_several(settings: Settings) -> int:
+def serve_several(settings: Settings, left: "Left | None" = None) -> int:
     """Run several nodes behind one port; the worst of their exit codes. Raises CliError."""
     from gateway import processes  # this process loads no part of a node: it stays small
     from gateway.observe import logs
@@ -109,7 +130,7 @@ def serve_several(settings: Settings) -> int:
     name = settings.node_name or socket.gethostname()
     names = f"{name}-1 to {name}-{settings.processes}"
     with explained(settings):
-        return processes.main(settings, lambda address: announce(names, address, settings))
+        return processes.main(settings, lambda address: announce(names, address, settings), left)
 
 
 @contextmanager
@@ -175,7 +196,7 @@ def explain(error: BaseException, settings: Settings) -> CliError | None:
     from store.embedded import DataDirLocked
     from store.interface import StoreError
 
-    if isinstance(error, AuthMisconfigured | TlsMisconfigured | HistoryUnwritable):
+    if isinstance(error, UpgradeFailed | AuthMisconfigured | TlsMisconfigured | HistoryUnwritable):
         return CliError(str(error), USAGE)
     if isinstance(error, StoreError | SecretUnusable):
         return CliError(str(error), UNAVAILABLE if isinstance(error, DataDirLocked) else FAILURE)

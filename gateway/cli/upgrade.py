@@ -6,7 +6,7 @@ import click
 
 from gateway.cli.errors import FAILURE, UNAVAILABLE, CliError
 from gateway.cli.settings_options import settings_of, settings_options
-from gateway.upgrade.control import PeerUnknown, Succeeded, UpgradeRefused, ask
+from gateway.upgrade.control import PeerUnknown, Refused, Several, Succeeded, UpgradeRefused, ask
 from store.embedded_directory import holder_pid
 
 TIMEOUT_S = 90.0
@@ -23,6 +23,9 @@ def command(pid: int | None, config_file: Path | None, **options: object) -> Non
     over; no client has to connect again. When the new program cannot take over, whatever the reason, the node goes on
     as before, and this command says why and fails. SIGUSR2 does the same without an answer.
 
+    Several nodes behind one port (serve --processes) are upgraded one after the other by their supervisor, which goes
+    on in the new program first: give its process with --pid.
+
     \b
     Example, after an installation of a newer version:
       tidegate upgrade --data-dir /var/lib/tidegate
@@ -30,10 +33,30 @@ def command(pid: int | None, config_file: Path | None, **options: object) -> Non
     if pid is None:
         pid = _find(settings_of(config_file, options).data_dir)
     outcome = _ask(pid)
-    click.echo(
-        f"process {outcome.pid} has taken over {outcome.connections} connections from process {pid}; "
+    if isinstance(outcome, Succeeded):
+        click.echo(_in_words(outcome, f"process {pid}"))
+    else:
+        _tell_of_several(pid, outcome)
+
+
+def _in_words(outcome: Succeeded, predecessor: str) -> str:
+    return (
+        f"process {outcome.pid} has taken over {outcome.connections} connections from {predecessor}; "
         f"they waited {outcome.paused_ms:.0f} ms"
     )
+
+
+def _tell_of_several(pid: int, outcome: Several) -> None:
+    """Say what became of each node. Raises CliError if one could not be upgraded."""
+    click.echo(f"process {pid}, which supervises {len(outcome.nodes)} nodes, goes on in the new program")
+    for name, one in outcome.nodes.items():
+        if isinstance(one, Succeeded):
+            click.echo(f"{name}: {_in_words(one, 'its predecessor')}")
+        else:
+            click.echo(f"{name}: not upgraded: {one.reason}")
+    failed = [name for name, one in outcome.nodes.items() if isinstance(one, Refused)]
+    if failed:
+        raise CliError(f"not upgraded: {', '.join(failed)}; put that right, and upgrade again", FAILURE)
 
 
 def _find(data_dir: Path) -> int:
@@ -47,7 +70,7 @@ def _find(data_dir: Path) -> int:
     return pid
 
 
-def _ask(pid: int) -> Succeeded:
+def _ask(pid: int) -> Succeeded | Several:
     try:
         return ask(pid, lambda state: click.echo(f"{state} …", err=True), TIMEOUT_S)
     except UpgradeRefused as error:

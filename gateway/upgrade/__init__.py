@@ -30,3 +30,7 @@ from typing import Final
 
 PREDECESSOR_VARIABLE: Final = "TIDEGATE_PREDECESSOR"
 """Environment variable in which a successor finds the descriptor of its end of the channel."""
+
+LEFT_VARIABLE: Final = "TIDEGATE_LEFT"
+"""Environment variable in which a supervisor of several nodes finds what the program before it in the same process has
+left to it (see ``gateway.process_succession``)."""

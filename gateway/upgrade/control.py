@@ -46,7 +46,17 @@ class Refused(Struct, tag="failed"):
     reason: str
 
 
-Line = Progress | Succeeded | Refused
+class Several(Struct, tag="several"):
+    """What became of each of several processes behind one port; their supervisor itself is upgraded.
+
+    Attributes:
+        nodes: by name.
+    """
+
+    nodes: dict[str, Succeeded | Refused]
+
+
+Line = Progress | Succeeded | Refused | Several
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line)
@@ -54,6 +64,10 @@ _decode: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line)
 
 class PeerUnknown(Exception):
     """The other end is not who it has to be."""
+
+
+class UpgradeFailed(Exception):
+    """No successor took over, and this process goes on; the message says why."""
 
 
 class UpgradeRefused(Exception):
@@ -94,8 +108,13 @@ def encode_line(line: Line) -> bytes:
     return _encode(line) + b"\n"
 
 
-def ask(pid: int, tell: Callable[[str], None], timeout_s: float) -> Succeeded:
-    """Have node ``pid`` upgrade itself, and wait for the outcome; ``tell`` is called with each state. Blocks.
+def decode_line(text: bytes) -> Line:
+    """The reverse. Raises DecodeError."""
+    return _decode.decode(text)
+
+
+def ask(pid: int, tell: Callable[[str], None], timeout_s: float) -> Succeeded | Several:
+    """Have process ``pid`` upgrade itself, and wait for the outcome; ``tell`` is called with each state. Blocks.
 
     Raises:
         ConnectionError: there is no such node, or it ended without a word.
@@ -111,11 +130,11 @@ def ask(pid: int, tell: Callable[[str], None], timeout_s: float) -> Succeeded:
         sock.sendall(REQUEST)
         with sock.makefile("rb") as lines:
             for text in lines:
-                line = _decode.decode(text)
+                line = decode_line(text)
                 if isinstance(line, Progress):
                     tell(line.state)
                 elif isinstance(line, Refused):
                     raise UpgradeRefused(line.reason)
-                elif isinstance(line, Succeeded):
+                else:
                     return line
     raise ConnectionResetError("the node ended without saying what became of the upgrade; its log says why")

@@ -4,8 +4,6 @@ The table of states stands in the package's docstring.
 """
 
 import os
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +14,10 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import structlog
 import trio
 
-from gateway.upgrade import PREDECESSOR_VARIABLE, systemd
+from gateway.upgrade import systemd
+from gateway.upgrade.candidates import Candidate, start_candidate
 from gateway.upgrade.channel import Channel, Gone, HandOverFailed
-from gateway.upgrade.control import Succeeded
+from gateway.upgrade.control import Succeeded, UpgradeFailed
 from gateway.upgrade.messages import CHUNKS_UNACKNOWLEDGED_MAX, FORMAT, Ack, Begin, Offer, Ready, Taken
 from gateway.upgrade.ports import Estate
 from gateway.upgrade.settling import Rest
@@ -31,19 +30,12 @@ START_TIMEOUT_S: Final = 60.0
 """Seconds from the start of the new program until it is ready: an import takes one, or half a minute on a machine that
 has thirty times too much to do; a first fetch of public keys takes up to ten. Nobody waits for it."""
 
-KILL_TIMEOUT_S: Final = 10.0
-"""Seconds in which a killed process must be gone."""
-
 ANSWERS_MAX: Final = 2 * CHUNKS_UNACKNOWLEDGED_MAX
 """Messages of a successor that may be unread when it is ended; more than there can be."""
 
 CONTAINER_INIT_PID: Final = 1
 
 log = structlog.get_logger(__name__)
-
-
-class UpgradeFailed(Exception):
-    """The successor did not take over, and this process goes on; the message says why."""
 
 
 class Upgrades:
@@ -53,32 +45,42 @@ class Upgrades:
         state: what is being done, as the table of states calls it.
     """
 
-    def __init__(self, node: "Node", estate: Estate | None, command: Sequence[str] | None = None) -> None:
-        """Upgrade ``node`` to what ``command`` starts: by default the very command line of this process."""
+    def __init__(
+        self, node: "Node", estate: Estate, command: Sequence[str] | None = None, *, supervised: bool = False
+    ) -> None:
+        """Upgrade ``node`` to what ``command`` starts: by default the very command line of this process.
+
+        A node that is ``supervised`` starts nothing: its supervisor gives it the process that is to take over.
+        """
         self.state = "idle"
         self._taken = False
         self._node = node
         self._estate = estate
+        self._supervised = supervised
         self._command = list(command) if command is not None else [sys.executable, *sys.orig_argv[1:]]
 
-    async def upgrade(self, tell: Callable[[str], None], leave: Callable[[Succeeded], NoReturn]) -> NoReturn:
+    async def upgrade(
+        self, tell: Callable[[str], None], leave: Callable[[Succeeded], NoReturn], given: Candidate | None = None
+    ) -> NoReturn:
         """Hand over to a new program.
 
         Args:
             tell: called with each state that is reached.
             leave: called when the successor has taken over; ends the process without letting anything run.
+            given: the process that is to take over, started by this node's supervisor; None: this one starts it.
 
         Raises:
             UpgradeFailed: this process goes on as before, or an upgrade is under way already.
 
         A cancellation ends the successor and goes on as before.
         """
-        estate = self._check()
+        self._check(given)
+        estate = self._estate
         rest = Rest(self._node, estate)
         try:
-            with self._successor() as (process, channel):
+            with self._successor(given) as candidate:
                 self._enter("starting", tell)
-                await self._await_ready(process, channel, estate)
+                await self._await_ready(candidate, estate)
                 self._enter("settling", tell)
                 await rest.settle()
                 self._enter("quieting", tell)
@@ -86,11 +88,12 @@ class Upgrades:
                 await rest.wait_until_quiet()
                 self._enter("handing over", tell)
                 stood_still_s = time.monotonic()
-                count = self._hand_over(channel, estate)
+                count = self._hand_over(candidate.channel, estate)
                 self._taken = True
                 now_s = time.monotonic()
-                systemd.notify(f"MAINPID={process.pid}")
-                leave(Succeeded(process.pid, count, (now_s - paused_s) * 1e3, (now_s - stood_still_s) * 1e3))
+                if given is None:
+                    systemd.notify(f"MAINPID={candidate.pid}")
+                leave(Succeeded(candidate.pid, count, (now_s - paused_s) * 1e3, (now_s - stood_still_s) * 1e3))
         except HandOverFailed as error:
             raise UpgradeFailed(f"{self.state}: {error}") from None
         except Exception:
@@ -104,8 +107,8 @@ class Upgrades:
                 self.state = "idle"
                 rest.resume()
 
-    def _check(self) -> Estate:
-        """The node's estate. Raises UpgradeFailed if there is no sense in trying."""
+    def _check(self, given: Candidate | None) -> None:
+        """Raises UpgradeFailed if there is no sense in trying."""
         if self.state != "idle":
             raise UpgradeFailed(f"an upgrade is under way already ({self.state}): wait for its outcome")
         if os.getpid() == CONTAINER_INIT_PID:
@@ -113,14 +116,14 @@ class Upgrades:
                 "this node is process 1 of its container, which ends with it: let an init process run it "
                 "(docker run --init), or replace the container"
             )
-        if self._estate is None:
+        if self._supervised and given is None:
             raise UpgradeFailed(
-                "one of several processes behind one port cannot be upgraded live: drain it, and it is started anew"
+                f"it is one of several processes behind one port: upgrade their supervisor, process {os.getppid()}, "
+                "which sees to each of them"
             )
         objection = "the node drains" if self._node.draining else self._estate.objection()
         if objection:
             raise UpgradeFailed(objection)
-        return self._estate
 
     def _enter(self, state: str, tell: Callable[[str], None]) -> None:
         if self._node.draining:
@@ -129,33 +132,22 @@ class Upgrades:
         tell(state)
 
     @contextmanager
-    def _successor(self) -> Iterator[tuple["subprocess.Popen[bytes]", Channel]]:
-        """A started successor and the channel to it; unless it has taken over, it is ended at the end."""
-        ours, theirs = socket.socketpair()
-        channel = Channel(ours)
+    def _successor(self, given: Candidate | None) -> Iterator[Candidate]:
+        """A started successor; unless it has taken over, it is ended at the end."""
+        candidate = given or start_candidate(self._command)
+        log.info("upgrade begun", successor=candidate.pid)
         try:
-            with theirs:
-                process = self._start(theirs.fileno())
-        except OSError as error:
-            channel.close()
-            raise HandOverFailed(f"{self._command[0]} cannot be started: {error.strerror}") from None
-        log.info("upgrade begun", successor=process.pid)
-        try:
-            yield process, channel
+            yield candidate
         except BaseException:
             if not self._taken:
-                _end(process)
-                _require_not_taken(channel)
+                candidate.end()
+                _require_not_taken(candidate.channel)
             raise
         finally:
-            channel.close()
+            candidate.close()
 
-    def _start(self, descriptor: int) -> "subprocess.Popen[bytes]":
-        environment = {**os.environ, PREDECESSOR_VARIABLE: str(descriptor)}
-        # Its descriptors but the one are closed on exec, as all that Python opens; it shares standard output and error.
-        return subprocess.Popen(self._command, env=environment, pass_fds=[descriptor])  # noqa: S603 - as it was called
-
-    async def _await_ready(self, process: "subprocess.Popen[bytes]", channel: Channel, estate: Estate) -> None:
+    async def _await_ready(self, candidate: Candidate, estate: Estate) -> None:
+        channel = candidate.channel
         until_s = time.monotonic() + START_TIMEOUT_S
         node = self._node
         data_dir = str(node.settings.data_dir.absolute())
@@ -169,9 +161,8 @@ class Upgrades:
         try:
             channel.receive(Ready, until_s=until_s)
         except Gone:
-            code = process.wait(KILL_TIMEOUT_S)
             raise HandOverFailed(
-                f"the new program ended with code {code} before it was ready; its standard error says why"
+                f"the new program ended{candidate.how_ended()} before it was ready; its standard error says why"
             ) from None
 
     def _hand_over(self, channel: Channel, estate: Estate) -> int:
@@ -205,12 +196,6 @@ class Upgrades:
             channel.receive(Ack, until_s=until_s)
         channel.receive(Taken, until_s=until_s)
         return len(connections)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a successor for certain."""
-    process.kill()
-    process.wait(KILL_TIMEOUT_S)
 
 
 def _require_not_taken(channel: Channel) -> None:

@@ -1,28 +1,43 @@
-"""The two doors to an upgrade: the control socket that ``tidegate upgrade`` uses, and SIGUSR2."""
+"""The doors to an upgrade: the control socket that ``tidegate upgrade`` uses, SIGUSR2, and a supervisor's order.
+
+A supervisor of several processes has the first two as well, and gives its nodes that order.
+"""
 
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from typing import NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 import trio
 
 from gateway.upgrade import control
-from gateway.upgrade.predecessor import UpgradeFailed, Upgrades
+from gateway.upgrade.candidates import Sibling
+from gateway.upgrade.channel import Channel
+from gateway.upgrade.control import UpgradeFailed
 
-REQUEST_TIMEOUT_S = 5.0
+if TYPE_CHECKING:
+    from gateway.process_link import HandOver, NodeEnd
+    from gateway.upgrade.predecessor import Upgrades  # which brings parts of a node, that a supervisor does without
+
+REQUEST_TIMEOUT_S: Final = 5.0
 """Seconds in which somebody who connects to the control socket must have said what is wanted."""
 
 log = structlog.get_logger(__name__)
 
 
 class Asker:
-    """Who asked for an upgrade and is told how it goes; by signal nobody is. Writes without waiting."""
+    """Who asked for an upgrade and is told how it goes; by signal nobody is. Writes without waiting.
 
-    def __init__(self, sock: socket.socket | None = None) -> None:
-        self._sock = sock
+    Attributes:
+        sock: a connection to who asked; None where there is none.
+    """
+
+    def __init__(self, sock: socket.socket | None = None, send: Callable[[bytes], object] | None = None) -> None:
+        """What is to be told goes to ``sock``, or else to ``send``, which may raise OSError."""
+        self.sock = sock
+        self._send = send if sock is None else sock.send
 
     def reached(self, state: str) -> None:
         """Tell that a state was reached."""
@@ -32,6 +47,10 @@ class Asker:
         """Tell that all is as before, and why."""
         log.error("upgrade failed, this process goes on", reason=reason)
         self._say(control.Refused(reason))
+
+    def several(self, outcome: control.Several) -> None:
+        """Tell what became of each of several processes."""
+        self._say(outcome)
 
     def leave(self, outcome: control.Succeeded) -> NoReturn:
         """Tell that it is done, and end the process: no cleaning up may touch what belongs to the successor."""
@@ -46,36 +65,40 @@ class Asker:
         os._exit(0)
 
     def _say(self, line: control.Line) -> None:
-        if self._sock is None:
+        if self._send is None:
             return
         try:
-            self._sock.send(control.encode_line(line))
+            self._send(control.encode_line(line))
         except OSError as error:  # it went away; what it asked for goes on
             log.debug("nobody waits for the outcome of the upgrade any more", error=str(error))
-            self._sock = None
+            self._send = None
 
 
-async def heed_upgrades(upgrades: Upgrades, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Carry out what is asked for until cancelled; an upgrade that succeeds ends the process."""
+CarryOut = Callable[[Asker], Awaitable[object]]
+"""Upgrades this process, and does not return. Raises UpgradeFailed: all is as before."""
+
+
+async def heed_upgrades(carry_out: CarryOut, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Carry out what is asked for until cancelled."""
     with trio.open_signal_receiver(signal.SIGUSR2) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_on_signal, upgrades, signals)
+            nursery.start_soon(_on_signal, carry_out, signals)
             try:
                 listening = control.listen_for_control()
             except OSError as error:
                 log.warning("no control socket: an upgrade takes SIGUSR2", error=str(error))
             else:
-                nursery.start_soon(_on_control, upgrades, listening)
+                nursery.start_soon(_on_control, carry_out, listening)
             task_status.started()
 
 
-async def _on_signal(upgrades: Upgrades, signals: AsyncIterator[int]) -> None:
+async def _on_signal(carry_out: CarryOut, signals: AsyncIterator[int]) -> None:
     async for number in signals:
         log.info("signal", signal=signal.Signals(number).name)
-        await _upgrade(upgrades, Asker())
+        await upgrade(carry_out, Asker())
 
 
-async def _on_control(upgrades: Upgrades, listening: socket.socket) -> None:
+async def _on_control(carry_out: CarryOut, listening: socket.socket) -> None:
     with listening:
         async with trio.open_nursery() as nursery:
             while True:
@@ -86,10 +109,10 @@ async def _on_control(upgrades: Upgrades, listening: socket.socket) -> None:
                     log.warning("control connection not accepted", error=str(error))
                     await trio.sleep(1)
                     continue
-                nursery.start_soon(_serve, upgrades, sock)
+                nursery.start_soon(_serve, carry_out, sock)
 
 
-async def _serve(upgrades: Upgrades, sock: socket.socket) -> None:
+async def _serve(carry_out: CarryOut, sock: socket.socket) -> None:
     """Do what one peer asks for."""
     with sock:
         sock.setblocking(False)
@@ -101,11 +124,21 @@ async def _serve(upgrades: Upgrades, sock: socket.socket) -> None:
             await trio.lowlevel.wait_readable(sock)
             request = sock.recv(control.LINE_BYTES_MAX)
         if request == control.REQUEST:
-            await _upgrade(upgrades, Asker(sock))
+            await upgrade(carry_out, Asker(sock))
 
 
-async def _upgrade(upgrades: Upgrades, asker: Asker) -> None:
+async def obey(upgrades: "Upgrades", link: "NodeEnd", order: "HandOver") -> None:
+    """Carry out a supervisor's order to hand over to a process, and tell it over the link what became of it."""
+    sibling = Sibling(order.pid, order.pidfd, Channel(socket.socket(fileno=order.channel)))
     try:
-        await upgrades.upgrade(asker.reached, asker.leave)
+        await upgrade(lambda asker: upgrades.upgrade(asker.reached, asker.leave, sibling), Asker(send=link.say_upgrade))
+    finally:
+        sibling.close()
+
+
+async def upgrade(carry_out: CarryOut, asker: Asker) -> None:
+    """Carry out what one asks for."""
+    try:
+        await carry_out(asker)
     except UpgradeFailed as error:
         asker.failed(str(error))

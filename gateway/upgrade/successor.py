@@ -14,7 +14,8 @@ from gateway.auth import Verifier
 from gateway.config import Settings
 from gateway.heap import give_back_large_blocks
 from gateway.node import Node, serve
-from gateway.processes import FENCED
+from gateway.process_keeper import FENCED
+from gateway.process_link import NodeEnd
 from gateway.upgrade import PREDECESSOR_VARIABLE
 from gateway.upgrade.channel import Channel, Gone, HandOverFailed
 from gateway.upgrade.heirs import Heir, heir_of
@@ -58,8 +59,10 @@ def tell_failure(channel: Channel, reason: str) -> None:
         log.warning("predecessor not told", reason=reason, error=str(error))
 
 
-def main(settings: Settings, channel: Channel) -> None:
+def main(settings: Settings, channel: Channel, link: NodeEnd | None = None) -> None:
     """Run a node in the place of the one at the other end of ``channel``; otherwise as ``gateway.node.main`` does.
+
+    ``link`` leads to the supervisor of both, if there is one.
 
     Raises:
         HandOverFailed: there is nothing to take over, or not any more; the predecessor goes on.
@@ -67,10 +70,10 @@ def main(settings: Settings, channel: Channel) -> None:
     """
     give_back_large_blocks()
     verifier = Verifier.from_settings(settings)
-    trio.run(_succeed, settings, verifier, channel)
+    trio.run(_succeed, settings, verifier, channel, link)
 
 
-async def _succeed(settings: Settings, verifier: Verifier, channel: Channel) -> None:
+async def _succeed(settings: Settings, verifier: Verifier, channel: Channel, link: NodeEnd | None) -> None:
     offer, descriptors = channel.receive(Offer, until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
     if offer.format != FORMAT:
         raise HandOverFailed(
@@ -101,7 +104,7 @@ async def _succeed(settings: Settings, verifier: Verifier, channel: Channel) -> 
 
         node.before_serving = taken
         # Nothing is printed: the address is that which the predecessor has printed.
-        await serve(node, lambda _node: None, Upgrades(node, heir.estate()))
+        await serve(node, lambda _node: None, Upgrades(node, heir.estate(), supervised=link is not None), link)
         nursery.cancel_scope.cancel()
     if node.fenced:
         raise SystemExit(FENCED)

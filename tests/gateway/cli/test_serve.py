@@ -101,7 +101,7 @@ def test_a_link_to_no_supervisor() -> None:
 def test_several_processes_share_one_announcement(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def main(_settings: Settings, announce: Callable[[str], None]) -> int:
+    def main(_settings: Settings, announce: Callable[[str], None], _left: object) -> int:
         announce("http://127.0.0.1:5")
         return 70
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -164,7 +165,7 @@ def _give_up_late(upgrades, channel, estate):
     begin = predecessor.Begin(0, 0, 0.0, 0.0, {}, b"")
     channel.send(begin, until_s=time.monotonic() + 20)
     channel.sock.settimeout(20)
-    channel.sock.recv(1, predecessor.socket.MSG_PEEK)  # it is there
+    channel.sock.recv(1, socket.MSG_PEEK)  # it is there
     raise predecessor.HandOverFailed("too slow")
 
 
@@ -205,7 +206,7 @@ async def test_what_cannot_be_upgraded_says_why(node, monkeypatch):
             await upgrades.upgrade(lambda _state: None, leave)
         return str(failed.value)
 
-    assert "several processes" in await reason(Upgrades(node, None))
+    assert "upgrade their supervisor" in await reason(Upgrades(node, FakeEstate(), supervised=True))
     estate = FakeEstate()
     estate.wrong = "the disk is full"
     assert await reason(Upgrades(node, estate)) == "the disk is full"
@@ -219,7 +220,7 @@ async def test_what_cannot_be_upgraded_says_why(node, monkeypatch):
 
 async def test_a_second_request_meanwhile_is_refused_by_the_control_socket(node, nursery):
     upgrades = upgrades_to(node, "time.sleep(60)")
-    await nursery.start(heed_upgrades, upgrades)
+    await nursery.start(heed_upgrades, lambda asker: upgrades.upgrade(asker.reached, asker.leave))
     reached = trio.Event()
 
     async def first() -> None:
