@@ -126,12 +126,25 @@ def read_small_frame(data: bytes) -> bytes | None:
     return (_int_from(data[6:]) ^ _int_from((data[2:6] * 32)[:size])).to_bytes(size)
 
 
-def read_medium_frame(data: bytes) -> bytes | None:
-    """As ``read_small_frame``, for payloads of 126 to 65,535 bytes."""
-    size = len(data) - 8
-    if size < 126 or data[0] != 0x82 or data[1] != 0xFE or _int_from(data[2:4]) != size:
-        return None
-    return unmask(data[8:], data[4:8])
+def read_whole_frames(data: bytes) -> list[bytes] | None:
+    """The payloads if ``data`` is nothing but complete binary messages of at most 65,535 bytes each, else None."""
+    payloads = []
+    place, end = 0, len(data)
+    while place < end:
+        if data[place] != 0x82 or end - place < 6:
+            return None
+        size, start = data[place + 1] - 0x80, place + 6
+        if size == 126:
+            size, start = _int_from(data[place + 2 : place + 4]), place + 8
+            if size < 126:
+                return None
+        elif not 0 <= size < 126:
+            return None
+        place = start + size
+        if place > end:
+            return None
+        payloads.append(unmask(data[start:place], data[start - 4 : start]))
+    return payloads
 
 
 class FrameHeader(NamedTuple):

@@ -24,8 +24,8 @@ from protocol.websocket import (
     Opcode,
     encode_frame,
     parse_close,
-    read_medium_frame,
     read_small_frame,
+    read_whole_frames,
 )
 
 EVENTS_PER_SLICE = 64
@@ -133,14 +133,20 @@ class Parking:
 
     def _received(self, connection: Connection, data: bytes) -> None:
         if connection not in self._readers and not connection.flags & JSON:
-            payload = read_small_frame(data) or read_medium_frame(data)
+            payload = read_small_frame(data)
             if payload is not None:
                 self._handle(connection, payload)
+                return
+            payloads = read_whole_frames(data)
+            if payloads is not None:
+                for payload in payloads:
+                    if not connection.flags & GONE:
+                        self._handle(connection, payload)
                 return
         self._read_frames(connection, data)
 
     def _read_frames(self, connection: Connection, data: bytes) -> None:
-        """Anything but one small binary frame: several, large, partial, text, control, or broken ones."""
+        """Anything but whole binary frames: partial, fragmented, text, control, or broken ones."""
         reader = self._readers.pop(connection, None) or FrameReader(limits.COMMAND_BYTES_MAX, limits.FRAGMENTS_MAX)
         try:
             messages = reader.feed(data)

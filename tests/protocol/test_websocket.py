@@ -19,8 +19,8 @@ from protocol.websocket import (
     encode_masked_frame,
     parse_close,
     read_header,
-    read_medium_frame,
     read_small_frame,
+    read_whole_frames,
     unmask,
 )
 
@@ -109,11 +109,19 @@ def test_small_frame(payload: bytes, mask: bytes) -> None:
     assert read_small_frame(encode_masked_frame(Opcode.BINARY, payload, mask)) == payload
 
 
-@given(st.binary(min_size=126, max_size=70_000), masks)
-def test_medium_frame(payload: bytes, mask: bytes) -> None:
+@given(st.lists(st.tuples(st.binary(max_size=300), masks), max_size=5))
+def test_whole_frames(messages: list[tuple[bytes, bytes]]) -> None:
+    data = b"".join(encode_masked_frame(Opcode.BINARY, payload, mask) for payload, mask in messages)
+    assert read_whole_frames(data) == [payload for payload, _ in messages]
+
+
+@pytest.mark.parametrize("size", [126, 65_535, 65_536])
+def test_large_frames_are_left_to_the_reader(size: int) -> None:
+    payload, mask = bytes(range(256)) * (size // 256 + 1), b"mask"
+    payload = payload[:size]
     data = encode_masked_frame(Opcode.BINARY, payload, mask)
     assert read_small_frame(data) is None
-    assert read_medium_frame(data) == (payload if len(payload) < 65_536 else None)
+    assert read_whole_frames(data) == ([payload] if len(payload) < 65_536 else None)
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 125, 126, 127, 200])
@@ -121,21 +129,24 @@ def test_fast_paths_leave_everything_else_to_the_reader(size: int) -> None:
     payload = bytes(range(256))[:size]
     good = frame(Opcode.BINARY, payload)
     others = [good[:cut] for cut in range(len(good))]
-    others += [good + b"\x00", good + good, encode_frame(Opcode.BINARY, payload), frame(Opcode.BINARY, payload, rsv=4)]
+    others += [good + b"\x00", encode_frame(Opcode.BINARY, payload), frame(Opcode.BINARY, payload, rsv=4)]
     others += [frame(opcode, payload) for opcode in (Opcode.TEXT, Opcode.CONTINUATION, Opcode.PING, Opcode.CLOSE)]
     others += [frame(Opcode.BINARY, payload, fin=False)]
     for data in others:
         assert read_small_frame(data) is None
-        assert read_medium_frame(data) is None
+        assert not read_whole_frames(data)
+        assert read_whole_frames(good + data) is None or not data
+    assert read_small_frame(good + good) is None
 
 
 @given(st.binary(max_size=140))
 def test_fast_paths_agree_with_the_reader(data: bytes) -> None:
     for start in (b"", b"\x82", b"\x82\xfe", bytes((0x82, 0x80 | max(0, min(len(data) - 4, 125))))):
-        for fast in (read_small_frame, read_medium_frame):
-            payload = fast(start + data)
-            if payload is not None:
-                assert read_all([start + data]) == ([Message(Opcode.BINARY, payload)], None)
+        payload, payloads = read_small_frame(start + data), read_whole_frames(start + data)
+        if payload is not None:
+            assert payloads == [payload]
+        if payloads is not None:
+            assert read_all([start + data]) == ([Message(Opcode.BINARY, each) for each in payloads], None)
 
 
 # --- The reader -----------------------------------------------------------------------------------------------------
