@@ -5,7 +5,6 @@ An entry that changes members or title is a barrier: commands behind it wait unt
 judged by what the log says and never by what it may come to say.
 """
 
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -66,7 +65,6 @@ class Appender:
         self._wake = trio.Event()
         self._gone = False
         self._troubles = Troubles(edge, counters, backlog, self._settle, self._recovered, drop, self._append_again)
-        self._flushed: deque[tuple[float, list[Conversation]]] = self._troubles.flushed
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Flush and repeat until cancelled. What is pending then stays unanswered; it may or may not become durable."""
@@ -148,6 +146,7 @@ class Appender:
             self._arrived_s = trio.current_time()
             self._wake.set()
         self._dirty.append(conversation)
+        self._troubles.unsettled.add(conversation)
 
     async def _flush_forever(self) -> None:
         while True:
@@ -171,7 +170,6 @@ class Appender:
                 batch.append(append)
         if batch:
             self._counters.batches += 1
-            self._flushed.append((self._arrived_s, dirty))
             self._store.append(batch, self._done)
 
     def give_up(self, conversation: Conversation) -> None:

@@ -8,7 +8,6 @@ From the first answer that is not a yes, a conversation stands still until all i
   another entry.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -40,7 +39,7 @@ class Troubles:
     """Keeps conversations whose appends went wrong until they are settled one way or the other.
 
     Attributes:
-        flushed: when (trio's clock, seconds) which conversations were given to the store; oldest first.
+        unsettled: conversations with sends that the store had not answered at the last look, or that came since.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Troubles:
         drop: Callable[[Conversation], None],
         append_again: Callable[[Sequence[Append]], None],
     ) -> None:
-        self.flushed: deque[tuple[float, list[Conversation]]] = deque()
+        self.unsettled: set[Conversation] = set()
         self._edge = edge
         self._counters = counters
         self._backlog = backlog
@@ -139,9 +138,9 @@ class Troubles:
         while True:
             await trio.sleep(OVERDUE_CHECK_S)
             overdue_s = trio.current_time() - ANSWER_MAX_S
-            while self.flushed and (self.flushed[0][0] <= overdue_s or _settled(*self.flushed[0])):
-                for conversation in self.flushed.popleft()[1]:
-                    self._answer_overdue(conversation, overdue_s)
+            self.unsettled = {each for each in self.unsettled if each.pending}
+            for conversation in [each for each in self.unsettled if each.pending[0].arrived_s <= overdue_s]:
+                self._answer_overdue(conversation, overdue_s)
 
     def _answer_overdue(self, conversation: Conversation, overdue_s: float) -> None:
         unknown = outcome_unknown()
@@ -159,8 +158,3 @@ class Troubles:
 
 def _lost() -> Refused:
     return unavailable("this node does not own the conversation any more")
-
-
-def _settled(flushed_s: float, conversations: Sequence[Conversation]) -> bool:
-    """Whether nothing of a flush is unanswered: kept any longer, it would only hold conversations in memory."""
-    return not any(each.pending and each.pending[0].arrived_s <= flushed_s for each in conversations)
