@@ -19,9 +19,10 @@ from typing import Final
 
 from store.embedded_database import error_text
 
-CHECKPOINT_PAGES: Final = 4_096
-"""Pages written to the log (an estimate, 4 KiB each) after which a checkpoint starts: 16 MiB, a fraction of a second of
-full load and long enough for pages that change often to be moved once only."""
+CHECKPOINT_PAGES: Final = 512
+"""Pages written to the log (an estimate, 4 KiB each) after which a checkpoint starts: 2 MiB, which takes some
+milliseconds to move and sync. After 16 MiB it took 30 to 100 ms, and commits waited for the disk as long; pages that
+change often are moved more often now, which the processor does not notice."""
 
 LOG_PAGES_MAX: Final = 16_384
 """Pages in the log file (64 MiB) above which the writer makes it begin anew. It bounds the file, unless a backup in
