@@ -32,7 +32,10 @@ FAULTS_MAX: Final = 3
 CALM_S: Final = 30.0
 """Seconds after the last fault within which everything has to be answered, and has to have reached everybody."""
 
-RUN_MAX_S: Final = 240.0
+LOST_S: Final = 90.0
+"""Seconds beyond these after which what has not come is lost; until then it is late."""
+
+RUN_MAX_S: Final = 300.0
 """Seconds after which a run has failed, whatever it waits for."""
 
 
@@ -135,7 +138,7 @@ async def _live(trial: Trial, load: Load, chosen: Sequence[str], talk_s: float) 
             talk.cancel_scope.deadline = healed_s + CALM_S
         if talk.cancel_scope.cancelled_caught:
             trial.late("unanswered", f"{load.unanswered()} messages {CALM_S:g} s after all was well")
-        await _calm(trial, load, healed_s + CALM_S)
+        await calm(trial, load, healed_s + CALM_S)
         for device in load.everybody:
             for refusal in device.refusals:
                 trial.breach("refused", refusal)
@@ -157,14 +160,19 @@ async def _harm_later(trial: Trial, name: str, delay_s: float) -> None:
     await FAULTS[name].scenario(trial)
 
 
-async def _calm(trial: Trial, load: Load, deadline_s: float) -> None:
-    """Wait until everybody has heard everything."""
+async def calm(trial: Trial, load: Load, deadline_s: float) -> None:
+    """Wait until everybody has heard everything: in time, or late (after ``deadline_s``), or never."""
     while unheard := load.unheard():
-        if trio.current_time() > deadline_s:
+        if trio.current_time() > deadline_s + LOST_S:
             for what in unheard:
                 trial.breach("leak", what)
             break
         await trio.sleep(0.1)
+    late_s = trio.current_time() - deadline_s
+    if not unheard and late_s > 0:
+        trial.late(
+            "late-delivery", f"all had heard all {CALM_S + late_s:.1f} s after all was well; allowed are {CALM_S:g} s"
+        )
     for device in load.removed:
         device.leave_out_of_quiet()
     trial.recorder.record("info", "quiet", "torture")

@@ -1,9 +1,16 @@
 """What a seed decides, and how a history is judged; no cluster runs here."""
 
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
-from bench.torture.run import FAULTS_MAX, judge, plan
+import pytest
+import trio
+import trio.testing
+
+from bench.torture.run import CALM_S, FAULTS_MAX, LOST_S, calm, judge, plan
 from bench.torture.scenarios import FAULTS
+from bench.torture.trial import Trial
 from gateway.check.recorder import Recorder
 
 NAMES = list(FAULTS)
@@ -62,3 +69,25 @@ def test_a_lost_entry_is_found(tmp_path: Path) -> None:
     write_clients(tmp_path / "clients", 0)
     report = judge(tmp_path / "history", tmp_path / "clients", b"", ["c"])
     assert "lost-write" in report.names()
+
+
+@pytest.mark.parametrize(
+    ("heard_s", "busy", "breaches", "excused"),
+    [
+        (CALM_S - 1, False, [], []),
+        (CALM_S + 1, False, ["late-delivery"], []),
+        (CALM_S + 1, True, [], ["late-delivery"]),
+        (CALM_S + LOST_S + 1, True, ["leak"], []),
+    ],
+)
+async def test_what_comes_late_is_not_lost(
+    autojump_clock: trio.testing.MockClock, heard_s: float, busy: bool, breaches: list[str], excused: list[str]
+) -> None:
+    begun_s = trio.current_time()
+    load = SimpleNamespace(removed=[], unheard=lambda: ["d1"] * (trio.current_time() < begun_s + heard_s))
+    recorder = SimpleNamespace(record=lambda *_, **__: None)
+    trial = Trial(SimpleNamespace(nodes=[]), recorder, random.Random(1), lambda _: None, None, "", 5.0)  # type: ignore[arg-type]
+    trial.stalled_s = 2.0 if busy else 0.0
+    await calm(trial, load, begun_s + CALM_S)  # type: ignore[arg-type]
+    assert [each.partition(":")[0] for each in trial.breaches] == breaches
+    assert [each.partition(":")[0] for each in trial.excused] == excused
