@@ -17,7 +17,7 @@ PORT: Final = 8480
 PEER_PORT: Final = 8500
 """Where a node listens for other nodes, and the proxy before it."""
 
-START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 180.0
 """From start until a node must be ready, seconds: two on an idle machine, many on one that runs a Cassandra, too."""
 
 POLL_S: Final = 0.1
