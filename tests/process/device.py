@@ -6,14 +6,27 @@ from typing import Any
 from uuid import uuid4
 
 import trio
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from bench.processes import NodeProcess
 from gateway.check.history import SeenEntry
 from gateway.check.recorder import Recorder, payload_of
 from protocol import codec
 from protocol.errors import ErrorCode
-from protocol.frames import Entry, EntryKind, EntryPush, ErrorReply, History, HistoryPage, Send, SendAck, Sync, SyncPage
+from protocol.frames import (
+    Entry,
+    EntryKind,
+    EntryPush,
+    ErrorReply,
+    History,
+    HistoryPage,
+    MarkReceipt,
+    Ok,
+    SendAck,
+    Sync,
+    SyncPage,
+)
+from tests.process.outgoing import Membership, Outgoing
 from tests.process.wire import Closed, Wire, connected
 
 KINDS = {
@@ -23,20 +36,11 @@ KINDS = {
     EntryKind.MEMBERS_REMOVED: "removed",
     EntryKind.RENAMED: "renamed",
 }
+RECEIPT_SHARE = 0.1
+"""Receipts for each send."""
 WINDOW = 8
 """Sends of one device that may be unanswered."""
 PAGE = 200
-
-
-class Outgoing(Struct):
-    """A message until it is acknowledged."""
-
-    conversation: str
-    name: str
-    body: str
-    attempt: int = 0
-    call: int = 0
-    request_id: int = 0
 
 
 class Place:
@@ -61,6 +65,7 @@ class Device:
         self.places: dict[str, Place] = {}
         self.acknowledged = 0
         self.on_acknowledged: Callable[[], None] = lambda: None
+        self.membership: Membership | None = None
         self._recorder, self._rng = recorder, rng
         self._unanswered: list[Outgoing] = []
         self._by_id: dict[int, Outgoing] = {}
@@ -98,9 +103,7 @@ class Device:
         self._recorder.record(kind, op, self.name, **fields)
 
     async def _converse(self, wire: Wire, sending: Callable[[], trio.Event]) -> None:
-        self._connections += 1
-        self._connection = f"{self.name}#{self._connections}"
-        self.record("ok", "connect", user=self.user, connection=self._connection)
+        self._connected()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive, wire)
             await self._resume(wire)
@@ -109,18 +112,27 @@ class Device:
             while True:
                 await sending().wait()
                 await self._room.acquire()
-                conversation = self._rng.choice(sorted(self.places))
-                body = "x" * self._rng.choice((5, 20, 100, 2000)) + str(self._rng.random())
-                outgoing = Outgoing(conversation, uuid4().hex, body)
+                outgoing = (self.membership and self.membership.next()) or self._message()
                 self._unanswered.append(outgoing)
                 await self._send(wire, outgoing)
+                if self._rng.random() < RECEIPT_SHARE:
+                    await self.mark_read(wire, self._rng.choice(sorted(self.places)))
+
+    def _message(self) -> Outgoing:
+        conversation = self._rng.choice(sorted(self.places))
+        return Outgoing(conversation, uuid4().hex, "x" * self._rng.choice((5, 20, 100, 2000)) + str(self._rng.random()))
+
+    def _connected(self) -> None:
+        self._connections += 1
+        self._connection = f"{self.name}#{self._connections}"
+        self.record("ok", "connect", user=self.user, connection=self._connection)
 
     def _disconnected(self) -> None:
         if not self._connection:
             return
         self.record("info", "disconnect", connection=self._connection)
         for outgoing in self._by_id.values():
-            self.record("info", "send", call=outgoing.call, error="connection lost")
+            self.record("info", outgoing.op, call=outgoing.call, error="connection lost")
         self._by_id.clear()
         self._handlers.clear()
         self._connection = ""
@@ -132,24 +144,38 @@ class Device:
         outgoing.call = self._recorder.next_call()
         outgoing.request_id = self._next_id()
         self.record(
-            "invoke", "send", call=outgoing.call, user=self.user, connection=self._connection,
-            conversation=outgoing.conversation, client_msg_id=outgoing.name, payload=payload_of(outgoing.body),
-            attempt=outgoing.attempt,
+            "invoke", outgoing.op, call=outgoing.call, user=self.user, connection=self._connection,
+            conversation=outgoing.conversation, client_msg_id=outgoing.name, payload=outgoing.payload,
+            users=outgoing.users, attempt=outgoing.attempt,
         )  # fmt: skip
         self._by_id[outgoing.request_id] = outgoing
-        command = Send(outgoing.request_id, outgoing.conversation, outgoing.name, outgoing.body, None, outgoing.attempt)
-        await wire.send(command)
+        await wire.send(outgoing.command())
 
     def _answered(self, reply: SendAck | ErrorReply) -> None:
         outgoing = self._by_id.pop(reply.id)
         if isinstance(reply, ErrorReply):
             raise AssertionError(f"{self.name}: {ErrorCode(reply.code).name} {reply.message}")
-        self.record("ok", "send", call=outgoing.call, seq=reply.seq, duplicate=reply.duplicate)
+        self.record("ok", outgoing.op, call=outgoing.call, seq=reply.seq, duplicate=reply.duplicate)
+        outgoing.seq = reply.seq
         self._unanswered.remove(outgoing)
         self._room.release()
         self._take(outgoing.conversation, reply.seq)
         self.acknowledged += 1
         self.on_acknowledged()
+
+    async def mark_read(self, wire: Wire, conversation: str) -> None:
+        """Say that all that came so far was read; the answer is awaited by nobody."""
+        call, seq = self._recorder.next_call(), self.places[conversation].upto
+        self.record("invoke", "receipt", call=call, user=self.user, conversation=conversation, seq=seq)
+
+        def marked(reply: Ok | ErrorReply) -> None:
+            assert isinstance(reply, Ok), (self.name, reply)
+            self.record("ok", "receipt", call=call)
+            del self._handlers[command.id]
+
+        command = MarkReceipt(self._next_id(), conversation, seq, seq)
+        self._handlers[command.id] = marked
+        await wire.send(command)
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
@@ -286,6 +312,14 @@ class Device:
             for conversation in sorted(self.places):
                 await self.read_all(wire, conversation)
             nursery.cancel_scope.cancel()
+
+
+class Guest(Device):
+    """A device that only listens: to whatever reaches it while its user is let in and out."""
+
+    async def _converse(self, wire: Wire, _sending: Callable[[], trio.Event]) -> None:
+        self._connected()
+        await self._receive(wire)
 
 
 def _seen(raw: Raw) -> SeenEntry:

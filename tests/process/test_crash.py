@@ -1,4 +1,7 @@
-"""kill -9 at random moments under load, a restart on the same data, and a checker that finds nothing wrong."""
+"""kill -9 at random moments under load, a restart on the same data, and a checker that finds nothing wrong.
+
+The load: messages, receipts, and a guest who is let in and out.
+"""
 
 import itertools
 import json
@@ -15,20 +18,22 @@ import trio
 
 from bench.processes import NodeProcess
 from gateway.check.recorder import Recorder
-from protocol.frames import ConversationKind, ConversationReply, CreateConversation
-from tests.process.device import Device, Place
+from protocol.frames import ConversationKind, ConversationReply, CreateConversation, GetConversation, MarkReceipt, Ok
+from tests.process.device import Device, Guest, Place
+from tests.process.outgoing import Membership
 from tests.process.wire import connected
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 ROUNDS = 20
 DEVICES = [(user, name) for user in ("alice", "bob", "carol", "dave") for name in ("phone", "laptop")]
+GUEST = "erin"
 CONVERSATIONS = [("alice", "bob", "carol", "dave"), ("alice", "bob"), ("carol", "dave"), ("bob",)]
 ACKNOWLEDGED_PER_ROUND = (20, 400)
 DEADLINE_S = 200
 SOMETIMES = (
     "kill-with-sends-in-flight", "reconnect", "resume-with-news", "unknown-outcome", "duplicate-answered",
-    "concurrent-sends",
+    "concurrent-sends", "member-removed",
 )  # fmt: skip
 """What must have happened, or the run proves nothing."""
 JUDGED = (
@@ -44,6 +49,7 @@ class Rounds:
         self.cuts = cuts
         self.node, self.recorder, self.rng = node, recorder, rng
         self.devices = [Device(node, user, name, recorder, random.Random(rng.random())) for user, name in DEVICES]
+        self.guest = Guest(node, GUEST, "phone", recorder, random.Random(rng.random()))
         self.up = trio.Event()
         self.sending = trio.Event()
 
@@ -62,6 +68,8 @@ class Rounds:
             for device in self.devices:
                 if device.user in members:
                     device.places[where] = Place()
+            if kind is ConversationKind.GROUP:
+                self.devices[0].membership = Membership(where, GUEST, random.Random(self.rng.random()))
 
     async def load(self, acknowledged: int) -> None:
         """Let the devices send until so many more messages were acknowledged, with ``cuts`` cutting one on the way."""
@@ -103,6 +111,23 @@ class Rounds:
                 await device.moved.wait()
         self.recorder.record("info", "quiet", "driver")
 
+    async def restart_with_all_read(self) -> None:
+        """Everybody reads everything; the node drains and starts again, and still knows."""
+        heads: dict[tuple[str, str], int] = {}
+        for device in self.devices:
+            async with connected(self.node, device.user, device="reader") as wire:
+                for where in device.places:
+                    asked = await wire.ask(GetConversation(0, where), ConversationReply)
+                    head_seq = heads[device.user, where] = asked.conversation.head_seq
+                    await wire.ask(MarkReceipt(0, where, head_seq, head_seq), Ok)
+        assert await trio.to_thread.run_sync(self.node.terminate) == 0
+        await trio.to_thread.run_sync(self.node.start)
+        for (user, where), head_seq in heads.items():
+            async with connected(self.node, user, device="reader") as wire:
+                asked = await wire.ask(GetConversation(0, where), ConversationReply)
+            known = {member.user: member for member in asked.conversation.members}
+            assert (known[user].delivered_seq, known[user].read_seq) == (head_seq, head_seq)
+
 
 @pytest.mark.timeout(DEADLINE_S + 30)
 async def test_twenty_crashes_lose_double_reorder_and_skip_nothing(tmp_path: Path) -> None:
@@ -118,12 +143,16 @@ async def test_twenty_crashes_lose_double_reorder_and_skip_nothing(tmp_path: Pat
         async with trio.open_nursery() as nursery:
             for device in rounds.devices:
                 nursery.start_soon(device.run, lambda: rounds.up, lambda: rounds.sending)
-            for _ in range(ROUNDS):
-                await rounds.load(rng.randint(*ACKNOWLEDGED_PER_ROUND))
-                await rounds.crash()
-            await rounds.load(ACKNOWLEDGED_PER_ROUND[0])
+            async with trio.open_nursery() as visit:
+                visit.start_soon(rounds.guest.run, lambda: rounds.up, lambda: rounds.sending)
+                for _ in range(ROUNDS):
+                    await rounds.load(rng.randint(*ACKNOWLEDGED_PER_ROUND))
+                    await rounds.crash()
+                await rounds.load(ACKNOWLEDGED_PER_ROUND[0])
+                visit.cancel_scope.cancel()
             await rounds.settle()
             nursery.cancel_scope.cancel()
+        await rounds.restart_with_all_read()
         for device in rounds.devices:
             await device.read_everything()
     report = checked(history, SOMETIMES)
