@@ -53,6 +53,7 @@ nightly: install-dev ## hours: 2,000 simulated clusters, the larger models, fuzz
 	@NIGHTLY=1 $(BIN)/python -m pytest tests/simulation tests/model
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-600}
 	@$(BIN)/tidegate torture --runs $${TORTURE_RUNS:-100} --directory data/nightly/torture
+	@$(BIN)/tidegate torture --runs $${TORTURE_RUNS:-100} --cassandra-nodes 3 --directory data/nightly/torture-three
 	@$(BIN)/tidegate torture --runs 3 --seconds $${SOAK_SECONDS:-600} --directory data/nightly/soak
 
 lock: ## pin requirements anew, with hashes
