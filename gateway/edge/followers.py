@@ -5,7 +5,8 @@ of its users is in. It learns that in two ways:
 
 * A user's Sync or ListConversations *compares*: it reads which channels the user is in, lets the user follow those,
   waits until the session directory knows that this node wants their entries, and only then reads how far they are.
-  What is durable before that is in its answer, what comes later is handed on here.
+  What is durable before that is in its answer, what comes later is handed on here. What was read first is enough only
+  if the user was following the channel before that, by another device for instance.
 * An entry that adds or removes users names them besides, and so reaches the nodes where they are: they begin to follow,
   or end it, with that entry. Whoever is the first of a channel here may miss what is handed on before the directory
   knows it: ``on_joined`` has that user sync once more.
@@ -131,9 +132,10 @@ class Followers:
     def comparing(self, user: str) -> Iterator["Comparison"]:
         """Hold this while it is read which channels a user is in."""
         heard: set[str] = set()
+        coming = {channel for channel in self._channels.get(user, ()) if channel not in self._registering}
         self._comparisons.setdefault(user, []).append(heard)
         try:
-            yield Comparison(self, user, heard)
+            yield Comparison(self, user, heard, coming)
         finally:
             others = [each for each in self._comparisons[user] if each is not heard]
             if others:
@@ -152,8 +154,14 @@ class Followers:
             finally:
                 self.joined(channel)
 
-    def compare(self, user: str, channels: Collection[str], heard: Container[str], *, whole: bool) -> bool:
-        """Let a user follow channels; ``whole``: and no others. Whether pushes of all of them were coming already."""
+    def compare(
+        self, user: str, channels: Collection[str], heard: Container[str], coming: Container[str], *, whole: bool
+    ) -> bool:
+        """Let a user follow channels; ``whole``: and no others. Whether what was read of them is enough.
+
+        ``heard``: channels whose entries said that the user joined or left, since before it was read; ``coming``: those
+        whose pushes were coming by then.
+        """
         if user not in self._connected:
             return True
         followed = self._channels.get(user, set())
@@ -162,7 +170,7 @@ class Followers:
             if channel not in followed and channel not in heard:
                 self._follow(user, channel)
                 complete = False
-            elif self._registering.get(channel):
+            elif self._registering.get(channel) or (channel not in coming and channel not in heard):
                 complete = False
         if whole:
             for channel in [each for each in followed if each not in channels and each not in heard]:
@@ -222,12 +230,13 @@ class Followers:
 class Comparison:
     """One comparison of what a user follows with what was read."""
 
-    __slots__ = ("_followers", "_heard", "_user")
+    __slots__ = ("_coming", "_followers", "_heard", "_user")
 
-    def __init__(self, followers: Followers, user: str, heard: set[str]) -> None:
+    def __init__(self, followers: Followers, user: str, heard: set[str], coming: set[str]) -> None:
         self._followers = followers
         self._user = user
         self._heard = heard
+        self._coming = coming
 
     async def take(self, channels: Collection[str], *, whole: bool) -> bool:
         """Follow the channels that were read; ``whole``: they are all. Whether that is all there is to do.
@@ -235,7 +244,7 @@ class Comparison:
         If not, their logs are to be read again: what was durable until now may not have been handed on to this node.
         A cancellation leaves them followed, which is harmless: the user is in them.
         """
-        complete = self._followers.compare(self._user, channels, self._heard, whole=whole)
+        complete = self._followers.compare(self._user, channels, self._heard, self._coming, whole=whole)
         if not complete:
             await self._followers.register(channels)
         return complete

@@ -98,6 +98,32 @@ async def test_who_is_gone_follows_nothing(place: Place) -> None:
     assert sorted(place.followers) == [NEWS]
 
 
+async def test_what_was_read_before_another_device_followed_is_not_enough(place: Place) -> None:
+    with place.followers.comparing("bob") as second:
+        with place.followers.comparing("bob") as first:
+            assert place.get(delivery(5)) == []  # not in what the second one has read, perhaps
+            assert not await first.take({NEWS}, whole=True)
+        assert not await second.take({NEWS}, whole=True)
+    assert await place.compare("bob", NEWS)
+
+
+async def test_what_was_read_while_the_channel_was_being_registered_is_not_enough(
+    place: Place, nursery: trio.Nursery
+) -> None:
+    known = trio.Event()
+
+    async def registered(_channel: str) -> None:
+        await known.wait()
+
+    place.followers.registered = registered
+    nursery.start_soon(place.compare, "bob", NEWS)
+    await wait_all_tasks_blocked()
+    with place.followers.comparing("bob") as second:  # what it reads may be older than the registration
+        known.set()
+        await wait_all_tasks_blocked()
+        assert not await second.take({NEWS}, whole=True)
+
+
 async def test_a_removal_during_a_comparison_is_not_undone_by_what_was_read_before(place: Place) -> None:
     with place.followers.comparing("bob") as comparison:
         place.get(delivery(5, REMOVED, "bob"))
