@@ -244,6 +244,33 @@ async def test_the_next_page_waits_for_room_and_takes_nobodys_place(start_place,
     assert sum(len(page.conversations) for page in (first, *rest)) == 4
 
 
+async def test_a_next_page_for_which_there_is_no_place_is_refused(start_place, alice, bob, monkeypatch):
+    monkeypatch.setattr(catchup_module, "SYNCS_WAITING_MAX", 1)
+    place = await start_place(syncs_max=1)
+    for n in range(4):
+        conversation_id = await place.create(alice, GROUP, name=f"c{n}")
+        await place.fill(alice, conversation_id, 20, body="\U0001f40b" * 1500)
+    place.edge.full = True
+    await place.ask(alice, Sync(3))
+    place.store.gate = trio.Event()
+    for n in range(2):
+        place.catchup.submit(bob, Sync(4 + n))
+    await wait_all_tasks_blocked()
+    place.edge.waiting.pop()()
+    assert [(error.id, error.code) for error in place.edge.errors] == [(3, ErrorCode.OVERLOADED)]
+
+
+async def test_a_gap_on_an_earlier_page_is_told_with_the_last_one(place, alice):
+    short, long = [await place.create(alice, GROUP, name=name) for name in ("short", "long")]
+    await place.fill(alice, short, 20, body="\U0001f40b" * 1500)
+    await place.fill(alice, long, limits.SYNC_ENTRIES_MAX + 1, body="\U0001f40b" * 350)
+    pages = await place.ask(alice, Sync(3))
+    assert [[each.conversation_id for each in page.conversations] for page in pages] == [[long], [short]]
+    assert pages[0].conversations[0].has_more
+    assert not pages[1].conversations[0].has_more
+    assert not pages[1].resumed
+
+
 async def test_who_is_gone_costs_no_read(place, alice):
     await place.create(alice, GROUP)
     place.edge.gone.add(alice)

@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from gateway.broker import Delivery, channel_id_of, followers_of
-from gateway.edge.connection import CLOSING
+from gateway.edge import fanout
+from gateway.edge.connection import CLOSING, QUEUED
 from gateway.edge.fanout import INLINE_RECIPIENTS_MAX, JOBS_PER_CONVERSATION_MAX, RECIPIENTS_PER_STEP
 from gateway.edge.hub import Caller
 from protocol.codec import decode_entry, decode_server_frame, encode_entry
@@ -119,6 +120,36 @@ async def test_a_conversation_with_too_much_waiting_is_congested_until_it_is_wri
     assert not edge.hub.fanout.congested("other")
     await edge.settle()
     assert not edge.hub.fanout.congested("c")
+
+
+async def test_a_node_with_too_much_waiting_is_congested_wherever_something_waits(edge, monkeypatch):
+    monkeypatch.setattr(fanout, "JOBS_MAX", 6)
+    users = [f"u{n}" for n in range(INLINE_RECIPIENTS_MAX + 1)]
+    for _ in range(2):  # what was written counts no more
+        for n in range(6):
+            assert not edge.hub.fanout.congested("c0")
+            edge.hub.deliver(delivery(users, 1, conversation=f"c{n}"))
+        assert edge.hub.fanout.congested("c0")
+        assert not edge.hub.fanout.congested("other"), "nothing of it waits"
+        await edge.settle()
+
+
+def test_room_is_awaited_for_connections_and_there_at_once_for_callers(edge):
+    told = []
+    slow, quick = edge.connect("slow", buffer=4608), edge.connect("quick")
+    while not slow.connection.flags & QUEUED:
+        edge.writer.write(slow.connection, b"\x82\x7e\x03\xe8" + b"x" * 1000)
+    for origin in (slow.connection, quick.connection, Caller("caller", told.append)):
+        edge.hub.when_room(origin, lambda user=origin.user: told.append(user))
+    assert told == ["quick", "caller"]
+
+
+def test_who_is_closing_or_closed_is_gone(edge):
+    here, closing, closed = (edge.connect(user) for user in ("here", "closing", "closed"))
+    edge.writer.close(closing.connection, CloseCode.NORMAL)
+    edge.writer.abort(closed.connection)
+    asked = (here.connection, closing.connection, closed.connection, Caller("caller", lambda _reply: None))
+    assert [edge.hub.is_gone(origin) for origin in asked] == [False, True, True, False]
 
 
 def test_arrivals_and_departures_are_told_for_first_and_last_connections(edge):

@@ -6,6 +6,7 @@ import trio
 from gateway.config import Settings
 from gateway.edge.connection import CLOSING, QUEUED
 from gateway.edge.keepalive import ACTIONS_PER_SLICE, REVOLUTION_TICKS, Keepalive
+from gateway.edge.writer import CLOSE_LINGER_S, ENDINGS_PER_SWEEP
 from protocol.codec import encode_msgpack
 from protocol.errors import CloseCode
 from protocol.frames import Ping, TokenExpiring
@@ -112,6 +113,32 @@ def test_many_tokens_that_run_out_together_are_told_in_slices(edge, keepalive):
         keepalive.look(1000.0, len(edge.table.by_fd))
         told.append(sum(bool(peer.frames()) for peer in peers))
     assert told == [ACTIONS_PER_SLICE, len(peers)]
+
+
+def test_those_who_are_closing_take_nobodys_turn(edge, keepalive):
+    edge.table.now = 1000.0
+    leaving = [edge.connect(f"leaving-{n}") for n in range(ACTIONS_PER_SLICE)]
+    silent = edge.connect("silent")
+    for peer in leaving:
+        edge.writer.close(peer.connection, CloseCode.NORMAL)
+    keepalive.look(1091.0, len(edge.table.by_fd))
+    assert silent.close_code() == CloseCode.HEARTBEAT_TIMEOUT
+
+
+def test_nothing_is_noted_of_the_token_of_who_is_closing(edge, keepalive):
+    edge.table.now = 1000.0
+    peer = edge.connect("a", ends_s=1050.0)
+    edge.writer.close(peer.connection, CloseCode.NORMAL)
+    keepalive.look(1000.0, len(edge.table.by_fd))
+    assert keepalive.noticed == 0
+
+
+async def test_all_of_a_crowd_that_is_overdue_is_cut_with_one_tick(edge, keepalive, nursery, mock_clock):
+    nursery.start_soon(keepalive.run)
+    for n in range(2 * ENDINGS_PER_SWEEP + 5):
+        edge.writer.close(edge.connect(f"u{n}").connection, CloseCode.NORMAL)
+    await tick(mock_clock, int(CLOSE_LINGER_S))
+    assert edge.table.count == 0
 
 
 async def test_a_revolution_gets_through_a_crowd(edge, keepalive, nursery, mock_clock):

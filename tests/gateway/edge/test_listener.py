@@ -253,6 +253,25 @@ async def test_clients_that_wait_for_their_first_frame_count_too(door):
     assert (await door.answer(request(authorization=False))).startswith("HTTP/1.1 503 ")
 
 
+async def test_clients_whose_requests_came_in_pieces_count_until_they_are_gone(door):
+    data = request(authorization=False)
+    for _ in range(3):
+        stream = await door.connect(data[:20])
+        while not door.listener.handshakes:
+            await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(data[20:])
+        await receive_head(stream)
+        await stream.aclose()
+        while door.listener.handshakes:
+            await trio.testing.wait_all_tasks_blocked()
+    for _ in range(3):
+        stream = await door.connect(data[:20])
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(data[20:])
+        await receive_head(stream)
+    assert (await door.answer(data)).startswith("HTTP/1.1 503 ")
+
+
 class FullEpoll:
     """The kernel's answer beyond fs.epoll.max_user_watches."""
 

@@ -26,8 +26,10 @@ class Seen:
         self.gates = []
         self.save_s = 0.0
         self.wall_ms = 1_000_000
+        self.asked = 0
 
     async def acquainted(self, user, others):
+        self.asked += 1
         if self.gates:
             await self.gates.pop(0).wait()
         if self.broken:
@@ -260,6 +262,7 @@ async def test_watch_commands_beyond_the_limit_are_told_to_come_back(edge, prese
     edge.writer.abort(alice.connection)  # what it asked for needs no answer
     gate.set()
     await trio.testing.wait_all_tasks_blocked()
+    assert store.asked == 1, "nothing was read for the other commands of a connection that is gone"
     await watch(presences, late)
     assert isinstance(late.frames()[-1], PresenceReply)
 
@@ -301,6 +304,17 @@ async def test_a_newer_push_overtakes_no_older_one(edge, presences, crowd):
     assert [True, False] in heard  # was told before
     assert [False] in heard  # need not be told any more
     assert all(each in ([True, False], [False]) for each in heard)
+
+
+async def test_a_newer_push_to_few_does_not_overtake_an_older_one_to_many(edge, presences, crowd):
+    bob = edge.connect("bob")
+    last, *others = crowd
+    for peer in others:
+        presences.forget(peer.connection)
+    edge.writer.abort(bob.connection)
+    presences.tick(trio.current_time() + 31)
+    await trio.testing.wait_all_tasks_blocked()
+    assert [push.online for push in pushes(last)] == [False]
 
 
 async def test_who_stops_watching_is_told_no_more(edge, presences, crowd):

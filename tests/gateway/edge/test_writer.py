@@ -4,7 +4,7 @@ from gateway.edge.connection import CLOSING, QUEUED
 from gateway.edge.writer import CHUNK_BYTES, CLOSE_LINGER_S, ENDINGS_PER_SWEEP, SendQueue
 from protocol.errors import CloseCode
 from protocol.websocket import encode_frame
-from tests.gateway.edge.conftest import QUEUE_BYTES_MAX
+from tests.gateway.edge.conftest import QUEUE_AGE_MAX_S, QUEUE_BYTES_MAX
 
 FRAME = encode_frame(2, b"x" * 1000)
 TINY = 4608  # what Linux makes of the smallest send buffer
@@ -171,6 +171,19 @@ async def test_room_is_told_when_the_queue_is_empty_and_never_to_who_is_gone(edg
     assert told == ["a", "b"]
 
 
+def test_room_is_not_told_to_who_is_closing(edge):
+    told = []
+    peer = edge.connect("a", buffer=TINY)
+    fill(edge, peer)
+    edge.writer.when_room(peer.connection, lambda: told.append("a"))
+    edge.writer.close(peer.connection, CloseCode.NORMAL)
+    while peer.connection.flags & QUEUED:
+        peer.read()
+        edge.writer.flush(peer.connection)
+    assert peer.close_code() == CloseCode.NORMAL
+    assert told == []
+
+
 def test_a_crowd_that_ends_together_is_ended_in_parts(edge):
     edge.table.now = 50.0
     peers = [edge.connect(f"u{n}") for n in range(ENDINGS_PER_SWEEP + 5)]
@@ -180,6 +193,18 @@ def test_a_crowd_that_ends_together_is_ended_in_parts(edge):
     assert edge.table.count == 5
     assert not edge.writer.sweep(50.0 + CLOSE_LINGER_S)
     assert edge.table.count == 0
+
+
+def test_a_crowd_of_slow_consumers_is_closed_in_parts(edge):
+    edge.table.now = 50.0
+    peers = [edge.connect(f"u{n}", buffer=TINY) for n in range(ENDINGS_PER_SWEEP + 5)]
+    for peer in peers:
+        fill(edge, peer)
+    edge.table.now = later = 50.0 + QUEUE_AGE_MAX_S + 1
+    assert edge.writer.sweep(later)
+    assert edge.writer.slow_consumers == ENDINGS_PER_SWEEP
+    assert not edge.writer.sweep(later)
+    assert edge.writer.slow_consumers == len(peers)
 
 
 def test_codes_that_peers_choose_count_as_one(edge):
