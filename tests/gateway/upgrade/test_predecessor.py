@@ -16,9 +16,13 @@ from gateway.auth import Verifier
 from gateway.config import Settings
 from gateway.edge.listener import listen
 from gateway.node import Node
-from gateway.upgrade import control, predecessor, settling
-from gateway.upgrade.predecessor import UpgradeFailed, Upgrades
-from gateway.upgrade.service import heed_upgrades
+from gateway.process_link import HandOver, NodeEnd, SupervisorEnd, make_pair
+from gateway.upgrade import PREDECESSOR_VARIABLE, control, predecessor, settling
+from gateway.upgrade.candidates import Sibling
+from gateway.upgrade.channel import Channel
+from gateway.upgrade.control import UpgradeFailed
+from gateway.upgrade.predecessor import Upgrades
+from gateway.upgrade.service import heed_upgrades, obey
 from tests.fakes.memory_store import MemoryStore
 from tests.gateway.test_node import SECRET, connect
 
@@ -236,3 +240,69 @@ async def test_a_second_request_meanwhile_is_refused_by_the_control_socket(node,
     scopes[0].cancel()
     with pytest.raises(OSError):  # noqa: PT011 - whichever the kernel chooses
         control.ask(2**22 + 5, lambda _state: None, 1.0)
+
+
+async def started_by_a_supervisor(program: str) -> tuple[trio.Process, Sibling]:
+    """A process that another one than the node has started, and what the node knows of it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", BEGINNING + program],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, PREDECESSOR_VARIABLE: str(theirs.fileno())},
+        )
+    return process, Sibling(process.pid, os.pidfd_open(process.pid), Channel(ours))
+
+
+async def test_a_supervised_node_hands_over_to_the_process_that_it_is_given(node, dial):
+    await dial(node, "alice")
+    process, sibling = await started_by_a_supervisor("ready(); take(); taken()")
+    with pytest.raises(Left) as left, trio.fail_after(30):
+        await Upgrades(node, FakeEstate(), supervised=True).upgrade(lambda _state: None, leave, sibling)
+    assert left.value.args[0].pid == process.pid
+    assert left.value.args[0].connections == 1
+    with trio.fail_after(30):
+        assert await process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("sys.exit(5)", "starting: the new program ended before it was ready"),
+        ("ready(); take(); channel.send(Failed('no store'), until_s=soon); time.sleep(60)", "handing over: no store"),
+    ],
+)
+async def test_a_supervised_node_goes_on_when_that_process_fails_and_ends_it(node, dial, program, reason):
+    await dial(node, "alice")
+    process, sibling = await started_by_a_supervisor(program)
+    with pytest.raises(UpgradeFailed, match=reason), trio.fail_after(30):
+        await Upgrades(node, FakeEstate(), supervised=True).upgrade(lambda _state: None, leave, sibling)
+    with trio.fail_after(30):
+        await process.wait()
+    await serves(node, "bob")
+
+
+async def test_a_supervisor_hears_over_its_link_what_became_of_its_order(node, nursery):
+    node.drain()
+    ours, theirs = make_pair()
+    supervisor, link = SupervisorEnd(ours), NodeEnd(theirs)
+    heard, refused = [], trio.Event()
+
+    def hear(line: control.Line) -> None:
+        heard.append(line)
+        refused.set()
+
+    supervisor.on_line = hear
+    nursery.start_soon(supervisor.listen)
+    process, sibling = await started_by_a_supervisor("time.sleep(60)")
+    order = HandOver(process.pid, os.dup(sibling.channel.sock.fileno()), os.pidfd_open(process.pid))
+    sibling.close()
+    with trio.fail_after(30):
+        await obey(Upgrades(node, FakeEstate(), supervised=True), link, order)
+        await refused.wait()
+    assert heard == [control.Refused("the node drains")]
+    process.kill()
+    await process.wait()
+    nursery.cancel_scope.cancel()
+    ours.close()
+    theirs.close()
