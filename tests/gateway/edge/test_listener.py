@@ -288,6 +288,17 @@ async def test_a_kernel_without_room_costs_one_connection_and_not_the_node(door,
     assert head.startswith(b"HTTP/1.1 101 ")
 
 
+async def test_what_followed_the_first_frame_is_not_kept_where_the_kernel_had_no_room(door, monkeypatch):
+    stream = await door.connect(request(authorization=False))
+    await receive_head(stream)
+    monkeypatch.setattr(door.edge.parking, "_epoll", FullEpoll())
+    command = encode_masked_frame(Opcode.BINARY, encode_msgpack(Authenticate(1, token("bob"), "tab")), MASK)
+    await stream.send_all(command + command[:3])
+    assert [chunk async for chunk in stream] == []
+    assert door.edge.table.count == 0
+    assert door.edge.parking.partial == 0
+
+
 async def test_a_fault_of_ours_costs_one_handshake_and_not_the_node(door, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("planted")
