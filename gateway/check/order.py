@@ -1,9 +1,10 @@
 """I4, I5, I9: the order in which things reached a connection, and in which they were sent."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from msgspec import Struct
 
+from gateway.broker import is_channel
 from gateway.check.facts import Facts, Resume
 from gateway.check.report import Breach
 
@@ -78,7 +79,7 @@ def pushes(facts: Facts) -> Iterator[Breach]:
             place, seq, user = (attempt.connection, attempt.conversation), acknowledged, attempt.invoke.user
         else:
             continue
-        yield from _advance(facts, lines.setdefault(place, _Line()), place, seq, user)
+        yield from _advance(facts, lines.setdefault(place, _Line()), place, seq, user, when)
 
 
 def deliveries(facts: Facts) -> Iterator[Breach]:
@@ -101,7 +102,7 @@ def deliveries(facts: Facts) -> Iterator[Breach]:
             yield Breach("poll-skip", record.conversation, what)
 
 
-def _advance(facts: Facts, line: _Line, place: tuple[str, str], seq: int, user: str) -> Iterator[Breach]:
+def _advance(facts: Facts, line: _Line, place: tuple[str, str], seq: int, user: str, when: int) -> Iterator[Breach]:
     connection, conversation = place
     line.greatest = max(line.greatest, seq)
     before = line.position
@@ -113,9 +114,11 @@ def _advance(facts: Facts, line: _Line, place: tuple[str, str], seq: int, user: 
             line.position = seq
         return
     line.position = seq
-    if seq == before + 1 or _was_out(facts, conversation, user, before, seq):
+    if seq == before + 1 or _was_out(facts, conversation, user, before, seq) or _moved(facts, conversation, user, seq):
         return
-    skipped = _skipped(facts, conversation, before, seq, connection=connection)
+    # What was pushed during a resume that came to nothing is there, too.
+    reached = {each for each, at in facts.seen_on(connection, conversation).items() if at < when}
+    skipped = _skipped(facts, conversation, before, seq, connection=connection, reached=reached)
     if skipped is not None:
         what = f"connection {connection} got seq {seq} when it was at {before}, without {skipped}"
         yield Breach("poll-skip", conversation, what)
@@ -142,11 +145,18 @@ def _resumed(facts: Facts, resume: Resume, line: _Line) -> Iterator[Breach]:
 
 
 def _skipped(
-    facts: Facts, conversation: str, before: int, seq: int, *, connection: str = "", process: str = ""
+    facts: Facts,
+    conversation: str,
+    before: int,
+    seq: int,
+    *,
+    connection: str = "",
+    process: str = "",
+    reached: Container[int] = (),
 ) -> int | None:
     """The first seq between the two that the observer neither got nor sent itself."""
     for between in range(before + 1, seq):
-        if not _own(facts, conversation, between, connection, process):
+        if between not in reached and not _own(facts, conversation, between, connection, process):
             return between
     return None
 
@@ -154,6 +164,13 @@ def _skipped(
 def _own(facts: Facts, conversation: str, seq: int, connection: str, process: str) -> bool:
     logged = facts.log.get(conversation, {}).get(seq)
     return logged is not None and facts.sent_by(logged.key, connection=connection, process=process)
+
+
+def _moved(facts: Facts, conversation: str, user: str, seq: int) -> bool:
+    """Whether an entry of a channel adds or removes the user: the next owner tells of that again, however old it is."""
+    logged = facts.log.get(conversation, {}).get(seq)
+    entry = logged.entry if logged is not None else None
+    return is_channel(conversation) and entry is not None and entry.kind in ("added", "removed") and user in entry.users
 
 
 def _was_out(facts: Facts, conversation: str, user: str, before: int, seq: int) -> bool:

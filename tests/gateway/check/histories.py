@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from msgspec.structs import replace
+
+from gateway.broker import channel_id_of
 from gateway.check.checker import check
 from gateway.check.history import Record, SeenEntry, encode, parse
 
@@ -59,6 +62,13 @@ class Builder:
         first, last = entries[0].seq, entries[-1].seq
         span = {"first_seq": first, "last_seq": last, "head_seq": last if head is None else head}
         self.record("ok", "read", user, call=call, entries=entries, **span)
+
+    def in_channel(self) -> None:
+        """Let the conversation be a channel, which is told by its id."""
+        self.records = [
+            replace(record, conversation=channel_id_of(24 * "-")) if record.conversation == "c" else record
+            for record in self.records
+        ]
 
     def parsed(self) -> list[Record]:
         """As a checker gets them: through the file format."""
@@ -129,6 +139,18 @@ def removed_and_quiet() -> Builder:
     history.change("remove", A, "out", 3, B)
     history.push(B, SeenEntry(3, A, "out", kind="removed", users=(B,)))
     history.record("info", "quiet", "harness")
+    return history
+
+
+def told_again_of_stays() -> Builder:
+    """Bob was in, out and in again, and came back; all that was pushed to him again."""
+    history = chat()
+    for name, op, seq in (("out", "remove", 2), ("in", "add", 4), ("out-2", "remove", 6)):
+        history.change(op, A, name, seq, B)
+        history.send(A, f"m{seq}", seq + 1)
+    history.record("ok", "connect", B, user=B, connection="bob-2")
+    for name, kind, seq in (("in", "added", 4), ("out-2", "removed", 6)):
+        history.push(B, SeenEntry(seq, A, name, kind=kind, users=(B,)), "bob-2")
     return history
 
 

@@ -15,6 +15,7 @@ from tests.gateway.check.histories import (
     resuming,
     synced,
     three,
+    told_again_of_stays,
 )
 
 
@@ -58,6 +59,19 @@ def test_who_was_removed_while_resuming_may_have_missed_what_was_lost_on_the_way
     expect(history)
 
 
+def test_what_was_pushed_while_a_resume_came_to_nothing_is_there() -> None:
+    history = chat()
+    history.push(B, FIRST)
+    call = history.invoke("resume", B, connection="bob-1", conversation="c", cursor=1)
+    for seq, name in ((2, "m"), (3, "n")):
+        history.send(A, name, seq)
+        history.push(B, message(seq, A, name))
+    history.record("info", "resume", B, call=call)
+    history.change("remove", A, "out", 4, B)
+    history.push(B, SeenEntry(4, A, "out", kind="removed", users=(B,)))
+    expect(history)
+
+
 def test_a_removed_member_that_comes_back_misses_what_lies_between() -> None:
     history = chat()
     history.push(B, FIRST)
@@ -69,6 +83,12 @@ def test_a_removed_member_that_comes_back_misses_what_lies_between() -> None:
     history.read(B, FIRST, SeenEntry(2, A, "out", kind="removed", users=(B,)), message(3, A, "m"),
                  SeenEntry(4, A, "in", kind="added", users=(B,)), final=True)  # fmt: skip
     history.record("info", "quiet", "harness")
+    expect(history)
+
+
+def test_who_is_told_again_of_the_stays_in_a_channel_has_skipped_nothing() -> None:
+    history = told_again_of_stays()
+    history.in_channel()
     expect(history)
 
 
