@@ -68,6 +68,20 @@ async def test_pointers_never_go_back(chat, bob, autojump_clock):
     assert len(world.edge.signals) == 1
 
 
+async def test_two_saves_at_once_save_and_push_everything_once(chat, bob, nursery):
+    world, conversation_id = chat
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 7, 6))
+    world.store.gate = trio.Event()
+    for _ in range(2):
+        nursery.start_soon(world.owner.save_receipts)
+    await wait_all_tasks_blocked()
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    assert stored(world, conversation_id, "bob") == (7, 6)
+    assert world.store.calls["save_receipts"] == 1
+    assert len(world.edge.signals) == 1
+
+
 async def test_what_is_read_was_delivered(chat, bob):
     world, conversation_id = chat
     await world.ask(bob, MarkReceipt(1, conversation_id, 0, 8))
