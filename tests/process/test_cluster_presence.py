@@ -103,3 +103,36 @@ async def test_presence_is_told_across_nodes_and_pauses_without_redis(
                     await until_logged(node, "degraded mode ends")
             await watcher.until("bob", online=False)
             nursery.cancel_scope.cancel()
+
+
+async def test_who_leaves_while_redis_stands_still_is_offline_after_its_return(
+    nodes: ClusterNodes, own_redis: RedisServer
+) -> None:
+    start = partial(trio.to_thread.run_sync, nodes.start)
+    first = await start("first", "--presence-grace-s", GRACE_S)
+    second = await start("second", "--presence-grace-s", GRACE_S)
+    reach = partial(connect, rng=Eager())
+    with trio.fail_after(DEADLINE_S):
+        async with reach(first.ws_url, token=first.token("alice"), device="a") as alice, trio.open_nursery() as nursery:
+            watcher = Watcher(alice)
+            nursery.start_soon(watcher.listen)
+            for user in ("bob", "dave"):
+                await alice.create_direct(user)
+            await alice.watch_presence(["bob", "dave"])
+            async with (
+                reach(second.ws_url, token=second.token("bob"), device="b") as bob,
+                reach(first.ws_url, token=first.token("dave"), device="d") as dave,
+            ):
+                for user, client in (("bob", bob), ("dave", dave)):
+                    await client.wait_online()
+                    await watcher.until(user, online=True)
+                own_redis.pause()  # it keeps what it knows: that bob is connected
+                for node in (first, second):
+                    await until_logged(node, "degraded mode begins")
+            (one, other) = await alice.watch_presence(["bob", "dave"])
+            assert watcher.online == {"bob": True, "dave": True}, "nobody can know"
+            assert (one.user, one.online, other.user) == ("bob", True, "dave")
+            own_redis.resume()
+            for user in ("bob", "dave"):
+                await watcher.until(user, online=False)
+            nursery.cancel_scope.cancel()
