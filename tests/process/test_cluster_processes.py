@@ -109,3 +109,46 @@ async def test_nodes_that_hold_connections_and_nodes_that_order_conversations(no
             assert other.running
     assert "slots handed over" in owner.stderr_path.read_text()
     assert "slots handed over" not in edge.stderr_path.read_text()
+
+
+@pytest.mark.timeout(DEADLINE_S + 60)
+async def test_processes_behind_one_port_are_upgraded_together_and_those_that_cannot_be_go_on(
+    nodes: ClusterNodes, tmp_path: Path
+) -> None:
+    config = tmp_path / "n.toml"
+    config.write_text("lease_s = 10\n")
+    several = nodes.start("n", "--processes", str(COUNT), "--config", str(config))
+
+    async def upgraded_with(text: str) -> tuple[int, str]:
+        config.write_text(text)
+        done = await trio.to_thread.run_sync(nodes.tidegate, "upgrade", "--pid", str(several.pid))
+        return done.returncode, done.stdout + done.stderr
+
+    with trio.fail_after(DEADLINE_S):
+        async with welcomed_by(several, "n-1", "alice") as alice, welcomed_by(several, "n-2", "bob") as bob:
+            where = await direct(alice, "bob")
+            before = set(pids(several))
+            code, said = await upgraded_with("process_port = 9100\n")  # the supervisor itself cannot go on with that
+            assert code == 1
+            assert "process_port is 0 there and 9100 here" in said
+            code, said = await upgraded_with("lease_s = 12\n")  # its nodes cannot
+            assert code == 1
+            assert said.count("lease_s is 10 there and 12 here") == COUNT, said
+            assert set(pids(several)) == before
+            await alice.ask(Send(0, where, "one", "as before"), SendAck)
+            await pushed(bob, b"as before")
+            code, said = await upgraded_with("lease_s = 10\n")
+            assert code == 0, said + several.stderr_tail()
+            assert said.count("has taken over 1 connections") == COUNT, said
+            assert not set(pids(several)) & before
+            await alice.ask(Send(0, where, "two", "in new processes"), SendAck)
+            await pushed(bob, b"in new processes")
+            several.signal(signal.SIGTERM)
+            for wire in (alice, bob):
+                while not isinstance(await wire.receive(), GoAway):
+                    pass
+                assert (await wire.closed()).code == 1012
+        assert await trio.to_thread.run_sync(several.wait) == 0
+    log = several.stderr_path.read_text()
+    assert "Traceback" not in log
+    assert "node marked dead" not in log
