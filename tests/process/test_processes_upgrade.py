@@ -3,13 +3,15 @@
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
+from bench.load.connect import wait_until
 from bench.processes import SharedPort
 from protocol.errors import CloseCode
 from protocol.frames import ConversationKind, ConversationReply, CreateConversation, GoAway, Send, SendAck, Welcome
@@ -58,20 +60,35 @@ def upgrade(pid: int) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
 
 
+def upgraded_by_command(nodes: SharedPort, counts: Mapping[str, int]) -> None:
+    """Upgrade all, and be told how many connections each took over. Blocks."""
+    done = upgrade(nodes.pid)
+    assert done.returncode == 0, done.stdout + done.stderr + nodes.stderr_tail()
+    for name, count in counts.items():
+        told = next(line for line in done.stdout.splitlines() if line.startswith(f"{name}: "))
+        assert f"has taken over {count} connections" in told
+
+
+def upgraded_by_signal(nodes: SharedPort, _counts: Mapping[str, int]) -> None:
+    """Upgrade all, of which only the log tells. Blocks."""
+    before = nodes.stderr_path.read_text().count('"failed": []')
+    nodes.signal(signal.SIGUSR2)
+    wait_until(
+        lambda: nodes.stderr_path.read_text().count('"failed": []') > before,
+        timeout_s=WITHIN_S,
+        what="all are upgraded",
+    )
+
+
 async def test_all_go_on_in_new_processes_with_their_connections_under_the_same_supervisor(nodes: SharedPort) -> None:
     before = set(nodes.node_pids())
-    with trio.fail_after(WITHIN_S):
+    with trio.fail_after(2 * WITHIN_S):
         async with crowd(nodes) as connections:
             for user, (wire, _) in connections.items():
                 await told_apart(wire, user, "before")
-            for _ in range(2):  # what an upgrade has made is upgraded like what was started
-                done = await trio.to_thread.run_sync(upgrade, nodes.pid)
-                assert done.returncode == 0, done.stdout + done.stderr + nodes.stderr_tail()
-                each = [sum(name == node for _, name in connections.values()) for node in ("n-1", "n-2")]
-                for node, count in zip(("n-1", "n-2"), each, strict=True):
-                    assert f"has taken over {count} connections" in next(
-                        line for line in done.stdout.splitlines() if line.startswith(f"{node}: ")
-                    )
+            counts = Counter(name for _, name in connections.values())
+            for upgraded_all in (upgraded_by_command, upgraded_by_signal):  # what an upgrade has made can be upgraded
+                await trio.to_thread.run_sync(upgraded_all, nodes, counts)
                 after = set(nodes.node_pids())
                 assert len(after) == COUNT
                 assert not after & before
@@ -86,3 +103,12 @@ async def test_all_go_on_in_new_processes_with_their_connections_under_the_same_
                 assert (await wire.closed()).code == CloseCode.SERVICE_RESTART
         assert await trio.to_thread.run_sync(nodes.wait) == 0
     assert "Traceback" not in nodes.stderr_path.read_text()
+
+
+async def test_one_of_them_names_its_supervisor_when_it_is_asked_by_itself(nodes: SharedPort) -> None:
+    one = nodes.node_pids()[0]
+    done = await trio.to_thread.run_sync(upgrade, one)
+    assert done.returncode == 1
+    assert f"not upgraded, process {one} goes on as before" in done.stderr
+    assert f"upgrade their supervisor, process {nodes.pid}" in done.stderr
+    assert nodes.terminate() == 0
