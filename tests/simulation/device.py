@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from gateway.broker import is_channel
 from gateway.check.recorder import payload_of
 from protocol.codec import decode_entry
 from protocol.errors import ErrorCode
@@ -33,6 +34,13 @@ ANSWER_MAX_S = 12.0
 NOTHING_STORED = frozenset((ErrorCode.UNAVAILABLE, ErrorCode.OVERLOADED, ErrorCode.RATE_LIMITED))
 UNKNOWN = frozenset((ErrorCode.OUTCOME_UNKNOWN, ErrorCode.INTERNAL))
 PAGE_ENTRIES = 50
+
+ROAMERS_STAY_S = 12.0
+"""Seconds that a device which only reads is connected at most."""
+
+ROAMERS_AWAY_S = 4.0
+"""Seconds that it is gone at most."""
+
 KINDS = {EntryKind.CREATED: "created", EntryKind.MEMBERS_ADDED: "added", EntryKind.MEMBERS_REMOVED: "removed"}
 
 
@@ -49,17 +57,19 @@ class Device:
     """One device in one conversation.
 
     Attributes:
-        sends: whether its user sends, and is a member all the time.
+        sends: whether it sends; who only reads comes and goes.
+        stays: whether its user is a member all the time.
         unsent: sends begun and not acknowledged.
         resuming: it is reading what it may have missed.
     """
 
-    def __init__(self, world: "World", name: str, user: str, conversation_id: str, *, sends: bool) -> None:
+    def __init__(self, world: "World", name: str, user: str, conversation_id: str, *, sends: bool, stays: bool) -> None:
         self.world = world
         self.name = name
         self.user = user
         self.conversation_id = conversation_id
         self.sends = sends
+        self.stays = stays
         self.node: Node | None = None
         self.session = Session(user, self._replied, self)
         self.connection = ""
@@ -88,8 +98,12 @@ class Device:
 
     def pushed(self, entry: Entry) -> None:
         self.world.show(self.user, entry.seq)
-        self._note(entry.seq)
+        skips = self._skips(entry.seq)
+        if not skips:
+            self._note(entry.seq)  # what is pushed while something is asked for is not judged
         self._record("ok", "push", entry=seen_entry(entry))
+        if skips:
+            self._note(entry.seq)
 
     def resync(self) -> None:
         """Something may have been missed."""
@@ -110,7 +124,8 @@ class Device:
         waiting, self._waiting = self._waiting, {}
         for event, _, _ in waiting.values():
             event.set()
-        self.world.timeline.after(self.world.rng.random(), self._connect)
+        away_s = ROAMERS_AWAY_S if self._roams else 1.0
+        self.world.timeline.after(away_s * self.world.rng.random(), self._connect)
 
     def go_away(self, session: Session) -> None:
         """The node drains, or the device moves on its own account."""
@@ -133,6 +148,8 @@ class Device:
         self._connect()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_whole)
+            if self._roams:
+                nursery.start_soon(self._keep_roaming)
             for _ in range(2 if self.sends else 0):
                 nursery.start_soon(self._keep_sending)
 
@@ -150,6 +167,16 @@ class Device:
         node.open(self.session)
         self._connected.set()
         self.resync()
+
+    @property
+    def _roams(self) -> bool:
+        return self.stays and not self.sends
+
+    async def _keep_roaming(self) -> None:
+        while True:
+            await trio.sleep(self.world.rng.uniform(0.5, ROAMERS_STAY_S))
+            if self.world.sending:
+                self.go_away(self.session)
 
     async def _keep_sending(self) -> None:
         world = self.world
@@ -179,7 +206,8 @@ class Device:
         def answered(reply: Reply) -> None:
             if isinstance(reply, SendAck):
                 self._note(reply.seq)
-                self.world.know(self.conversation_id, reply.seq)
+                self.world.acknowledge(self.conversation_id, reply)
+                self.world.show(self.user, reply.seq)
                 self._record("ok", "send", call=call, seq=reply.seq, duplicate=reply.duplicate)
                 return
             assert isinstance(reply, ErrorReply), reply
@@ -205,6 +233,17 @@ class Device:
 
     # --- Missing nothing --------------------------------------------------------------------------------------------
 
+    def _skips(self, seq: int) -> bool:
+        """Whether a push of it surely breaks a promise, because something was acknowledged that has not come.
+
+        Not so where parcels may have been lost. An entry whose sender had no answer may be told with the next one; and
+        a node that others believe dead is told nothing more, until it finds that out and closes its connections.
+        """
+        if not self.world.fair or not self.stays or self.resuming or self.node is None or not self.node.lease.valid():
+            return False
+        acknowledged = self.world.acknowledged.get(self.conversation_id, set())
+        return any(each in acknowledged and each not in self.seen for each in range(self.cursor + 1, seq))
+
     def _note(self, seq: int) -> None:
         if seq > self.cursor + 1 and not self.resuming:
             self.resync()
@@ -218,7 +257,8 @@ class Device:
     def _begin_resume(self) -> None:
         self.resuming = True
         self._resumed_from = self.cursor
-        self._by_sync = self.world.rng.random() < self.world.sync_share
+        # What happens in a channel is pushed to those who synced.
+        self._by_sync = is_channel(self.conversation_id) or self.world.rng.random() < self.world.sync_share
         self._call = self.world.next_call()
         self._record("invoke", "resume", call=self._call, cursor=self.cursor)
 
@@ -268,7 +308,7 @@ class Device:
         # What a page leaves out has nothing new: its head is what the cursor says.
         (synced,) = page.conversations or [SyncedConversation(self.conversation_id, cursor, 0, [])]
         if synced.removed:
-            assert not self.sends, page
+            assert not self.stays, page
             return await self._history(cursor)  # what was sent before the removal may be on its way: this comes behind
         world.count("synced")
         assert synced.head_seq >= known_seq, f"{known_seq} was known before this sync of {self.name}: {page}"
@@ -295,7 +335,7 @@ class Device:
             if connection != self.connection or self.node is None:
                 return None
             if not isinstance(page, HistoryPage):
-                outside = isinstance(page, ErrorReply) and page.code == ErrorCode.NOT_FOUND and not self.sends
+                outside = isinstance(page, ErrorReply) and page.code == ErrorCode.NOT_FOUND and not self.stays
                 assert outside or not isinstance(page, ErrorReply) or page.code in NOTHING_STORED | UNKNOWN, page
                 return 0 if outside else None
             entries = [bytes(raw) for raw in page.entries]

@@ -16,9 +16,16 @@ AT_OWNERS_SHARE = 0.6
 
 WEIGHTS = {
     "kill": 4, "pause": 6, "nap": 1, "drain": 2, "cut": 2, "slow": 5, "chase": 3, "lossy": 2, "trim": 1, "flush": 1,
-    "restart": 1, "outage": 1, "without_redis": 2, "lonely": 1, "move": 3, "vanish": 2, "lost_link": 2,
+    "restart": 1, "outage": 1, "without_redis": 2, "lonely": 1, "move": 3, "vanish": 2, "lost_link": 2, "late": 2,
+    "storm": 2,
 }  # fmt: skip
 """How often each happens, compared with the others."""
+
+FAIR_WEIGHTS = {
+    "kill": 3, "pause": 3, "nap": 1, "drain": 2, "cut": 1, "slow": 3, "chase": 2, "move": 2, "vanish": 2, "late": 6,
+    "storm": 6,
+}  # fmt: skip
+"""The same where Redis loses nothing."""
 
 
 class Faults:
@@ -34,9 +41,10 @@ class Faults:
         world.cassandra.unknown_share = rng.choice((0.0, 0.01, 0.05, 0.15))
         pace_s = rng.choice((2.0, 5.0, 8.0))
         end_s = trio.current_time() + for_s
+        weights = FAIR_WEIGHTS if world.fair else WEIGHTS
         while trio.current_time() < end_s:
             await trio.sleep(rng.uniform(0.5, pace_s))
-            (fault,) = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
+            (fault,) = rng.choices(list(weights), list(weights.values()))
             node = self._victim()
             if node is not None:
                 world.count(fault)
@@ -147,6 +155,11 @@ class Faults:
         await self._without_redis(node)
         node.place.peers_cut = False
 
+    async def _late(self, node: "Node") -> None:
+        """What Redis tells one node comes late, in order."""
+        node.place.redis_late_s = self.rng.uniform(0.05, 1.0)
+        node.place.redis_late_until_s = trio.current_time() + self.rng.uniform(1.0, 10.0)
+
     async def _lost_link(self, node: "Node") -> None:
         node.redis.lose()
         if self.rng.random() < 0.5:
@@ -157,6 +170,12 @@ class Faults:
     async def _move(self, _node: "Node") -> None:
         device = self.rng.choice(self.world.devices)
         device.go_away(device.session)
+
+    async def _storm(self, node: "Node") -> None:
+        """All connections of a node break at once."""
+        for session in list(node.sessions):
+            if session.device is not None:
+                session.device.go_away(session)
 
     async def _vanish(self, _node: "Node") -> None:
         """A device is gone, and its node does not notice for a while."""

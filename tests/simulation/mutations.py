@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
+from gateway.cluster.handing_on import HandingOn, _Moves
 from gateway.cluster.links import Links
 from gateway.cluster.ownership import SlotOwnership
 from gateway.cluster.parcels import decode_parcel
@@ -40,6 +41,7 @@ class Mutation(enum.Enum):
         "an owner that takes a conversation over knows nothing of what was sent before, and looks nothing up"
     )
     LINK_NUMBERS = "nobody counts parcels"
+    MOVES = "what Redis reports of users while they are looked up is forgotten"
     HEADS = "who comes back is told what the end of a log shows, whatever becomes of it"
 
 
@@ -120,6 +122,15 @@ def _receive_uncounted(self: Links, encoded: bytes) -> None:
     _receive(self, encoded)
 
 
+_leave = HandingOn._leave
+
+
+def _leave_with_news_only(self: HandingOn, handing: Any) -> None:
+    handing.moves = _Moves()
+    self._all_moves.add(handing.moves)
+    _leave(self, handing)
+
+
 async def _stand_as_logs_end(
     store: Store, _heads: Heads | None, user: str, _cursors: Mapping[str, Seq], _only_named: bool
 ) -> list[Membership]:
@@ -136,5 +147,6 @@ _INSTEAD: dict[Mutation, Sequence[tuple[Any, str, Any]]] = {
     Mutation.CONVERSATION_LWT: [(NodeTables, "change_segments", _change_segments)],
     Mutation.DEDUPLICATION: [(Lookups, "_ask", _find_nothing), (Conversation, "fill", _fill_without_keys)],
     Mutation.LINK_NUMBERS: [(Links, "_receive", _receive_uncounted)],
+    Mutation.MOVES: [(HandingOn, "_leave", _leave_with_news_only)],
     Mutation.HEADS: [(catchup, "standing", _stand_as_logs_end)],
 }

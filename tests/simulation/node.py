@@ -1,18 +1,22 @@
 """One life of a node: what gateway/node.py and gateway/cluster/backend.py put together, without sockets and threads.
 
 Its own code is the product's: lease, watch, ownership, links, both ends of the broker, transport, session directory,
-generations, heads, the two ways of parcels, resyncs, owner, catching up, and the store. Simulated are Cassandra, the
-connections to Redis and between nodes, and the edge's sockets: a session here is an object, not a descriptor.
+generations, heads, the two ways of parcels, resyncs, who follows channels, owner, catching up, and the store.
+Simulated are Cassandra, the connections to Redis and between nodes, and the edge's sockets: a session here is an
+object, not a descriptor.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from gateway.broker import Delivery, Origin
+from gateway.broker import Delivery, Origin, channel_followed_by, followers_of, is_channel
 from gateway.cluster.cluster import Cluster
 from gateway.cluster.directory import SessionDirectory
+from gateway.cluster.following import Following
 from gateway.cluster.generation import Generation
 from gateway.cluster.heads import RedisHeads
 from gateway.cluster.joining import CannotJoin
@@ -24,6 +28,7 @@ from gateway.cluster.versions import OWN
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.catchup import Catchup
+from gateway.edge.followers import Followers
 from gateway.edge.hub import Caller
 from protocol.codec import decode_entry
 from protocol.frames import Command, ListConversations, Reply, Resync, Sync
@@ -74,6 +79,7 @@ class Node:
         self.world = world
         self.name = name
         self.sessions: list[Session] = []
+        self.present: Counter[str] = Counter()  # sessions by user
         self.ready = False
         self.ended = False
         self.scope = trio.CancelScope()
@@ -103,13 +109,17 @@ class Node:
         self.catchup = Catchup(settings, self.store, self.cluster.owner, self)
         self.catchup.before_reading = self.directory.registered
         self.catchup.heads = self.cluster.standing
-        self.cluster.share_heads(
-            RedisHeads(
-                self.redis, self.generations, self.incarnation, self.cluster.own_heads,
-                self.cluster.links.heads_count_from, int(trio.current_time() * 1000),
-            )
+        self.heads = RedisHeads(
+            self.redis, self.generations, self.incarnation, self.cluster.own_heads,
+            self.cluster.links.heads_count_from, int(trio.current_time() * 1000),
         )  # fmt: skip
+        self.cluster.share_heads(self.heads)
         self.resyncs = Resyncs(self, lambda: transport.away and not self.cluster.links.alone)  # type: ignore[arg-type]
+        self.followers = Followers(self.present)
+        self.following = Following(
+            self.followers, self.directory, self, self._connections_of, self.resyncs.everybody  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.catchup.followers = self.followers
         self.cluster.on_gap = self._on_gap
         self.cluster.on_fenced = self._fenced
         self.generations.on_new.append(self._on_generation)
@@ -132,7 +142,9 @@ class Node:
             nursery.start_soon(self.generations.run)
             nursery.start_soon(self.inbox.run, self.cluster.transport.received)
             nursery.start_soon(self.directory.run)
+            nursery.start_soon(self.heads.run)
             nursery.start_soon(self.resyncs.run)
+            nursery.start_soon(self.following.run)
             await nursery.start(self.store.run)
             await nursery.start(self.cluster.owner.run)
             await nursery.start(self.catchup.run)
@@ -182,6 +194,7 @@ class Node:
 
     def _on_gap(self) -> None:
         self.world.count("gap")
+        self.following.lost()
         self.resyncs.everybody()
 
     def _on_generation(self, new: bool) -> None:
@@ -192,9 +205,9 @@ class Node:
 
     def open(self, session: Session) -> None:
         """A device is connected."""
-        here = self.is_here(session.user)
         self.sessions.append(session)
-        if not here:
+        self.present[session.user] += 1
+        if self.present[session.user] == 1:
             self.directory.arrive(session.user)
 
     def close(self, session: Session) -> None:
@@ -202,8 +215,14 @@ class Node:
         session.gone = True
         if session in self.sessions:
             self.sessions.remove(session)
-            if not self.is_here(session.user):
+            self.present[session.user] -= 1
+            if not self.present[session.user]:
+                del self.present[session.user]
+                self.followers.departed(session.user)
                 self.directory.leave(session.user)
+
+    def _connections_of(self, user: str) -> list[Session]:
+        return [session for session in self.sessions if session.user == user]
 
     def submit(self, origin: Session | Caller, command: Command) -> None:
         """A command comes from outside."""
@@ -221,10 +240,10 @@ class Node:
     # gateway.cluster.ports.LocalUsers
 
     def is_here(self, user: str) -> bool:
-        return any(session.user == user for session in self.sessions)
+        return user in self.present or channel_followed_by(user) in self.followers
 
     def all_here(self) -> Iterable[str]:
-        return list(dict.fromkeys(session.user for session in self.sessions))
+        return chain(self.present, map(followers_of, self.followers))
 
     # gateway.cluster.resyncs.Everybody
 
@@ -252,11 +271,14 @@ class Node:
         then()
 
     def deliver(self, delivery: Delivery) -> None:
+        recipients = delivery.recipients
+        if is_channel(delivery.conversation_id):
+            recipients = self.followers.recipients(delivery)
         for encoded, origin in zip(delivery.entries, delivery.origins, strict=True):
             entry = decode_entry(encoded)
             for session in self.sessions:
                 device = session.device
-                if device is not None and session is not origin and session.user in delivery.recipients:
+                if device is not None and session is not origin and session.user in recipients:
                     self._say(lambda s=session, d=device, e=entry: None if s.gone else d.pushed(e))
 
     def signal(self, *_signal: Any) -> None:

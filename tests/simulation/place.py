@@ -15,6 +15,7 @@ class Place:
         dead: it was killed: it hears nothing and says nothing any more.
         paused_until_s: before that nothing gets in or out; then all of it does, in order.
         cassandra_cut, redis_cut, peers_cut: who is out of its reach.
+        redis_late_until_s, redis_late_s: before that, what Redis tells it comes so much later.
         cassandra_slow_until_s: before that, what it says to Cassandra and is told takes until then or longer.
         patient: it waits for answers as long as they take: frozen, it does not see how long that is.
     """
@@ -27,6 +28,8 @@ class Place:
         self.cassandra_cut = False
         self.redis_cut = False
         self.peers_cut = False
+        self.redis_late_until_s = 0.0
+        self.redis_late_s = 0.0
         self.cassandra_slow_until_s = 0.0
         self.patient = True
         self._waits: set[trio.Event] = set()

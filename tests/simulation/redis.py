@@ -239,11 +239,13 @@ class RedisLink:
 
     Attributes:
         tracks_next: whether what the next command reads is tracked.
+        back_s: when it was connected last.
     """
 
     def __init__(self, redis: Redis, place: Place) -> None:
         self.listeners: list[RedisListener] = []
         self.tracks_next = True
+        self.back_s = 0.0
         self._redis = redis
         self._place = place
         self._session: _Session | None = None
@@ -291,7 +293,9 @@ class RedisLink:
         self._return(session, told)
 
     def _return(self, session: _Session, call: Callable[[], object]) -> None:
-        session.back.put(self._place.delay_s(), lambda: self._place.hear(call))
+        place = self._place
+        late_s = place.redis_late_s if trio.current_time() < place.redis_late_until_s else 0.0
+        session.back.put(late_s + place.delay_s(), lambda: place.hear(call))
 
     def report(self, keys: Collection[str] | None) -> None:
         """Keys that were read have changed."""
@@ -333,6 +337,7 @@ class RedisLink:
             self._retry()
             return
         self._session = _Session(self._redis.timeline)
+        self.back_s = trio.current_time()
         identity = self._redis.identity
         for listener in self.listeners:
             listener.back(identity)

@@ -18,6 +18,7 @@ from hypothesis.strategies import just
 from gateway.check.checker import check
 from gateway.check.history import Record, SeenEntry, encode, parse
 from gateway.check.report import Report
+from gateway.cluster.heads import HEADS_TTL_S
 from gateway.cluster.slots import slot_of
 from gateway.edge.hub import Caller
 from protocol.codec import decode_entry
@@ -44,8 +45,12 @@ from tests.simulation.timeline import Timeline, VirtualClock
 
 NODES = ("a", "b", "c")
 USERS = ("alice", "bob", "carol")
+READERS = ("dave", "erin")
 GUEST = "guest"
 CONVERSATIONS = 2
+
+CHANNEL_SHARE = 0.3
+"""Share of conversations that are channels."""
 
 START_S = 12.0
 """Seconds that nodes have to begin."""
@@ -65,6 +70,9 @@ QUIET_S = 15.0
 CALL_MAX_S = 15.0
 """Seconds that a caller waits for a reply."""
 
+FAIR_SHARE = 0.4
+"""Share of worlds in which Redis loses nothing, so that no push may skip what was acknowledged."""
+
 
 class NeverAnswered(AssertionError):
     """Nothing goes wrong any more, and still somebody waits."""
@@ -78,10 +86,12 @@ class World:
         counts: what happened, by name.
         sending: whether devices begin new sends.
         sends_per_s: of each of the two senders of a device.
+        fair: Redis loses nothing, and is there all the time.
         sync_share: how many of the times that a device comes back it asks for all that is new; otherwise it reads the
             history.
-        known_seqs: of each conversation the greatest seq that somebody was acknowledged, or has read.
-        shown_seqs: the greatest seq that each user was pushed, or told when coming back.
+        acknowledged: of each conversation the seqs of what was acknowledged by whoever appended it.
+        known_seqs: of each conversation the greatest seq that everybody who comes back has to be told.
+        shown_seqs: the greatest seq that each user was pushed, acknowledged, or told when coming back.
     """
 
     def __init__(self, seed: int, nursery: trio.Nursery) -> None:
@@ -94,11 +104,13 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.devices: list[Device] = []
         self.history: list[Record] = []
+        self.acknowledged: dict[str, set[int]] = {}
         self.known_seqs: dict[str, int] = {}
         self.shown_seqs: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.sending = False
         self.sends_per_s = self.rng.choice((0.3, 1.0, 2.0))
+        self.fair = self.rng.random() < FAIR_SHARE
         self.sync_share = self.rng.choice((0.5, 0.8, 1.0))
         self._changing = 0
         self._calls = 0
@@ -112,9 +124,25 @@ class World:
         """Something happened."""
         self.counts[what] = self.counts.get(what, 0) + 1
 
+    def acknowledge(self, conversation_id: str, ack: SendAck) -> None:
+        """Somebody was told that an entry is in the log.
+
+        What a repeat finds there may never have been delivered, and is now: in the order of the repeats, not in that of
+        the log.
+        """
+        if not ack.duplicate:
+            self.acknowledged.setdefault(conversation_id, set()).add(ack.seq)
+        self.know(conversation_id, ack.seq)
+
     def know(self, conversation_id: str, seq: int) -> None:
-        """Somebody was told that the conversation is that far."""
-        self.known_seqs[conversation_id] = max(seq, self.known_seqs.get(conversation_id, 0))
+        """Somebody was told that the conversation is that far.
+
+        What an owner says while Redis is out of its reach, others may not hear of before they have heard that, or
+        before the heads that it wrote have expired: they resync then.
+        """
+        owner = self.owner_of(conversation_id)
+        if owner is not None and not owner.redis.away and trio.current_time() > owner.redis.back_s + HEADS_TTL_S:
+            self.known_seqs[conversation_id] = max(seq, self.known_seqs.get(conversation_id, 0))
 
     def show(self, user: str, seq: int) -> None:
         """A user learns that its conversation is that far, perhaps before others may."""
@@ -165,7 +193,7 @@ class World:
         self.sending = True
         await Faults(self).run(FAULTS_S)
         # What is lost last is the hardest to miss: nothing that follows gives it away.
-        self.redis.lossy = self.rng.choice((0.0, 0.1, 0.3))
+        self.redis.lossy = 0.0 if self.fair else self.rng.choice((0.0, 0.1, 0.3))
         await trio.sleep(FAULT_MAX_S)
         self.sending = False
         await trio.sleep(LAST_S)
@@ -210,19 +238,22 @@ class World:
     # --- Conversations and members ----------------------------------------------------------------------------------
 
     async def _found(self, number: int) -> None:
-        users = tuple(f"{user}{number}" for user in USERS)  # each is in one conversation only
+        users = tuple(f"{user}{number}" for user in (*USERS, *READERS))  # each is in one conversation only
         creator, *others = users
+        kind = ConversationKind.CHANNEL if self.rng.random() < CHANNEL_SHARE else ConversationKind.GROUP
         key, call = f"create-{number}", self.next_call()
         self.record("invoke", "create", "founder", call=call, user=creator, client_msg_id=key, users=users)
         reply = None
         while not isinstance(reply, ConversationReply):
-            reply = await self.call(creator, CreateConversation(call, ConversationKind.GROUP, others, key, key))
+            reply = await self.call(creator, CreateConversation(call, kind, others, key, key))
         conversation_id = reply.conversation.conversation_id
+        self.count(kind.name.lower())
         self.record("ok", "create", "founder", call=call, conversation=conversation_id, seq=1)
         guest = f"{GUEST}{number}"
-        for user in (*users, users[-1], guest):
+        for user in (*users, creator, guest):
             name = f"{user}-{sum(device.user == user for device in self.devices)}"
-            device = Device(self, name, user, conversation_id, sends=user != guest)
+            sends = user.startswith(USERS)
+            device = Device(self, name, user, conversation_id, sends=sends, stays=user != guest)
             self.devices.append(device)
             self.nursery.start_soon(device.run)
         self.nursery.start_soon(self._keep_changing_members, conversation_id, creator, guest)
@@ -249,7 +280,7 @@ class World:
                 reply = await self.call(creator, make(call, conversation_id, key, [guest], attempt))
                 done = isinstance(reply, SendAck)
                 if isinstance(reply, SendAck):
-                    self.know(conversation_id, reply.seq)
+                    self.acknowledge(conversation_id, reply)
                     self.record(
                         "ok", op, creator, call=call, conversation=conversation_id, seq=reply.seq,
                         duplicate=reply.duplicate,
