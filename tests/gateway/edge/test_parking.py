@@ -85,6 +85,26 @@ async def test_a_close_is_answered_with_its_code(edge, payload, code):
     assert peer.connection.fd == -1
 
 
+async def test_nothing_counts_that_is_read_after_our_close_frame(edge):
+    peer = edge.connect("a")
+    edge.writer.close(peer.connection, CloseCode.NORMAL)
+    peer.send(b"late")
+    await edge.settle()
+    assert bodies(edge) == []
+    assert peer.close_code() == CloseCode.NORMAL
+
+
+async def test_a_reset_ends_that_connection_only(edge):
+    reset, other = edge.connect("reset"), edge.connect("other")
+    edge.writer.write(reset.connection, b"\x82\x01x")
+    reset.sock.close()  # with something unread: the kernel tells the node of a reset
+    other.send(b"y")
+    await edge.settle()
+    assert reset.connection.fd == -1
+    assert edge.gone_connections == [reset.connection]
+    assert bodies(edge) == [b"y"]
+
+
 async def test_the_end_of_the_stream_closes_the_connection(edge):
     peer = edge.connect("a")
     peer.sock.close()

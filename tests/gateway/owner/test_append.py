@@ -11,7 +11,7 @@ from gateway.owner.conversation import Conversation
 from gateway.owner.trouble import ANSWER_MAX_S, OVERDUE_CHECK_S
 from protocol import limits
 from protocol.errors import ErrorCode
-from protocol.frames import ErrorReply, Send, SendAck
+from protocol.frames import ConversationKind, CreateConversation, ErrorReply, Send, SendAck
 from store.interface import NotWritten, OutcomeUnknown, StaleEpoch, Unavailable
 from tests.fakes.edge import FakeOrigin, GivenBack, Replied
 from tests.fakes.memory_store import LostAnswer
@@ -354,3 +354,12 @@ async def test_a_repeat_is_not_delivered_again_by_who_may_not_own_the_conversati
     world.owner.submit(alice, repeat)
     await trio.sleep(1)
     assert world.edge.log == [GivenBack(alice, repeat)]
+
+
+async def test_a_repeated_creation_is_not_answered_by_who_may_not_own_the_conversation_any_more(world, alice):
+    create = CreateConversation(1, ConversationKind.DIRECT, ["bob"], client_msg_id="create")
+    await world.ask(alice, create)
+    world.edge.log.clear()
+    world.ownership.sure = False
+    world.owner.submit(alice, create)
+    assert world.edge.log == [GivenBack(alice, create)]
