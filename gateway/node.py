@@ -38,7 +38,7 @@ from gateway.edge.reception import Reception
 from gateway.edge.refreshes import Refreshes
 from gateway.edge.sessions import Sessions
 from gateway.edge.writer import Writer
-from gateway.heap import give_back_large_blocks
+from gateway.heap import collect_less_often, give_back_large_blocks
 from gateway.observe.metrics import Metrics
 from gateway.orders import heed_signals, heed_supervisor
 from gateway.owner.owner import Owner
@@ -394,6 +394,7 @@ def main(settings: Settings, announce: Callable[[Node], None], link: NodeEnd | N
         TlsMisconfigured: the certificate or its key cannot be used.
     """
     give_back_large_blocks()
+    collect_less_often()
     sockets = listen(settings.host, settings.port, shared=link is not None)
     try:
         if link is not None:

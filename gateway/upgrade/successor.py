@@ -12,7 +12,7 @@ import trio
 
 from gateway.auth import Verifier
 from gateway.config import Settings
-from gateway.heap import give_back_large_blocks
+from gateway.heap import collect_less_often, give_back_large_blocks
 from gateway.node import Node, serve
 from gateway.process_keeper import FENCED
 from gateway.process_link import NodeEnd
@@ -69,6 +69,7 @@ def main(settings: Settings, channel: Channel, link: NodeEnd | None = None) -> N
         StoreError, AuthMisconfigured, SecretUnusable: as ``gateway.node.main`` does.
     """
     give_back_large_blocks()
+    collect_less_often()
     verifier = Verifier.from_settings(settings)
     trio.run(_succeed, settings, verifier, channel, link)
 

@@ -37,3 +37,17 @@ def test_large_blocks_leave_no_hole_in_the_heap() -> None:
 
 def test_reading_a_connection_does_not_map_memory() -> None:
     assert READ_BYTES < MAPPED_BYTES - 100
+
+
+def test_what_lives_for_a_commit_is_not_collected() -> None:
+    probe = """
+import gc
+from gateway.heap import COLLECT_AFTER, collect_less_often
+
+collect_less_often()
+before = gc.get_stats()[0]["collections"]
+sends = [[number] for number in range(COLLECT_AFTER[0] // 2)]
+print(gc.get_stats()[0]["collections"] - before)
+"""
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 0
