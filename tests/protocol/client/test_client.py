@@ -263,6 +263,18 @@ async def test_typing_and_presence(autojump_clock, node: FakeNode, connected) ->
     assert len([c for c in node.received if isinstance(c, Typing)]) == 1
 
 
+async def test_what_a_program_that_does_not_keep_up_is_not_told_is_counted(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async with connected(events_max=1) as client:
+        await client.wait_online()
+        await node.say("c", "one")
+        for typing in (True, False):
+            await node.connection.put(TypingPush("c", "bob", typing))
+        assert (await client.send("d", "the answer is read behind all of that")).seq == 1
+        assert client.shed_events == 2
+
+
 async def test_messages_that_the_program_got_are_marked_delivered(autojump_clock, node: FakeNode, connected) -> None:
     async with connected() as client:
         events = client.events()
