@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
+from gateway.broker import is_channel
 from gateway.check.facts import Facts, Logged
-from gateway.check.history import APPENDING
+from gateway.check.history import APPENDING, SeenEntry
 from gateway.check.report import Breach
 
 
@@ -67,6 +68,11 @@ def outsiders(facts: Facts, members: Members) -> Iterator[Breach]:
             yield Breach("leak-to-outsider", read.conversation, what)
 
 
+def told_again(conversation: str, entry: SeenEntry, user: str) -> bool:
+    """Whether an entry adds the user to a channel, or removes: its next owner tells of that again, whenever it was."""
+    return is_channel(conversation) and entry.kind in ("added", "removed") and user in entry.users
+
+
 def _receivers(facts: Facts, members: Members) -> Iterator[Breach]:
     """Pushes and deliveries.
 
@@ -85,7 +91,11 @@ def _receivers(facts: Facts, members: Members) -> Iterator[Breach]:
         again = any(seq < stay.joined and (stay.until is None or when < stay.until) for stay in stays)
         if not again and not members.at(record.conversation, user, seq):
             yield Breach("leak-to-outsider", record.conversation, f"{user} received seq {seq} and was no member then")
-        elif record.op == "push" and _long_gone(stays, seq, quiet):
+        elif (
+            record.op == "push"
+            and _long_gone(stays, seq, quiet)
+            and not told_again(record.conversation, record.entry, user)
+        ):
             what = f"{user} received seq {seq} long after the removal at seq {stays[-1].left} was acknowledged"
             yield Breach("leak-to-outsider", record.conversation, what)
 

@@ -4,8 +4,8 @@ from collections.abc import Container, Iterator
 
 from msgspec import Struct
 
-from gateway.broker import is_channel
 from gateway.check.facts import Facts, Resume
+from gateway.check.members import told_again
 from gateway.check.report import Breach
 
 
@@ -167,10 +167,8 @@ def _own(facts: Facts, conversation: str, seq: int, connection: str, process: st
 
 
 def _moved(facts: Facts, conversation: str, user: str, seq: int) -> bool:
-    """Whether an entry of a channel adds or removes the user: the next owner tells of that again, however old it is."""
     logged = facts.log.get(conversation, {}).get(seq)
-    entry = logged.entry if logged is not None else None
-    return is_channel(conversation) and entry is not None and entry.kind in ("added", "removed") and user in entry.users
+    return logged is not None and logged.entry is not None and told_again(conversation, logged.entry, user)
 
 
 def _was_out(facts: Facts, conversation: str, user: str, before: int, seq: int) -> bool:

@@ -25,7 +25,7 @@ HAPPENS = (
 """What has to happen in some of the runs."""
 
 FOUND_WITHIN = 200
-"""Seeds within which each mutation is found; usually it is one of the first thirty."""
+"""Seeds within which each mutation is found; usually it is one of the first forty."""
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -145,12 +145,15 @@ def removed_and_quiet() -> Builder:
 def told_again_of_stays() -> Builder:
     """Bob was in, out and in again, and came back; all that was pushed to him again."""
     history = chat()
+    history.record("info", "disconnect", B, connection="bob-1")
     for name, op, seq in (("out", "remove", 2), ("in", "add", 4), ("out-2", "remove", 6)):
         history.change(op, A, name, seq, B)
         history.send(A, f"m{seq}", seq + 1)
     history.record("ok", "connect", B, user=B, connection="bob-2")
     for name, kind, seq in (("in", "added", 4), ("out-2", "removed", 6)):
         history.push(B, SeenEntry(seq, A, name, kind=kind, users=(B,)), "bob-2")
+    history.record("info", "quiet", "harness")
+    history.push(B, SeenEntry(4, A, "in", kind="added", users=(B,)), "bob-2")
     return history
 
 

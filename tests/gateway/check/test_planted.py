@@ -294,8 +294,8 @@ def test_an_entry_that_never_reached_a_connected_member_is_a_leak() -> None:
     expect(history, "leak")
 
 
-def test_a_push_to_a_member_of_a_group_who_is_removed_may_skip_nothing_before_that() -> None:
-    expect(told_again_of_stays(), "poll-skip")
+def test_in_a_group_nobody_is_told_again_of_stays() -> None:
+    expect(told_again_of_stays(), "poll-skip", "leak-to-outsider")
 
 
 def test_a_push_to_somebody_never_in_the_conversation_is_a_leak_to_an_outsider() -> None:
