@@ -135,7 +135,8 @@ async def test_a_huge_crowd_leaves_in_time(autojump_clock):
     assert max(edge.closed.values()) < 16
 
 
-@given(st.integers(0, 2_000_000), st.floats(0, 3_600), st.booleans())
+# Subnormal numbers have too few digits for any sum to hold.
+@given(st.integers(0, 2_000_000), st.floats(0, 3_600, allow_subnormal=False), st.booleans())
 def test_every_plan_fits_the_time_at_hand(connections, within_s, elsewhere):
     plan = make_plan(connections, within_s, elsewhere=elsewhere)
     batches = -(-connections // BATCH)
