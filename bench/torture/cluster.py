@@ -40,6 +40,9 @@ MIGRATE_PAUSE_S: Final = 5.0
 SUPERVISION_S: Final = 0.25
 """How often nodes are looked at for having ended, seconds."""
 
+COPIES_MAX: Final = 3
+"""The most copies that are made of everything on somebody else's Cassandra nodes."""
+
 DRAIN_GRACE_S: Final = 20.0
 """Seconds that a draining node may take: a third of the default, because there are few connections."""
 
@@ -65,6 +68,11 @@ class Options:
     cassandra_keyspace: str = "tidegate_torture"
     lease_s: float = 3.0
     settings: tuple[str, ...] = field(default=())
+
+    @property
+    def copies(self) -> int:
+        """Copies of everything in the keyspace, where the trial makes it."""
+        return min(len(self.cassandra_hosts), COPIES_MAX) or self.cassandra_nodes
 
 
 class TrialCluster:
@@ -245,8 +253,7 @@ class TrialCluster:
         }
 
     def _migrate(self) -> None:
-        copies = str(self.options.cassandra_nodes)
-        command = [*TIDEGATE, "migrate", "--create-keyspace", copies, *self._reach()]
+        command = [*TIDEGATE, "migrate", "--create-keyspace", str(self.options.copies), *self._reach()]
         deadline = time.monotonic() + MIGRATE_TIMEOUT_S
         while True:
             done = subprocess.run(
