@@ -122,6 +122,7 @@ async def test_without_any_time_everybody_is_cut(autojump_clock):
     edge = Edge(3, stubborn=("u0", "u1", "u2"))
     assert await edge.drain(elsewhere=False, within_s=0) == 3
     assert edge.count == 0
+    assert sorted(edge.closed) == ["u0", "u1", "u2"], "somebody got no close frame"
 
 
 async def test_a_huge_crowd_leaves_in_time(autojump_clock):

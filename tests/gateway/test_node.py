@@ -13,8 +13,9 @@ from gateway.config import Settings
 from gateway.drain import SETTLE_S
 from gateway.edge.listener import listen
 from gateway.node import DESCRIPTORS_RESERVED, Node
+from gateway.owner.members import direct_id
 from protocol.codec import decode_server_frame, encode_entry
-from protocol.frames import Entry, GoAway, SendAck, Welcome
+from protocol.frames import ConversationKind, CreateConversation, Entry, GoAway, Send, SendAck, Welcome
 from protocol.websocket import Opcode, read_header
 from tests.fakes.memory_store import MemoryStore
 
@@ -136,15 +137,41 @@ async def test_acknowledgements_behind_a_fanout_leave_before_the_close(make_node
         node.hub.deliver(Delivery("g", recipients, [entry], [connection]))
         node.hub.reply(connection, SendAck(7, 1, 1), "g")
         node.drain()
-        for _ in range(4):
-            await trio.testing.wait_all_tasks_blocked(0.001)
-            mock_clock.jump(SETTLE_S / 5)
+        await almost_settle(mock_clock)
         deliver_on.set()
         await trio.testing.wait_all_tasks_blocked(0.001)
         mock_clock.rate = 10
         got = await everything(stream)
         assert SendAck(7, 1, 1) in got
         assert got[-1] == 1012
+
+
+async def test_what_was_accepted_is_acknowledged_before_the_close(make_node, mock_clock):
+    node = make_node()
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        stream = await connect(node, "alice")
+        (connection,) = node.hub.connections_of("alice")
+        node.owner.submit(connection, CreateConversation(6, ConversationKind.DIRECT, ["bob"], client_msg_id="create"))
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        node.store.held = True
+        node.owner.submit(connection, Send(7, direct_id("alice", "bob"), "m", "m"))
+        node.drain()
+        await almost_settle(mock_clock)
+        node.store.answer()
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        mock_clock.rate = 10
+        got = await everything(stream)
+        assert [frame.id for frame in got if isinstance(frame, SendAck)] == [7]
+        assert got[-1] == 1012
+
+
+async def almost_settle(clock):
+    """Let most of the time pass for which a drain waits for answers."""
+    for _ in range(4):
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        clock.jump(SETTLE_S / 5)
+    await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 async def test_a_draining_node_is_not_ready_and_accepts_connections_for_its_lead(make_node, mock_clock):

@@ -189,6 +189,20 @@ async def test_what_was_being_stored_at_the_end_is_stored_by_the_end(edge, prese
     assert list(store.saved) == ["bob"]
 
 
+async def test_of_two_times_of_leaving_at_the_end_the_newer_one_is_stored(edge, presences, store, autojump_clock):
+    store.save_s = 1.0
+    async with trio.open_nursery() as nursery:
+        await nursery.start(presences.run)
+        edge.hub.on_departure("bob")
+        presences.tick(trio.current_time() + 1)
+        await trio.sleep(0.5)
+        store.wall_ms += 5_000  # bob came back and left again while the first time was being stored
+        presences.tick(trio.current_time() + 6)
+        edge.hub.on_departure("bob")
+        nursery.cancel_scope.cancel()
+    assert store.saved == {"bob": 1_005_000}
+
+
 # --- Watchers who go ------------------------------------------------------------------------------------------------
 
 
