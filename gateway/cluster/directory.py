@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from gateway.cluster.places import GROUP_MIN, Groups, Places
 from gateway.cluster.ports import Command, Found, Generations, Identity, LiveNodes, LocalUsers, RedisPort, Taken
 from gateway.cluster.redis_keys import SESSIONS, sessions
 
@@ -68,6 +69,7 @@ class SessionDirectory:
         self._clock = clock
         self._places: dict[str, tuple[str, ...]] = {}
         self._older_places: dict[str, tuple[str, ...]] = {}
+        self._groups = Groups()
         self._sightings: dict[str, float] = {}
         # Users whose last change here is not confirmed: the number of that change, and who waits for it.
         self._unconfirmed: dict[str, int] = {}
@@ -187,6 +189,23 @@ class SessionDirectory:
 
     def lookup(self, users: Collection[str], then: Found) -> None:
         """See Directory.lookup."""
+        group = self._groups.find(users)
+        changes = self._groups.changes
+
+        def note(places: Places) -> None:
+            self._groups.keep(users, places, changes)
+            then(places)
+
+        if group is None:
+            large = type(users) is tuple and len(users) >= GROUP_MIN
+            self._find(users, (lambda found: then(None) if found is None else note(Places(found))) if large else then)
+            return
+        places, changed = group
+        self.cache_hits += len(places) - len(changed)
+        self._find(changed, lambda news: then(None) if news is None else note(places.changed(news)))
+
+    def _find(self, users: Collection[str], then: Found) -> None:
+        """Look up users one by one."""
         found: dict[str, tuple[str, ...]] = {}
         missing: list[str] = []
         recent = self._places.get  # asked first by itself: a group may have ten thousand members
@@ -264,6 +283,7 @@ class SessionDirectory:
             self.on_invalidated(None)
             return
         users = [key.removeprefix(SESSIONS) for key in keys if key.startswith(SESSIONS)]
+        self._groups.note(users)
         for user in users:
             self._places.pop(user, None)
             self._older_places.pop(user, None)
@@ -272,3 +292,4 @@ class SessionDirectory:
 
     def _forget_places(self) -> None:
         self._places, self._older_places = {}, {}
+        self._groups.forget()

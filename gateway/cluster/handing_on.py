@@ -27,6 +27,7 @@ from msgspec import DecodeError
 from gateway.broker import Delivery, EdgePort, Origin, OwnerPort
 from gateway.cluster.links import Links, LiveIncarnations
 from gateway.cluster.parcels import Answered, Delivered, Forwarded, GivenBack, Signalled
+from gateway.cluster.places import Places, grouped
 from gateway.cluster.ports import Directory
 from gateway.cluster.rounds import Rounds
 from gateway.cluster.slots import slot_of_command
@@ -68,11 +69,13 @@ class _Moves:
         self.users: set[str] = set()
         self.anybody = False
 
-    def among(self, recipients: Collection[str]) -> Collection[str]:
-        """Those of the recipients who may have moved."""
+    def among(self, recipients: Collection[str], places: Mapping[str, object] | None) -> Collection[str]:
+        """Those of the recipients, who are the keys of ``places`` where these are known, who may have moved."""
         if self.anybody:
             return recipients
-        return self.users.intersection(recipients) if self.users else ()
+        if not self.users:
+            return ()
+        return self.users.intersection(recipients) if places is None else places.keys() & self.users
 
 
 class _Handing:
@@ -80,7 +83,7 @@ class _Handing:
 
     Attributes:
         places: where its recipients are, once that is known.
-        sent: the nodes that got it, and for which users.
+        sent: the nodes that got it, and for which users; not changed, but replaced.
         moves: who moved since its last look-up began.
         moved: recipients who moved while it was under way, until that is seen to.
         split: whether it was sent for the first time.
@@ -92,11 +95,15 @@ class _Handing:
     def __init__(self, delivery: Delivery, moves: _Moves) -> None:
         self.delivery = delivery
         self.places: Mapping[str, tuple[str, ...]] | None = None
-        self.sent: dict[str, set[str]] = {}
+        self.sent: dict[str, Collection[str]] = {}
         self.moves = moves
         self.moved: Collection[str] = ()
         self.split = False
         self.done = False
+
+    def moved_since(self) -> Collection[str]:
+        """Recipients who may have moved since its last look-up began."""
+        return self.moves.among(self.delivery.recipients, self.places)
 
 
 _Held = tuple[Origin, Reply]
@@ -270,7 +277,7 @@ class HandingOn:
         """Before a node gets its first delivery for somebody who has just moved, send it those that left before."""
         known = next_one.places or {}
         for handing in [each for each in strand if type(each) is _Handing and each.split and not each.done]:
-            moved = {*handing.moves.among(handing.delivery.recipients), *handing.moved}
+            moved = {*handing.moved_since(), *handing.moved}
             if moved:
                 self._send(handing, {user: known[user] for user in moved if user in known})
 
@@ -281,10 +288,14 @@ class HandingOn:
     def _send_to(self, handing: _Handing, by_node: Mapping[str, Collection[str]]) -> None:
         delivery = handing.delivery
         for incarnation, users in by_node.items():
-            known = handing.sent.setdefault(incarnation, set())
-            news = [user for user in users if user not in known] if known else list(users)
+            earlier = handing.sent.get(incarnation)
+            if earlier is None:
+                news = handing.sent[incarnation] = list(users)
+            else:
+                known = frozenset(earlier)
+                news = [user for user in users if user not in known]
+                handing.sent[incarnation] = known.union(news)
             if news:
-                known.update(news)
                 self.delivered_elsewhere += 1
                 sessions = [_session(origin, incarnation) for origin in delivery.origins]
                 entries = list(delivery.entries)
@@ -296,13 +307,8 @@ class HandingOn:
         self._links.flush_soon()
 
     def _by_node(self, places: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
-        """Users by the other living nodes where they are. Of a large group most are where many others are."""
-        together: dict[tuple[str, ...], list[str]] = {}
-        for user, incarnations in places.items():
-            if incarnations in together:
-                together[incarnations].append(user)
-            else:
-                together[incarnations] = [user]
+        """Users by the other living nodes where they are."""
+        together = places.together if isinstance(places, Places) else grouped(places)
         by_node: dict[str, list[str]] = {}
         for incarnations, users in together.items():
             for incarnation in incarnations:
@@ -336,7 +342,7 @@ class HandingOn:
         """A barrier is through: what nobody moved under is handed on, the rest is looked at again."""
         done = []
         for handing in handings:
-            moved = handing.moves.among(handing.delivery.recipients)
+            moved = handing.moved_since()
             if moved:
                 self.looked_again += 1
                 handing.moved = moved

@@ -75,6 +75,9 @@ class Parts:
         self.directory.leave(user)
 
     async def find(self, *users: str) -> Mapping[str, tuple[str, ...]] | None:
+        return await self.find_group(users)
+
+    async def find_group(self, users: tuple[str, ...]) -> Mapping[str, tuple[str, ...]] | None:
         return await self._answer(lambda done: self.directory.lookup(users, done))
 
     async def barrier(self) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cluster import directory, redis_connection
+from gateway.cluster.places import GROUP_MIN
 from gateway.cluster.redis_keys import sessions
 from tests.gateway.cluster.redis_parts import node
 from tests.servers.redis import RedisServer, what_is_missing
@@ -108,3 +109,38 @@ async def test_what_happened_while_redis_was_away_is_made_up_for(
             await one.directory.registered("bob")
             await one.directory.registered("carl")
             assert await one.find("ann", "bob", "carl") == {"ann": (), "bob": ("n1:a",), "carl": ("n1:a",)}
+
+
+async def test_of_a_large_group_only_who_changed_is_asked_for_again(redis_server: RedisServer) -> None:
+    group = tuple(f"user{number}" for number in range(GROUP_MIN))
+    async with node(redis_server.url, "n1:a") as one, node(redis_server.url, "n2:b") as two:
+        await one.come("user1")
+        first = await two.find_group(group)
+        assert first == {**dict.fromkeys(group, ()), "user1": ("n1:a",)}
+        assert await two.find_group(group) is first
+        assert two.directory.lookups == GROUP_MIN
+        await one.come("user2")
+        one.go("user1")
+        await one.barrier()
+        await two.barrier()
+        assert await two.find_group(group) == {**dict.fromkeys(group, ()), "user2": ("n1:a",)}
+        assert first["user1"] == ("n1:a",), "what was found is not changed afterwards"
+        assert two.directory.lookups == GROUP_MIN + 2
+        redis_server.flush()
+        await one.until(lambda: one.generations == [True, True])
+        await two.until(lambda: two.generations == [True, True])
+        await one.directory.registered("user2")
+        assert await two.find_group(group) == {**dict.fromkeys(group, ()), "user2": ("n1:a",)}
+        assert two.directory.lookups == 2 * GROUP_MIN + 2
+
+
+async def test_a_large_group_is_not_known_while_redis_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_connection, "REPLY_TIMEOUT_S", 0.3)
+    group = tuple(f"user{number}" for number in range(GROUP_MIN))
+    with RedisServer(tmp_path) as server:
+        async with node(server.url, "n1:a") as one:
+            await one.find_group(group)
+            server.pause()
+            assert not await one.barrier()
+            assert await one.find_group(group) is None
+            server.resume()

@@ -192,3 +192,18 @@ def test_what_moved_between_deliveries_is_not_kept(parts: SimpleNamespace) -> No
     parts.directory.prove()
     assert parts.handing_on.looked_again == 0
     assert parts.handing_on.held == 0
+
+
+def test_a_delivery_that_went_to_a_node_goes_there_again_for_newcomers_alone(parts: SimpleNamespace) -> None:
+    parts.directory.cache = {"ann": (), "bob": ("b",), "carl": ()}
+    deliver(parts, b"1", "ann", "bob", "carl")
+    parts.links.flush()
+    for moved, sent in (("carl", ["bob", "carl"]), ("ann", ["bob", "carl", "ann"])):
+        parts.directory.move(moved, "b")
+        parts.directory.move("bob", "b")
+        parts.directory.prove()
+        parts.directory.answer()
+        parts.links.flush()
+        assert [user for _, recipients, _ in parts.links.sent for user in recipients] == sent
+    parts.directory.prove()
+    assert parts.handing_on.held == 0
