@@ -1,4 +1,4 @@
-"""Several nodes' parts of a cluster over one store, one coordination and one network, on a virtual clock (MockClock)."""
+"""Several nodes' parts of a cluster over one store, coordination and network, on a virtual clock (MockClock)."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
