@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 
 import jwt
@@ -13,7 +14,7 @@ from gateway.auth import UnknownKey, Verifier
 from gateway.config import Settings
 from gateway.edge.entrance import Entrance
 from gateway.edge.first_frame import FirstFrame
-from gateway.edge.listener import Listener, listen
+from gateway.edge.listener import ACCEPT_PAUSE_S, Listener, listen
 from gateway.edge.sessions import Sessions
 from protocol.codec import decode_server_frame, encode_json, encode_msgpack
 from protocol.errors import CloseCode, ErrorCode
@@ -351,6 +352,33 @@ async def test_other_requests_go_to_the_http_server(door):
     data = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     await door.answer(data)
     assert door.http.taken == [data]
+
+
+class Failing:
+    """A listening socket of which some calls of accept fail at first."""
+
+    def __init__(self, sock, *errors):
+        self.fileno = sock.fileno
+        self._sock, self._errors = sock, list(errors)
+
+    def accept(self):
+        if self._errors:
+            error = self._errors.pop()
+            raise OSError(error, os.strerror(error))
+        return self._sock.accept()
+
+
+@pytest.mark.parametrize(("error", "pause_s"), [(errno.EMFILE, ACCEPT_PAUSE_S), (errno.ECONNABORTED, 0)])
+async def test_accepting_goes_on_after_an_error_and_waits_where_descriptors_are_missing(
+    edge, nursery, autojump_clock, error, pause_s
+):
+    door = Door(edge)
+    await nursery.start(door.listener.run, [Failing(sock, *[error] * 3) for sock in door.sockets])
+    began = trio.current_time()
+    head, _ = await receive_head(await door.connect(request()))
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert trio.current_time() - began >= 3 * pause_s
+    door.close()
 
 
 async def test_a_request_in_pieces_is_put_together(door):

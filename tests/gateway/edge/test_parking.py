@@ -94,6 +94,30 @@ async def test_nothing_counts_that_is_read_after_our_close_frame(edge):
     assert peer.close_code() == CloseCode.NORMAL
 
 
+@pytest.mark.parametrize("json", [False, True])
+async def test_what_was_read_together_with_the_frame_that_ended_a_connection_does_not_count(edge, json):
+    peer, opcode = edge.connect("a", json=json), Opcode.TEXT if json else Opcode.BINARY
+
+    def handle(connection, payload):
+        edge.handle(connection, payload)
+        edge.writer.close(connection, CloseCode.REPLACED)
+
+    edge.parking._on_frame = handle
+    peer.sock.send(b"".join(encode_masked_frame(opcode, payload, MASK) for payload in (b"first", b"second")))
+    await edge.settle()
+    assert bodies(edge) == [b"first"]
+
+
+async def test_half_a_frame_goes_with_its_connection(edge):
+    peer = edge.connect("a")
+    peer.sock.send(encode_masked_frame(2, b"whole", MASK)[:8])
+    await edge.settle()
+    assert edge.parking.partial == 1
+    peer.sock.close()
+    await edge.settle()
+    assert edge.parking.partial == 0
+
+
 async def test_a_reset_ends_that_connection_only(edge):
     reset, other = edge.connect("reset"), edge.connect("other")
     edge.writer.write(reset.connection, b"\x82\x01x")
