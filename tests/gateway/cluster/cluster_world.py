@@ -10,8 +10,10 @@ from gateway.cluster.ports import Directory, Transport
 from gateway.cluster.slots import slot_of
 from gateway.cluster.watch import Watch
 from gateway.config import Settings
+from gateway.owner.members import direct_id
+from protocol.frames import ConversationKind, CreateConversation
 from tests.fakes.coordination import MemoryCoordination
-from tests.fakes.edge import RecordingEdge
+from tests.fakes.edge import FakeOrigin, RecordingEdge
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.network import Network, NodeConnection
 from tests.gateway.cluster.cluster_parts import ClusterPart, conversation_owned_by
@@ -108,3 +110,19 @@ async def running(world: World[P], *names: str) -> AsyncIterator[list[P]]:
         await trio.sleep(SHARED_S)
         yield parts
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def world(*names: str) -> AsyncIterator[World[NodePart]]:
+    """Plain nodes of these names that share the slots."""
+    each = World(NodePart)
+    async with running(each, *names):
+        yield each
+
+
+async def create(each: World[NodePart], part: NodePart, origin: FakeOrigin, peer: str) -> str:
+    """A direct conversation that a user begins at a node; its id."""
+    part.submit(origin, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
+    await trio.sleep(1)
+    assert part.edge.replies_to(origin), "created"
+    return direct_id(origin.user, peer)

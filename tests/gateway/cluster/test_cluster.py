@@ -11,25 +11,10 @@ from trio.testing import MockClock
 from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.config import Settings
-from gateway.owner.members import direct_id
 from protocol.errors import ErrorCode
-from protocol.frames import ConversationKind, CreateConversation, ErrorReply, GetConversation, Send
+from protocol.frames import ErrorReply, GetConversation, Send
 from tests.fakes.edge import FakeOrigin
-from tests.gateway.cluster.cluster_world import NodePart, World, running
-
-
-@asynccontextmanager
-async def world(*names: str) -> AsyncIterator[World[NodePart]]:
-    each = World(NodePart)
-    async with running(each, *names):
-        yield each
-
-
-async def create(each: World[NodePart], part: NodePart, origin: FakeOrigin, peer: str) -> str:
-    part.submit(origin, CreateConversation(1, ConversationKind.DIRECT, [peer], client_msg_id="create"))
-    await trio.sleep(1)
-    assert part.edge.replies_to(origin), "created"
-    return direct_id(origin.user, peer)
+from tests.gateway.cluster.cluster_world import NodePart, World, create, world
 
 
 @asynccontextmanager

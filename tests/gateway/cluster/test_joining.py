@@ -16,7 +16,7 @@ from store.coordination import LeaseRecord
 from tests.fakes.coordination import MemoryCoordination
 from tests.fakes.edge import FakeOrigin
 from tests.gateway.cluster.cluster_parts import lease_of
-from tests.gateway.cluster.test_cluster import Part, create, world
+from tests.gateway.cluster.cluster_world import NodePart, create, world
 
 RENEW_S = 2.0
 FAR = Versions(OWN.newest + 1, OWN.newest + 3).packed
@@ -119,7 +119,7 @@ async def test_a_store_that_is_away_is_waited_for(autojump_clock: MockClock) -> 
         assert 60 <= await waited_s(coordination) < 63
 
 
-async def run(part: Part, ended: list[CannotJoin]) -> None:
+async def run(part: NodePart, ended: list[CannotJoin]) -> None:
     """Run a node until it ends or is cancelled, and note why it could not go on."""
     try:
         async with trio.open_nursery() as nursery:
@@ -136,7 +136,7 @@ async def test_a_second_node_of_a_name_ends_before_anything_has_moved(autojump_c
         before, rows = each.coordination.table, set(each.coordination.rows)
         ended: list[CannotJoin] = []
         with trio.fail_after(6):
-            await run(Part(each, "a"), ended)
+            await run(NodePart(each, "a"), ended)
         assert [type(reason) for reason in ended] == [NameTaken]
         assert each.coordination.table == before
         assert set(each.coordination.rows) == rows
@@ -145,7 +145,7 @@ async def test_a_second_node_of_a_name_ends_before_anything_has_moved(autojump_c
 async def test_two_of_a_name_that_begin_together_leave_one_that_serves(autojump_clock: MockClock) -> None:
     async with world("b") as each, trio.open_nursery() as nursery:
         ended: list[CannotJoin] = []
-        parts = [Part(each, "a"), Part(each, "a")]
+        parts = [NodePart(each, "a"), NodePart(each, "a")]
         for part in parts:
             nursery.start_soon(run, part, ended)
         await trio.sleep(30)

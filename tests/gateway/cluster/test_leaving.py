@@ -4,7 +4,7 @@ import trio
 from trio.testing import MockClock
 
 from store.coordination import LeaseRecord
-from tests.gateway.cluster.test_cluster import world
+from tests.gateway.cluster.cluster_world import world
 
 
 async def test_an_heir_that_came_after_the_last_look_is_found(autojump_clock: MockClock) -> None:
