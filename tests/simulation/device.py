@@ -7,6 +7,7 @@ import trio
 
 from gateway.broker import is_channel
 from gateway.check.recorder import payload_of
+from gateway.cluster.resyncs import RESYNC_SPREAD_S
 from protocol.codec import decode_entry
 from protocol.errors import ErrorCode
 from protocol.frames import (
@@ -236,10 +237,14 @@ class Device:
     def _skips(self, seq: int) -> bool:
         """Whether a push of it surely breaks a promise, because something was acknowledged that has not come.
 
-        Not so where parcels may have been lost. An entry whose sender had no answer may be told with the next one; and
-        a node that others believe dead is told nothing more, until it finds that out and closes its connections.
+        Not so where parcels may have been lost. An entry whose sender had no answer may be told with the next one. A
+        node that others believe dead is told nothing more, until it finds that out and closes its connections; and one
+        that was told something by such a node may miss parcels of it: its connections are told to sync soon.
         """
-        if not self.world.fair or not self.stays or self.resuming or self.node is None or not self.node.lease.valid():
+        node = self.node
+        if not self.world.fair or not self.stays or self.resuming or node is None or not node.lease.valid():
+            return False
+        if trio.current_time() < node.gap_s + 2 * RESYNC_SPREAD_S:
             return False
         acknowledged = self.world.acknowledged.get(self.conversation_id, set())
         return any(each in acknowledged and each not in self.seen for each in range(self.cursor + 1, seq))

@@ -9,6 +9,7 @@ object, not a descriptor.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -72,6 +73,7 @@ class Node:
 
     Attributes:
         ready: clients may come.
+        gap_s: when it noticed last that parcels got lost.
         ended: it runs no more.
     """
 
@@ -82,6 +84,7 @@ class Node:
         self.present: Counter[str] = Counter()  # sessions by user
         self.ready = False
         self.ended = False
+        self.gap_s = -inf
         self.scope = trio.CancelScope()
         self.place = Place(world.timeline, world.rng)
         coordination = CassandraCoordination(NodeTables(world.cassandra, self.place))
@@ -194,6 +197,7 @@ class Node:
 
     def _on_gap(self) -> None:
         self.world.count("gap")
+        self.gap_s = trio.current_time()
         self.following.lost()
         self.resyncs.everybody()
 
