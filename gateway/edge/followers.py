@@ -170,7 +170,7 @@ class Followers:
             if channel not in followed and channel not in heard:
                 self._follow(user, channel)
                 complete = False
-            elif self._registering.get(channel) or (channel not in coming and channel not in heard):
+            elif channel in followed and (self._registering.get(channel) or channel not in coming):
                 complete = False
         if whole:
             for channel in [each for each in followed if each not in channels and each not in heard]:

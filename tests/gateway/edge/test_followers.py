@@ -107,6 +107,13 @@ async def test_what_was_read_before_another_device_followed_is_not_enough(place:
     assert await place.compare("bob", NEWS)
 
 
+async def test_what_was_read_before_an_old_join_was_told_again_is_not_enough(place: Place) -> None:
+    with place.followers.comparing("bob") as comparison:
+        assert place.get(delivery(5)) == []  # not in what was read, perhaps
+        assert place.get(delivery(2, ADDED, "bob", told_again=True)) == ["bob"]
+        assert not await comparison.take({NEWS}, whole=True)
+
+
 async def test_what_was_read_while_the_channel_was_being_registered_is_not_enough(
     place: Place, nursery: trio.Nursery
 ) -> None:
