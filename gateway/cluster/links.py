@@ -5,6 +5,7 @@ listen: sessions resync, commands are sent again. So nothing here keeps or repea
 """
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final, Protocol
 
 import msgspec
@@ -19,6 +20,12 @@ from store.coordination import LeaseRecord
 
 EMPTY_PARCEL_S: Final = 2.0
 """Seconds after which a link that carries nothing carries an empty parcel, so that the loss of a last one shows."""
+
+GATHER_S: Final = 0.010
+"""Seconds between two flushes of a busy node: what comes in between leaves together. Each flush costs both nodes and
+Redis some hundred microseconds, however little is in it; what comes after a rest leaves at once. (Measured with two
+nodes, Cassandra and Redis on two cores at 4,600 sends a second: the p99 of deliveries was 90 to 330 ms without, 115 to
+145 ms with 4 ms, 76 and 93 ms with 10 ms, 68 and 70 ms with 20 ms.)"""
 
 HELLO_S: Final = 1.0
 """Seconds until a hello that was not answered is said again."""
@@ -83,6 +90,7 @@ class Links:
         self._outgoing: dict[str, list[Item]] = {}
         self._sent: dict[str, int] = {}
         self._sent_s: dict[str, float] = {}
+        self._flushed_s = -inf
         self._expected: dict[str, int] = {}
         self._heard_s: dict[str, float] = {}
         self._heads_from: dict[str, int] = {}
@@ -179,6 +187,7 @@ class Links:
             nursery.start_soon(self._keep_alive)
             while True:
                 await self._wake.wait()
+                await trio.sleep_until(self._flushed_s + GATHER_S)
                 self._wake = trio.Event()
                 self.flush()
 
@@ -187,7 +196,7 @@ class Links:
         for prepare in self.before_flush:
             prepare()
         outgoing, self._outgoing = self._outgoing, {}
-        now_s = trio.current_time()
+        now_s = self._flushed_s = trio.current_time()
         for incarnation, items in outgoing.items():
             number = self._sent[incarnation] = self._sent.get(incarnation, 0) + 1
             self._sent_s[incarnation] = now_s

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.cluster.links import Links
+from gateway.cluster.links import GATHER_S, Links
 from gateway.cluster.parcels import Hello, Item, Parcel, TableChanged, Welcome, decode_parcel, encode_parcel
 from gateway.cluster.ports import Taken
 
@@ -112,6 +112,7 @@ async def test_every_parcel_says_from_which_hash_of_heads_on_its_sender_is_to_be
     await wait_all_tasks_blocked()
     counts_from = 4
     links.send_empty()
+    await trio.sleep(GATHER_S)
     await wait_all_tasks_blocked()
     assert [(parcel.heads_from, parcel.items) for parcel in wires.sent] == [(1, [TableChanged(1)]), (4, [])]
 
@@ -134,3 +135,26 @@ async def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count
     assert (links.heads_count_from("b"), voids, links.gaps) == (6, ["b"], 1)
     bring(6, 0)  # another process of that node, that has begun no hash yet
     assert (links.heads_count_from("b"), voids) == (6, ["b"])
+
+
+async def test_what_comes_after_a_rest_leaves_at_once_and_what_comes_close_behind_leaves_together(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
+    nursery.start_soon(links.run)
+    links.send("b", TableChanged(1))
+    await wait_all_tasks_blocked()
+    assert [parcel.items for parcel in wires.sent] == [[TableChanged(1)]]
+    links.send("b", TableChanged(2))
+    await wait_all_tasks_blocked()
+    links.send("b", TableChanged(3))
+    await wait_all_tasks_blocked()
+    assert len(wires.sent) == 1
+    await trio.sleep(GATHER_S)
+    await wait_all_tasks_blocked()
+    assert [parcel.items for parcel in wires.sent[1:]] == [[TableChanged(2), TableChanged(3)]]
+    await trio.sleep(GATHER_S)
+    links.send("b", TableChanged(4))
+    await wait_all_tasks_blocked()
+    assert [parcel.items for parcel in wires.sent[2:]] == [[TableChanged(4)]]
