@@ -268,7 +268,7 @@ class Appender:
         self, conversation: Conversation, origin: Origin, command: Appending, stored: StoredEntry
     ) -> None:
         """Answer a repeat of a durable entry, and deliver it again: its sender may not have been answered because
-        an owner died before it had handed on the deliveries. Receivers drop it by seq.
+        an owner died before it had handed on the deliveries. Receivers drop it by seq; who joined later is none.
 
         Raises:
             Refused: the client_msg_id was used for something else.
@@ -282,7 +282,8 @@ class Appender:
         self._counters.duplicates += 1
         self._counters.redelivered += 1
         conversation_id = conversation.conversation_id
-        self._edge.deliver(Delivery(conversation_id, conversation.recipients, [stored.encoded], [origin]))
+        recipients = conversation.recipients_since(entry.seq)
+        self._edge.deliver(Delivery(conversation_id, recipients, [stored.encoded], [origin]))
         if command.id:
             ack = SendAck(command.id, entry.seq, entry.time_us, duplicate=True)
             self._edge.reply(origin, ack, conversation_id)

@@ -221,6 +221,13 @@ class Conversation:
         first = self.first_tail_seq
         return decode_entry(self.tail[seq - first]) if first <= seq <= self.head_seq else None
 
+    def recipients_since(self, seq: int) -> tuple[str, ...]:
+        """Who was a member by the entry with this seq and is one still; in a channel all followers."""
+        if self.is_channel:
+            return self.recipients
+        present = tuple(user for user, member in self.members.items() if member.joined_seq <= seq)
+        return present if len(present) < len(self.recipients) else self.recipients
+
     def apply(self, entry: Entry) -> Collection[str]:
         """Carry out what a durable entry does to members and title; answers who is to get that entry.
 

@@ -23,6 +23,16 @@ async def test_a_repeat_is_answered_from_memory_and_delivered_again(world, alice
     assert "find" not in world.store.calls
 
 
+async def test_a_repeat_is_not_delivered_to_who_joined_later(world, alice):
+    conversation_id = await world.group(alice, "bob")
+    await world.ask(alice, Send(1, conversation_id, "m1", "hello"))
+    await world.ask(alice, AddMembers(2, conversation_id, "m2", ["carol"]))
+    await world.ask(alice, Send(3, conversation_id, "m1", "hello", attempt=2))
+    await world.ask(alice, AddMembers(4, conversation_id, "m2", ["carol"], attempt=2))
+    assert [entry.seq for entry in world.edge.received("bob")][-4:] == [2, 3, 2, 3]
+    assert [entry.seq for entry in world.edge.received("carol")] == [3, 3]
+
+
 async def test_a_repeat_of_what_is_pending_is_answered_when_that_is_durable(world, alice):
     conversation_id = await world.direct(alice, "bob")
     world.store.held = True
