@@ -31,6 +31,7 @@ from protocol.frames import (
     SyncPage,
     Welcome,
 )
+from protocol.websocket import Opcode
 
 GROUP_MEMBERS = 20
 """Members of each conversation; all of them are clients of this benchmark, in one group of friends."""
@@ -203,7 +204,10 @@ class Storm:
     def _frames(self, client: _Client) -> None:
         assert client.sock is not None
         end = 0
-        for _opcode, start, stop in server_frames(client.data):
+        for opcode, start, stop in server_frames(client.data):
+            if opcode == Opcode.CLOSE:
+                self._failed(client, 0.0)
+                return
             frame = decode_server_frame(client.data[start:stop])
             end = stop
             if isinstance(frame, Welcome):
