@@ -6,12 +6,12 @@ one removes it. So nothing has to be cleaned up behind a node that was killed; w
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import trio
 
-from gateway.cluster.places import GROUP_MIN, Groups, Places
+from gateway.cluster.places import Groups, Places, is_group
 from gateway.cluster.ports import Command, Found, Generations, Identity, LiveNodes, LocalUsers, RedisPort, Taken
 from gateway.cluster.redis_keys import SESSIONS, sessions
 
@@ -189,20 +189,27 @@ class SessionDirectory:
 
     def lookup(self, users: Collection[str], then: Found) -> None:
         """See Directory.lookup."""
-        group = self._groups.find(users)
+        if is_group(users):
+            self._find_group(users, then)
+        else:
+            self._find(users, then)
+
+    def _find_group(self, users: Collection[str], then: Found) -> None:
+        """Look up those of a large group who are not known to be where they were."""
+        known, unknown = self._groups.find(users) or (None, users)
         changes = self._groups.changes
+        if known is not None:
+            self.cache_hits += len(known) - len(unknown)
 
-        def note(places: Places) -> None:
-            self._groups.keep(users, places, changes)
-            then(places)
+        def note(news: Mapping[str, tuple[str, ...]] | None) -> None:
+            if news is None:
+                then(None)
+                return
+            found = Places(news) if known is None else known.changed(news)
+            self._groups.keep(users, found, changes)
+            then(found)
 
-        if group is None:
-            large = type(users) is tuple and len(users) >= GROUP_MIN
-            self._find(users, (lambda found: then(None) if found is None else note(Places(found))) if large else then)
-            return
-        places, changed = group
-        self.cache_hits += len(places) - len(changed)
-        self._find(changed, lambda news: then(None) if news is None else note(places.changed(news)))
+        self._find(unknown, note)
 
     def _find(self, users: Collection[str], then: Found) -> None:
         """Look up users one by one."""

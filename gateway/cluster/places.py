@@ -57,6 +57,11 @@ def grouped(places: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], list
     return together
 
 
+def is_group(users: Collection[str]) -> bool:
+    """Whether what is found of them is worth keeping, and can be: nobody changes a tuple."""
+    return type(users) is tuple and len(users) >= GROUP_MIN
+
+
 class _Group:
     """A group that was found, and the number of changes noted when its look-up began."""
 
@@ -97,7 +102,7 @@ class Groups:
 
     def keep(self, users: Collection[str], places: Places, changes: int) -> None:
         """Keep what a look-up found that began when so many ``changes`` were noted, if its users are a large group."""
-        if type(users) is not tuple or len(users) < GROUP_MIN or changes < self._noted_from:
+        if not is_group(users) or changes < self._noted_from:
             return
         self._drop(id(users))
         self._groups[id(users)] = _Group(users, places, changes)
