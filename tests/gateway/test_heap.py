@@ -19,19 +19,19 @@ if {told}:
 large = [bytearray(4 << 20)]
 large.clear()  # from here on, glibc left alone takes blocks of this size from the heap
 before = mallinfo2().hblks
-large = [bytearray(MAPPED_BYTES + 1) for _ in range(8)]
+large = [bytearray(MAPPED_BYTES + 1) for _ in range(64)]
 print(mallinfo2().hblks - before)
 """
 
 
 def mapped_blocks(told: bool) -> int:
-    """How many more blocks are mapped by themselves once eight large ones are there, in a process of its own."""
+    """How many more blocks are mapped by themselves once 64 large ones are there, in a process of its own."""
     done = subprocess.run([sys.executable, "-c", PROBE.format(told=told)], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 def test_large_blocks_leave_no_hole_in_the_heap() -> None:
-    assert mapped_blocks(told=True) >= 7
+    assert mapped_blocks(told=True) >= 48, "a few may fit into holes that start-up left, but not so many"
     assert mapped_blocks(told=False) == 0, "the C library does it by itself: is this still needed?"
 
 
