@@ -46,6 +46,14 @@ async def welcomed_by(several: ClusterNode, name: str, user: str) -> AsyncIterat
     raise AssertionError(f"{name} was not met\n{several.stderr_tail()}")
 
 
+async def sent_away(*wires: Wire) -> None:
+    """The nodes say goodbye to all of them as they should."""
+    for wire in wires:
+        while not isinstance(await wire.receive(), GoAway):
+            pass
+        assert (await wire.closed()).code == 1012
+
+
 async def direct(wire: Wire, other: str) -> str:
     command = CreateConversation(0, ConversationKind.DIRECT, [other], "direct")
     return (await wire.ask(command, ConversationReply)).conversation.conversation_id
@@ -82,10 +90,7 @@ async def test_processes_behind_one_port_are_a_cluster_that_survives_one_of_them
                 await bob.ask(Send(0, where, "two", "is she back"), SendAck)
                 await pushed(again, b"is she back")
                 several.signal(signal.SIGTERM)
-                for wire in (again, bob):
-                    while not isinstance(await wire.receive(), GoAway):
-                        pass
-                    assert (await wire.closed()).code == 1012
+                await sent_away(again, bob)
         assert await trio.to_thread.run_sync(several.wait) == 0
     log = several.stderr_path.read_text()
     assert "Traceback" not in log
@@ -144,10 +149,7 @@ async def test_processes_behind_one_port_are_upgraded_together_and_those_that_ca
             await alice.ask(Send(0, where, "two", "in new processes"), SendAck)
             await pushed(bob, b"in new processes")
             several.signal(signal.SIGTERM)
-            for wire in (alice, bob):
-                while not isinstance(await wire.receive(), GoAway):
-                    pass
-                assert (await wire.closed()).code == 1012
+            await sent_away(alice, bob)
         assert await trio.to_thread.run_sync(several.wait) == 0
     log = several.stderr_path.read_text()
     assert "Traceback" not in log

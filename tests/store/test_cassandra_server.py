@@ -20,6 +20,7 @@ from tests.store.conformance import StoreConformance, make, seqs
 from tests.store.entries import append
 from tests.store.huge import check_channel
 from tests.store.outcomes import append_all
+from tests.store.running import running
 from tests.store.test_cassandra_coordination import live
 
 pytestmark = pytest.mark.slow
@@ -49,20 +50,14 @@ async def tables(access):
     """Empty tables with a session."""
     for table in TABLES:
         cql.ask(access.hosts[0], access.port, f"TRUNCATE {KEYSPACE}.{table}")
-    made = CassandraTables(access, requests_max=64)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(made.run)
+    async with running(CassandraTables(access, requests_max=64)) as made:
         yield made
-        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
 async def store(tables):
-    made = CassandraStore(tables, lambda _conversation_id, _epoch: True)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(made.run)
+    async with running(CassandraStore(tables, lambda _conversation_id, _epoch: True)) as made:
         yield made
-        nursery.cancel_scope.cancel()
 
 
 class TestCassandra(StoreConformance):

@@ -19,6 +19,7 @@ from tests.store.apart import Apart
 from tests.store.conformance import StoreConformance, make, seqs
 from tests.store.entries import append
 from tests.store.outcomes import append_all
+from tests.store.running import running
 from tests.store.test_cassandra_coordination import live
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(launcher.what_is_missing()), reason=launcher.what_is_missing())]
@@ -51,21 +52,15 @@ def access(cluster: CassandraCluster) -> Access:
 
 @pytest.fixture
 async def tables(access):
-    made = CassandraTables(access, requests_max=64)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(made.run)
+    async with running(CassandraTables(access, requests_max=64)) as made:
         yield made
-        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
 async def store(tables):
     """An empty store that owns everything."""
-    made = CassandraStore(Apart(tables, next(_marks)), lambda _conversation_id, _epoch: True)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(made.run)
+    async with running(CassandraStore(Apart(tables, next(_marks)), lambda _conversation_id, _epoch: True)) as made:
         yield made
-        nursery.cancel_scope.cancel()
 
 
 class TestTwoOfThree(StoreConformance):

@@ -22,6 +22,15 @@ def make(coordination: MemoryCoordination, node: str = "n1") -> Lease:
     )
 
 
+async def ended(coordination: MemoryCoordination) -> Lease:
+    """The lease of a node that runs no more, and has not given it up."""
+    lease = make(coordination)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.run)
+        nursery.cancel_scope.cancel()
+    return lease
+
+
 async def test_valid_while_it_is_renewed_and_not_before_it_is_taken(autojump_clock: MockClock) -> None:
     coordination = MemoryCoordination()
     lease = make(coordination)
@@ -165,10 +174,7 @@ async def test_waits_for_the_store_to_be_there(autojump_clock: MockClock) -> Non
 
 async def test_released_is_dead_and_silent(autojump_clock: MockClock) -> None:
     coordination = MemoryCoordination()
-    lease = make(coordination)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lease.run)
-        nursery.cancel_scope.cancel()
+    lease = await ended(coordination)
     await lease.release()
     assert not lease.valid()
     assert not coordination.rows[lease.incarnation].alive
@@ -177,10 +183,7 @@ async def test_released_is_dead_and_silent(autojump_clock: MockClock) -> None:
 async def test_a_renewal_that_comes_when_it_is_given_up_does_not_keep_it_alive(autojump_clock: MockClock) -> None:
     """It was under way when the node ended: the row is another one than what the node knows of."""
     coordination = MemoryCoordination()
-    lease = make(coordination)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lease.run)
-        nursery.cancel_scope.cancel()
+    lease = await ended(coordination)
     assert await coordination.renew_lease(lease._next(), lease.record.nonce)
     await lease.release()
     assert not coordination.rows[lease.incarnation].alive
@@ -188,10 +191,7 @@ async def test_a_renewal_that_comes_when_it_is_given_up_does_not_keep_it_alive(a
 
 async def test_one_that_is_gone_already_need_not_be_given_up(autojump_clock: MockClock) -> None:
     coordination = MemoryCoordination()
-    lease = make(coordination)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lease.run)
-        nursery.cancel_scope.cancel()
+    lease = await ended(coordination)
     coordination.rows.clear()
     await lease.release()
     assert not coordination.rows
