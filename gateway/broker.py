@@ -5,6 +5,7 @@ process these are plain calls (LocalBroker); between nodes they travel.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -112,6 +113,9 @@ class EdgePort(Protocol):
 
     def deliver(self, delivery: Delivery) -> None:
         """Write entries to all connections of the recipients. Deliveries of one conversation keep their order."""
+
+    def together(self) -> AbstractContextManager[object]:
+        """Let what is written until the end of the ``with`` leave then, with one write for each connection."""
 
     def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
         """Send a push that may be shed (receipt, typing) to the recipients, except the connection ``skip``."""

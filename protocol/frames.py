@@ -382,7 +382,7 @@ class Welcome(Frame, tag=80, gc=False):
     time_us: int
 
 
-class EntryPush(Frame, tag=81):
+class EntryPush(Frame, tag=81, gc=False):
     """A new entry of a conversation the user is in."""
 
     conversation_id: str

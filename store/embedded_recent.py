@@ -86,7 +86,10 @@ class Recent:
         if run is None:
             run = self._growing[key] = Run(seq)
         assert seq == run.first_seq + len(run.positions), "entries are noted in order and without a gap"
-        run.positions.extend(range(position, position + count))
+        if count == 1:
+            run.positions.append(position)
+        else:
+            run.positions.extend(range(position, position + count))
         self._count += count
         self._last_position = position + count - 1
 

@@ -47,7 +47,7 @@ class Loaded(Struct):
     member_count: int
 
 
-class Append(Struct, frozen=True):
+class Append(Struct, frozen=True, gc=False):
     """Entries to append to one conversation: seqs follow each other, the first is the head + 1.
 
     Appending the very same rows again (same seqs, same epoch) is allowed and changes nothing.

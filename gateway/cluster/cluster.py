@@ -3,7 +3,7 @@
 A command goes ``Router`` -> owner, here or elsewhere; what the owner says goes ``HandingOn`` -> hub, here or elsewhere.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import structlog
@@ -256,7 +256,12 @@ class Cluster:
         if self.ownership.wrote_version == version:
             self.links.send_all(TableChanged(version))
 
-    def _received(self, sender: str, item: Item) -> None:
+    def _received(self, sender: str, items: Sequence[Item]) -> None:
+        with self._edge.together():
+            for item in items:
+                self._take(sender, item)
+
+    def _take(self, sender: str, item: Item) -> None:
         match item:
             case Forwarded():
                 self.handing_on.forwarded(sender, item)

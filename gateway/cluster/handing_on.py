@@ -17,6 +17,7 @@ everybody resyncs now and then until it is there again.
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
@@ -215,6 +216,10 @@ class HandingOn:
         else:
             self._local.reply(origin, reply, conversation_id)
 
+    def together(self) -> AbstractContextManager[object]:
+        """See EdgePort.together. What goes to other nodes leaves with the parcels of the pass anyway."""
+        return self._local.together()
+
     def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
         """See EdgePort.signal."""
         self._local.signal(recipients, push, conversation_id, skip)
@@ -353,12 +358,13 @@ class HandingOn:
         self._done(done)
 
     def _done(self, handings: Iterable[_Handing]) -> None:
-        for handing in handings:
-            handing.done = True
-            conversation_id = handing.delivery.conversation_id
-            strand = self._strands.get(conversation_id)
-            if strand is not None:
-                self._release(conversation_id, strand)
+        with self._local.together():
+            for handing in handings:
+                handing.done = True
+                conversation_id = handing.delivery.conversation_id
+                strand = self._strands.get(conversation_id)
+                if strand is not None:
+                    self._release(conversation_id, strand)
 
     def _release(self, conversation_id: str, strand: deque[_Handing | _Held]) -> None:
         """Let go what has nothing unfinished in front of it."""

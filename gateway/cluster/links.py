@@ -4,7 +4,7 @@ Parcels travel at most once. That something is missing shows in the numbers; wha
 listen: sessions resync, commands are sent again. So nothing here keeps or repeats a parcel.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol
 
@@ -66,8 +66,8 @@ class Links:
     """Sends items to other incarnations, and hands over those that come.
 
     Attributes:
-        received: called with the sender and each item, in order.
-        on_gap: called with a sender some of whose parcels got lost on the way, before the next item is handed over;
+        received: called with the sender and the items of each parcel, in order.
+        on_gap: called with a sender some of whose parcels got lost on the way, before the next items are handed over;
             so are those of a sender that lives and is not heard of.
         heads_from: tells what parcels say of this node's heads.
         on_heads_void: called with a sender that says that hashes of its heads do not count any more.
@@ -76,7 +76,7 @@ class Links:
     """
 
     def __init__(self, incarnation: str, transport: Transport, watch: LiveIncarnations) -> None:
-        self.received: Callable[[str, Item], None] = lambda _sender, _item: None
+        self.received: Callable[[str, Sequence[Item]], None] = lambda _sender, _items: None
         self.on_gap: list[Callable[[str], None]] = []
         self.heads_from: Callable[[], int] = lambda: 0
         self.on_heads_void: Callable[[str], None] = lambda _sender: None
@@ -264,16 +264,22 @@ class Links:
         if parcel.number > expected:
             log.warning("parcels lost", sender=sender, lost=parcel.number - expected)
             self._note_gap(sender)
-        for item in parcel.items:
-            if type(item) is Hello:
-                if sender not in self._watch.live:
-                    self._newcomers[sender] = trio.current_time()
-                self.send(sender, Welcome())
-            elif type(item) is Welcome:
-                self._welcomes.add(sender)
-                self._welcomed.set()
-            else:
-                self.received(sender, item)
+        items = [item for item in parcel.items if not self._greeted(sender, item)]
+        if items:
+            self.received(sender, items)
+
+    def _greeted(self, sender: str, item: Item) -> bool:
+        """Whether an item was for these links themselves, and is seen to."""
+        if type(item) is Hello:
+            if sender not in self._watch.live:
+                self._newcomers[sender] = trio.current_time()
+            self.send(sender, Welcome())
+        elif type(item) is Welcome:
+            self._welcomes.add(sender)
+            self._welcomed.set()
+        else:
+            return False
+        return True
 
 
 def _ignore(_taken: bool) -> None:

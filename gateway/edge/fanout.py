@@ -6,15 +6,18 @@ the loop is free for everybody else.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 
 import trio
+from msgspec import Raw
 
+from gateway.broker import Delivery
 from gateway.edge.connection import JSON, SENDER, Connection, Devices
-from gateway.edge.outgoing import PushBatch
+from gateway.edge.outgoing import PushBatch, encode_for
 from gateway.edge.send_ring import RING_SOCKETS_MIN, best_send_each
 from gateway.edge.writer import Writer
+from protocol.frames import EntryPush
 
 INLINE_RECIPIENTS_MAX = 64
 """Recipients of a delivery that is written at once: about 0.2 ms of writes, less than a turn through the scheduler is
@@ -49,6 +52,7 @@ class Fanout:
     """Writes batches of pushes to the connections of many users.
 
     Attributes:
+        jobs_waiting: by conversation, the deliveries that are not complete; empty most of the time.
         deliveries: writes of a batch to a connection, ever.
         on_written: called when a delivery is complete: (seconds since its oldest send arrived, writes).
     """
@@ -57,45 +61,43 @@ class Fanout:
         self._by_user = by_user
         self._writer = writer
         self._send_each = best_send_each()
-        self._jobs: dict[str, deque[_Job]] = {}
+        self.jobs_waiting: dict[str, deque[_Job]] = {}
         self._turns: deque[str] = deque()
         self._job_count = 0
         self._wake = trio.Event()
         self.deliveries = 0
         self.on_written: Callable[[float], None] = lambda _seconds: None
 
-    @property
-    def jobs_waiting(self) -> bool:
-        """Whether any delivery is not complete."""
-        return bool(self._jobs)
-
     def congested(self, conversation_id: str) -> bool:
         """Whether so much is waiting for this conversation that it should get no more."""
-        jobs = self._jobs.get(conversation_id)
+        jobs = self.jobs_waiting.get(conversation_id)
         return jobs is not None and (len(jobs) >= JOBS_PER_CONVERSATION_MAX or self._job_count >= JOBS_MAX)
 
-    def deliver(self, conversation_id: str, recipients: Iterable[str], count: int, batch: PushBatch) -> None:
-        """Write a batch to all connections of the recipients, now or in slices; ``count`` of them at most."""
-        if count <= INLINE_RECIPIENTS_MAX and conversation_id not in self._jobs:
-            if count < RING_SOCKETS_MIN:
-                self._write_few(recipients, batch)
-            else:
-                self._write(iter(recipients), count, batch)
-            self._complete(batch)
+    def deliver(self, delivery: Delivery, recipients: Collection[str]) -> None:
+        """Write a delivery to all connections of the recipients, now or in slices."""
+        conversation_id, count = delivery.conversation_id, len(recipients)
+        if count > INLINE_RECIPIENTS_MAX or conversation_id in self.jobs_waiting:
+            self._enqueue(conversation_id, _Job(iter(recipients), PushBatch(delivery), None))
+            return
+        if count >= RING_SOCKETS_MIN:
+            self._write(iter(recipients), count, PushBatch(delivery))
+        elif len(delivery.entries) == 1:
+            self._write_one(recipients, delivery)
         else:
-            self._enqueue(conversation_id, _Job(iter(recipients), batch, None))
+            self._write_few(recipients, PushBatch(delivery))
+        self._complete(delivery.arrived_s)
 
     def after(self, conversation_id: str, then: Callable[[], None]) -> bool:
         """Call ``then`` after the conversation's unfinished deliveries; False if there are none (nothing is done)."""
-        if conversation_id not in self._jobs:
+        if conversation_id not in self.jobs_waiting:
             return False
         self._enqueue(conversation_id, _Job(iter(()), None, then))
         return True
 
     def _enqueue(self, conversation_id: str, job: _Job) -> None:
-        jobs = self._jobs.get(conversation_id)
+        jobs = self.jobs_waiting.get(conversation_id)
         if jobs is None:
-            jobs = self._jobs[conversation_id] = deque()
+            jobs = self.jobs_waiting[conversation_id] = deque()
             self._turns.append(conversation_id)
         jobs.append(job)
         self._job_count += 1
@@ -114,14 +116,14 @@ class Fanout:
         until = trio.current_time() + SLICE_S
         while self._turns:
             conversation_id = self._turns.popleft()
-            jobs = self._jobs[conversation_id]
+            jobs = self.jobs_waiting[conversation_id]
             if self._step(jobs[0]):
                 jobs.popleft()
                 self._job_count -= 1
             if jobs:
                 self._turns.append(conversation_id)
             else:
-                del self._jobs[conversation_id]
+                del self.jobs_waiting[conversation_id]
             if trio.current_time() >= until:
                 return
 
@@ -133,15 +135,29 @@ class Fanout:
             return True
         if self._write(job.recipients, RECIPIENTS_PER_STEP, job.batch):
             return False
-        self._complete(job.batch)
+        self._complete(job.batch.arrived_s)
         return True
 
-    def _complete(self, batch: PushBatch) -> None:
-        if batch.arrived_s:
-            self.on_written(trio.current_time() - batch.arrived_s)
+    def _complete(self, arrived_s: float) -> None:
+        if arrived_s:
+            self.on_written(trio.current_time() - arrived_s)
+
+    def _write_one(self, recipients: Collection[str], delivery: Delivery) -> None:
+        """As ``_write_few``, of one entry: nearly every delivery is like this."""
+        by_user, origin = self._by_user, delivery.origins[0]
+        data = encode_for(EntryPush(delivery.conversation_id, Raw(delivery.entries[0])), json=False)
+        for user in recipients:
+            target = by_user.get(user)
+            if target is None or target is origin:
+                continue
+            self.deliveries += 1
+            if target.flags:
+                self._write_special(target, PushBatch(delivery))
+            else:
+                self._writer.write(target, data)  # type: ignore[arg-type]
 
     def _write_few(self, recipients: Iterable[str], batch: PushBatch) -> None:
-        """As ``_write``, for all of so few that a plain loop is the cheapest: nearly every delivery is of this kind."""
+        """As ``_write``, for all of so few that a plain loop is the cheapest."""
         by_user, origins, data = self._by_user, batch.origins, batch.joined
         for user in recipients:
             target = by_user.get(user)
@@ -169,6 +185,7 @@ class Fanout:
 
     def _write_present(self, present: list[Connection | Devices], batch: PushBatch) -> None:
         """The hottest loop of a node: ordinary connections are written to without a step of the interpreter each."""
+        self._writer.write_held()
         data = batch.joined
         socks = [target.sock for target in present if not target.flags]  # type: ignore[union-attr]
         if len(socks) < len(present):

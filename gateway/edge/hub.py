@@ -1,12 +1,13 @@
 """The connections of this node by user, and the edge's side of the broker: replies, deliveries, signals."""
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 
 from gateway.broker import Delivery, Origin, is_channel
 from gateway.edge.connection import CLOSING, GONE, JSON, QUEUED, Connection, ConnectionTable, Devices
 from gateway.edge.fanout import Fanout
 from gateway.edge.followers import Followers
-from gateway.edge.outgoing import PushBatch, encode_for
+from gateway.edge.outgoing import encode_for
 from gateway.edge.writer import Writer
 from gateway.refusals import NotOwner
 from protocol.errors import CloseCode
@@ -101,13 +102,12 @@ class Hub:
 
     def reply(self, origin: Origin, reply: Reply, conversation_id: str = "") -> None:
         """See EdgePort.reply."""
-        if (
-            conversation_id
-            and self.fanout.jobs_waiting
+        if not (
+            self.fanout.jobs_waiting
+            and conversation_id
             and self.fanout.after(conversation_id, lambda: self._reply(origin, reply))
         ):
-            return
-        self._reply(origin, reply)
+            self._reply(origin, reply)
 
     def _reply(self, origin: Origin, reply: Reply) -> None:
         if type(origin) is Connection:
@@ -131,6 +131,10 @@ class Hub:
         else:
             then()
 
+    def together(self) -> AbstractContextManager[object]:
+        """See EdgePort.together."""
+        return self._writer.together
+
     def deliver(self, delivery: Delivery) -> None:
         """See EdgePort.deliver."""
         recipients = delivery.recipients
@@ -138,8 +142,7 @@ class Hub:
             recipients = self.followers.recipients(delivery)
             if not recipients:
                 return
-        batch = PushBatch(delivery.conversation_id, delivery.entries, delivery.origins, delivery.arrived_s)
-        self.fanout.deliver(delivery.conversation_id, recipients, len(recipients), batch)
+        self.fanout.deliver(delivery, recipients)
 
     def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
         """See EdgePort.signal."""

@@ -1,10 +1,8 @@
 """Frames to ws frames, once for all who get the same bytes."""
 
-from collections.abc import Sequence
-
 from msgspec import Raw
 
-from gateway.broker import Origin
+from gateway.broker import Delivery
 from gateway.edge.connection import Connection
 from protocol.codec import encode_msgpack, to_json
 from protocol.frames import EntryPush, Push, Reply
@@ -29,25 +27,17 @@ class PushBatch:
         arrived_s: when the oldest of the sends arrived, seconds of the node's clock; 0 when unknown.
     """
 
-    __slots__ = ("_conversation_id", "_entries", "_json", "_origins", "_split", "arrived_s", "joined", "origins")
+    __slots__ = ("_conversation_id", "_entries", "_frames", "_json", "_origins", "arrived_s", "joined", "origins")
 
-    def __init__(
-        self, conversation_id: str, entries: Sequence[bytes], origins: Sequence[Origin | None], arrived_s: float = 0.0
-    ) -> None:
-        self._conversation_id = conversation_id
-        self._entries = entries
-        self._origins = origins
-        self._split: list[bytes] | None = None
+    def __init__(self, delivery: Delivery) -> None:
+        self._conversation_id = delivery.conversation_id
+        self._entries = delivery.entries
+        self._origins = delivery.origins
         self._json: list[bytes] | None = None
-        self.arrived_s = arrived_s
-        if len(entries) == 1:
-            # By far the most frequent batch: one message between two users.
-            self.joined = encode_for(EntryPush(conversation_id, Raw(entries[0])), json=False)
-            self.origins = [origins[0]] if type(origins[0]) is Connection else []
-        else:
-            self._split = self._encode(json=False)
-            self.joined = b"".join(self._split)
-            self.origins = [origin for origin in set(origins) if type(origin) is Connection]
+        self._frames = self._encode(json=False)
+        self.joined = b"".join(self._frames)
+        self.origins = [origin for origin in set(delivery.origins) if type(origin) is Connection]
+        self.arrived_s = delivery.arrived_s
 
     def _encode(self, *, json: bool) -> list[bytes]:
         return [encode_for(EntryPush(self._conversation_id, Raw(entry)), json=json) for entry in self._entries]
@@ -60,5 +50,5 @@ class PushBatch:
         if json:
             frames = self._json = self._json or self._encode(json=True)
         else:
-            frames = self._split = self._split or self._encode(json=False)
+            frames = self._frames
         return b"".join(frame for frame, origin in zip(frames, origins, strict=True) if origin is not connection)

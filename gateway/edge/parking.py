@@ -101,13 +101,13 @@ class Parking:
         await self.reading.run()
 
     async def _read_for_ever(self) -> None:
-        table, poll = self._table, self._epoll.poll
+        table, poll, by_fd = self._table, self._epoll.poll, self._table.by_fd
         epoll_fd = self._epoll.fileno()
         while True:
             await trio.lowlevel.wait_readable(epoll_fd)
             table.now = trio.current_time()
             for fd, event in poll(0, EVENTS_PER_SLICE):
-                connection = table.find(fd)
+                connection = by_fd[fd]
                 if connection is None:
                     continue  # closed earlier in this slice
                 if event & select.EPOLLOUT:

@@ -95,7 +95,7 @@ class Appender:
             return
         if user not in conversation.members:
             raise not_found()
-        if self._backlog.full:
+        if self._backlog.waiting >= self._backlog.waiting_max:
             self._counters.overloaded += 1
             raise overloaded(self._backlog.waiting)
         if type(command) is Send:
@@ -162,12 +162,11 @@ class Appender:
             if conversation.outcomes is not None or not conversation.unflushed:
                 continue  # in trouble: marked again when it is over; or dropped meanwhile
             entries, conversation.unflushed = conversation.unflushed, []
-            # A barrier goes alone, so that each append has one set of recipients.
-            parts = [entries[:-1], entries[-1:]] if conversation.barrier and len(entries) > 1 else [entries]
-            for part in parts:
-                append = Append(conversation.conversation_id, conversation.epoch, part)
-                conversation.flights.append(append)
-                batch.append(append)
+            if conversation.barrier and len(entries) > 1:
+                # A barrier goes alone, so that each append has one set of recipients.
+                before, entries = entries[:-1], entries[-1:]
+                batch.append(_fly(conversation, before))
+            batch.append(_fly(conversation, entries))
         if batch:
             self._counters.batches += 1
             self._store.append(batch, self._done)
@@ -184,19 +183,23 @@ class Appender:
 
     def _done(self, outcomes: Sequence[Outcome]) -> None:
         """Take the store's answers: deliver and acknowledge what is durable, in seq order."""
-        for append, error in outcomes:
-            conversation = self._find(append.conversation_id)
-            if conversation is None and self._gone:
-                continue
-            assert conversation is not None, "a conversation with an append under way is never forgotten"
-            if error is None and not self._ownership.may_speak(append.conversation_id, append.epoch):
-                error = self._why_silent(append)  # noqa: PLW2901
-                if isinstance(error, StaleEpoch):
-                    conversation.doubt_flights()  # they may count or not: who comes next finds out
-            if error is None and conversation.outcomes is None:
-                self._settle(conversation)
-            else:
-                self._troubles.note(conversation, error)
+        with self._edge.together():
+            for append, error in outcomes:
+                self._take(append, error)
+
+    def _take(self, append: Append, error: StoreError | None) -> None:
+        conversation = self._find(append.conversation_id)
+        if conversation is None and self._gone:
+            return
+        assert conversation is not None, "a conversation with an append under way is never forgotten"
+        if error is None and not self._ownership.may_speak(append.conversation_id, append.epoch):
+            error = self._why_silent(append)
+            if isinstance(error, StaleEpoch):
+                conversation.doubt_flights()  # they may count or not: who comes next finds out
+        if error is None and conversation.outcomes is None:
+            self._settle(conversation)
+        else:
+            self._troubles.note(conversation, error)
 
     def _why_silent(self, append: Append) -> StoreError:
         """Why nothing may be said of what is durable."""
@@ -287,3 +290,10 @@ class Appender:
         if command.id:
             ack = SendAck(command.id, entry.seq, entry.time_us, duplicate=True)
             self._edge.reply(origin, ack, conversation_id)
+
+
+def _fly(conversation: Conversation, entries: list[StoredEntry]) -> Append:
+    """An append of a conversation that is about to be given to the store."""
+    append = Append(conversation.conversation_id, conversation.epoch, entries)
+    conversation.flights.append(append)
+    return append

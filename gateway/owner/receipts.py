@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
@@ -28,8 +29,17 @@ RECEIPT_PUSH_MEMBERS_MAX: Final = 64
 """Members above which a group has no receipt pushes: in a group of 64 one message already brings up to 64 receipts for
 64 members, 4,096 pushes a second. Larger groups are asked by GetConversation."""
 
-Unsaved = tuple[ReceiptRecord, Origin | None]
-"""Pointers to save, and the origin that moved them; None: nobody has to be told."""
+
+class Unsaved(Struct):
+    """A member whose pointers the store does not know, and the origin that moved them; None: nobody has to be told."""
+
+    member: MemberRecord
+    origin: Origin | None
+
+    def record(self, conversation_id: str) -> ReceiptRecord:
+        """The pointers as they are now."""
+        member = self.member
+        return ReceiptRecord(conversation_id, member.user, member.delivered_seq, member.read_seq, member.joined_seq)
 
 
 class Receipts:
@@ -69,7 +79,8 @@ class Receipts:
         delivered_seq = max(member.delivered_seq, command.delivered_seq, read_seq)
         if (delivered_seq, read_seq) != (member.delivered_seq, member.read_seq):
             self._counters.receipts += 1
-            self._move(conversation_id, member, delivered_seq, read_seq, origin)
+            member.delivered_seq, member.read_seq = delivered_seq, read_seq
+            self._note(conversation_id, member, origin)
         if command.id:
             self._edge.reply(origin, Ok(command.id))
 
@@ -80,19 +91,18 @@ class Receipts:
         """
         member = conversation.members.get(user)
         if member is not None and member.read_seq == seq - 1:
-            self._move(conversation.conversation_id, member, max(member.delivered_seq, seq), seq, None)
+            member.read_seq = seq
+            member.delivered_seq = max(member.delivered_seq, seq)
+            users = self._unsaved.get(conversation.conversation_id)
+            if users is None or user not in users or users[user].member is not member:
+                self._note(conversation.conversation_id, member, None)
 
-    def _move(
-        self, conversation_id: str, member: MemberRecord, delivered_seq: int, read_seq: int, origin: Origin | None
-    ) -> None:
-        member.delivered_seq, member.read_seq = delivered_seq, read_seq
-        unsaved = self._unsaved.setdefault(conversation_id, {})
-        if origin is None and member.user in unsaved:
-            origin = unsaved[member.user][1]  # a push was owed already
-        unsaved[member.user] = (
-            ReceiptRecord(conversation_id, member.user, delivered_seq, read_seq, member.joined_seq),
-            origin,
-        )
+    def _note(self, conversation_id: str, member: MemberRecord, origin: Origin | None) -> None:
+        """Pointers have moved: save them soon."""
+        users = self._unsaved.setdefault(conversation_id, {})
+        if origin is None and member.user in users:
+            origin = users[member.user].origin  # a push was owed already
+        users[member.user] = Unsaved(member, origin)
         self._wake.set()
 
     @property
@@ -115,13 +125,13 @@ class Receipts:
         """Put what is not saved yet into a member that was read anew."""
         unsaved = self._unsaved.get(conversation.conversation_id, {}).get(member.user)
         if unsaved is not None:
-            member.delivered_seq = max(member.delivered_seq, unsaved[0].delivered_seq)
-            member.read_seq = max(member.read_seq, unsaved[0].read_seq)
+            member.delivered_seq = max(member.delivered_seq, unsaved.member.delivered_seq)
+            member.read_seq = max(member.read_seq, unsaved.member.read_seq)
 
     def unsaved(self, conversation_id: str, user: str) -> tuple[int, int] | None:
         """delivered_seq and read_seq of a member if the store does not know them yet."""
         unsaved = self._unsaved.get(conversation_id, {}).get(user)
-        return (unsaved[0].delivered_seq, unsaved[0].read_seq) if unsaved is not None else None
+        return (unsaved.member.delivered_seq, unsaved.member.read_seq) if unsaved is not None else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Save what has moved every ``receipt_delay_s``; a cancellation saves what is left first."""
@@ -144,7 +154,11 @@ class Receipts:
         A cancellation leaves some saved and not pushed; they are saved again.
         """
         async with self._one_save:
-            moved = [each for users in self._unsaved.values() for each in users.values()]
+            moved = [
+                (each.record(conversation_id), each.origin)
+                for conversation_id, users in self._unsaved.items()
+                for each in users.values()
+            ]
             for start in range(0, len(moved), SAVE_RECORDS_MAX):
                 chunk = moved[start : start + SAVE_RECORDS_MAX]
                 try:
@@ -159,7 +173,7 @@ class Receipts:
 
     def _saved(self, record: ReceiptRecord) -> None:
         users = self._unsaved[record.conversation_id]
-        if users[record.user][0] is record:  # else: it has moved on
+        if users[record.user].record(record.conversation_id) == record:  # else: it has moved on
             del users[record.user]
             if not users:
                 del self._unsaved[record.conversation_id]

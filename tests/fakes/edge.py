@@ -1,6 +1,7 @@
 """An edge that writes down what an owner asks of it, and origins to ask with."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from gateway.broker import Delivery, Origin
@@ -41,12 +42,14 @@ class RecordingEdge:
 
     Attributes:
         log: everything, in the order in which it was asked: Replied, Delivery or Signalled.
+        turns: what of it was asked for together, in order.
         gone: origins that nobody listens at any more.
         full: while true, nobody takes anything: what waits for room is in ``waiting``.
     """
 
     def __init__(self) -> None:
         self.log: list[Replied | Delivery | Signalled | GivenBack] = []
+        self.turns: list[list[Replied | Delivery | Signalled | GivenBack]] = []
         self.gone: set[Origin] = set()
         self.full = False
         self.waiting: list[Callable[[], None]] = []
@@ -65,6 +68,12 @@ class RecordingEdge:
             self.waiting.append(then)
         else:
             then()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        start = len(self.log)
+        yield
+        self.turns.append(self.log[start:])
 
     def deliver(self, delivery: Delivery) -> None:
         assert len(delivery.entries) == len(delivery.origins)

@@ -8,6 +8,7 @@ object, not a descriptor.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -273,6 +274,9 @@ class Node:
 
     def when_room(self, origin: Origin, then: Callable[[], None]) -> None:
         then()
+
+    def together(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def deliver(self, delivery: Delivery) -> None:
         recipients = delivery.recipients

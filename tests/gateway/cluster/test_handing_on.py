@@ -116,6 +116,15 @@ def test_an_acknowledgement_waits_until_its_delivery_is_handed_on(parts: SimpleN
     assert parts.handing_on.held == 0
 
 
+def test_all_that_one_barrier_lets_go_is_written_together(parts: SimpleNamespace) -> None:
+    parts.directory.cache = {"ann": (), "bob": ("b",)}
+    origins = [deliver(parts, b"1", "ann", "bob"), deliver(parts, b"2", "ann", "bob")]
+    parts.links.flush()
+    parts.directory.prove()
+    (together,) = parts.edge.turns
+    assert [each.origin for each in together] == origins
+
+
 def test_who_moves_before_the_barrier_is_through_gets_the_delivery_too(parts: SimpleNamespace) -> None:
     parts.directory.cache = {"ann": (), "bob": ()}
     origin = deliver(parts, b"1", "ann", "bob")

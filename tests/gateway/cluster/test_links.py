@@ -1,6 +1,6 @@
 """Links between two nodes: numbers without a repeat, and a pause in which nothing is lost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import trio
@@ -52,7 +52,7 @@ async def test_what_comes_during_a_pause_is_read_after_it_in_order(
     wires = Wires()
     links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
     heard: list[Item] = []
-    links.received = lambda _sender, item: heard.append(item)
+    links.received = lambda _sender, items: heard.extend(items)
     nursery.start_soon(links.run)
     await wait_all_tasks_blocked()
     links.pause()
@@ -65,6 +65,21 @@ async def test_what_comes_during_a_pause_is_read_after_it_in_order(
     links.resume()
     assert heard == [TableChanged(1), TableChanged(2), TableChanged(3)]
     assert links.gaps == 0
+
+
+async def test_the_items_of_a_parcel_are_handed_over_at_once_but_for_those_for_the_links(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
+    heard: list[Sequence[Item]] = []
+    links.received = lambda _sender, items: heard.append(items)
+    nursery.start_soon(links.run)
+    await wait_all_tasks_blocked()
+    wires.bring(1, Hello(), TableChanged(1), Welcome(), TableChanged(2))
+    wires.bring(2, Hello())
+    assert heard == [[TableChanged(1), TableChanged(2)]]
+    assert not links.alone
 
 
 async def test_another_process_goes_on_with_the_links_and_nobody_notices(
@@ -86,7 +101,7 @@ async def test_another_process_goes_on_with_the_links_and_nobody_notices(
 
     second = Links("a", wires, live)
     heard: list[Item] = []
-    second.received = lambda _sender, item: heard.append(item)
+    second.received = lambda _sender, items: heard.extend(items)
     second.restore(state)
     wires.bring(3, TableChanged(3))
     assert heard == [], "nothing before it runs"

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy.certificates import Certificate, make_certificate
+from gateway.broker import Delivery
 from gateway.edge.connection import TLS, Connection, plain_socket
 from gateway.edge.outgoing import PushBatch
 from gateway.edge.tls import RECORD_BYTES_MAX, RELOAD_INTERVAL_S, TlsMisconfigured, TlsServer, TlsSocket
@@ -164,11 +165,10 @@ async def test_a_delivery_to_many_reaches_tls_encrypted_and_others_plain(edge, p
     edge.parking.park(secure)
     edge.hub.add(secure)
     plain = edge.connect("bob")
-    recipients = ("alice", "bob")
-    batch = PushBatch("d1", [encode_entry(Entry(1, 1, 1, "carol", "m"))], [None])
-    edge.hub.fanout.deliver("d1", recipients, 2, batch)
+    delivery = Delivery("d1", ("alice", "bob"), [encode_entry(Entry(1, 1, 1, "carol", "m"))], [None])
+    edge.hub.deliver(delivery)
     await edge.settle()
-    assert pair.received() == batch.joined == plain.read()
+    assert pair.received() == PushBatch(delivery).joined == plain.read()
     edge.writer.abort(secure)
 
 

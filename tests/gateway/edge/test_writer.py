@@ -1,7 +1,10 @@
 """Writing to full sockets, slow consumers, the close handshake."""
 
+from gateway.broker import Delivery
 from gateway.edge.connection import CLOSING, QUEUED
-from gateway.edge.writer import CHUNK_BYTES, CLOSE_LINGER_S, ENDINGS_PER_SWEEP, SendQueue
+from gateway.edge.outgoing import PushBatch
+from gateway.edge.send_ring import RING_SOCKETS_MIN
+from gateway.edge.writer import CHUNK_BYTES, CLOSE_LINGER_S, ENDINGS_PER_SWEEP, SendQueue, Writer
 from protocol.errors import CloseCode
 from protocol.websocket import encode_frame
 from tests.gateway.edge.conftest import QUEUE_AGE_MAX_S, QUEUE_BYTES_MAX
@@ -211,3 +214,72 @@ def test_codes_that_peers_choose_count_as_one(edge):
     for code in range(4900, 4950):
         edge.writer.close(edge.connect("a", code).connection, code)
     assert edge.writer.closed_by_code == {0: 50}
+
+
+def sends(monkeypatch) -> list[bytes]:
+    """What is sent from now on, a system call each."""
+    sent: list[bytes] = []
+    send = Writer._write_now
+
+    def noted(self, connection, data):
+        sent.append(data)
+        send(self, connection, data)
+
+    monkeypatch.setattr(Writer, "_write_now", noted)
+    return sent
+
+
+def test_what_is_written_together_leaves_at_the_end_in_one_write_for_each_connection(edge, monkeypatch):
+    a, b = edge.connect("a"), edge.connect("b")
+    sent = sends(monkeypatch)
+    with edge.writer.together:
+        edge.writer.write(a.connection, b"1")
+        edge.writer.write(b.connection, b"2")
+        with edge.writer.together:
+            edge.writer.write(a.connection, b"3")
+        assert a.read() == b.read() == b""
+    assert sent == [b"13", b"2"]
+    assert (a.read(), b.read()) == (b"13", b"2")
+    edge.writer.write(a.connection, b"4")
+    assert a.read() == b"134"
+
+
+def test_a_connection_closed_meanwhile_gets_what_was_written_before_and_then_the_close_frame(edge):
+    peer = edge.connect("a")
+    with edge.writer.together:
+        edge.writer.write(peer.connection, FRAME)
+        edge.writer.close(peer.connection, CloseCode.NORMAL, "bye")
+        edge.writer.write(peer.connection, FRAME)
+    assert peer.ws_frames() == [(2, b"x" * 1000), (8, CloseCode.NORMAL.to_bytes(2, "big") + b"bye")]
+
+
+def test_a_connection_cut_off_meanwhile_is_written_nothing(edge, monkeypatch):
+    peer = edge.connect("a")
+    sent = sends(monkeypatch)
+    with edge.writer.together:
+        edge.writer.write(peer.connection, FRAME)
+        edge.writer.abort(peer.connection)
+    assert sent == []
+
+
+def test_what_was_written_together_before_a_delivery_to_many_comes_before_it(edge):
+    peers = [edge.connect(f"u{number}") for number in range(RING_SOCKETS_MIN)]
+    delivery = Delivery("d1", [f"u{number}" for number in range(RING_SOCKETS_MIN)], [b"\x01"], [None])
+    with edge.writer.together:
+        edge.writer.write(peers[0].connection, FRAME)
+        edge.hub.deliver(delivery)
+    assert peers[0].read() == FRAME + PushBatch(delivery).joined
+
+
+async def test_what_is_written_together_and_does_not_fit_is_queued_and_follows_in_order(edge):
+    peer = edge.connect("a", buffer=TINY)
+    bodies = [bytes([65 + number]) * 1000 for number in range(10)]
+    for turn in (bodies[:7], bodies[7:]):
+        with edge.writer.together:
+            for body in turn:
+                edge.writer.write(peer.connection, encode_frame(2, body))
+    assert peer.connection.flags & QUEUED
+    while peer.connection.flags & QUEUED:
+        peer.read()
+        await edge.settle()
+    assert [payload for _, payload in peer.ws_frames()] == bodies

@@ -52,6 +52,18 @@ async def test_what_one_slice_brings_is_one_batch_and_one_delivery_each(world, a
     assert [entry.seq for entry in world.edge.received("bob")] == [2, 3, 4, 5]
 
 
+async def test_what_one_answer_of_the_store_leads_to_is_written_together(world, alice, bob):
+    first = await world.direct(alice, "bob")
+    second = await world.direct(alice, "carol")
+    world.edge.log.clear()
+    world.edge.turns.clear()
+    for conversation_id in (first, second, first):
+        world.send(alice, conversation_id, f"m{len(world.edge.log)}")
+    await wait_all_tasks_blocked()
+    assert len(world.edge.replies) == 3
+    assert world.edge.turns == [world.edge.log]
+
+
 async def test_recipients_are_one_snapshot_as_long_as_nobody_joins_or_leaves(world, alice):
     conversation_id = await world.group(alice, "bob")
     for name in ("m1", "m2"):
