@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.cluster.links import GATHER_S, Links
+from gateway.cluster.links import GATHER_ITEMS_MIN, GATHER_S, Links
 from gateway.cluster.parcels import Hello, Item, Parcel, TableChanged, Welcome, decode_parcel, encode_parcel
 from gateway.cluster.ports import Taken
 
@@ -127,7 +127,6 @@ async def test_every_parcel_says_from_which_hash_of_heads_on_its_sender_is_to_be
     await wait_all_tasks_blocked()
     counts_from = 4
     links.send_empty()
-    await trio.sleep(GATHER_S)
     await wait_all_tasks_blocked()
     assert [(parcel.heads_from, parcel.items) for parcel in wires.sent] == [(1, [TableChanged(1)]), (4, [])]
 
@@ -152,24 +151,27 @@ async def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count
     assert (links.heads_count_from("b"), voids) == (6, ["b"])
 
 
-async def test_what_comes_after_a_rest_leaves_at_once_and_what_comes_close_behind_leaves_together(
+async def test_a_quiet_node_sends_at_once_and_a_busy_one_what_comes_close_behind_together(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     wires = Wires()
     links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
     nursery.start_soon(links.run)
-    links.send("b", TableChanged(1))
-    await wait_all_tasks_blocked()
-    assert [parcel.items for parcel in wires.sent] == [[TableChanged(1)]]
-    links.send("b", TableChanged(2))
-    await wait_all_tasks_blocked()
-    links.send("b", TableChanged(3))
-    await wait_all_tasks_blocked()
-    assert len(wires.sent) == 1
+
+    async def send(*versions: int) -> list[list[int]]:
+        """What has left when nothing more happens without time passing."""
+        for version in versions:
+            links.send("b", TableChanged(version))
+        await wait_all_tasks_blocked()
+        return [[item.version for item in parcel.items if type(item) is TableChanged] for parcel in wires.sent]
+
+    assert await send(1) == [[1]]
+    assert await send(2) == [[1], [2]]
+    many = range(3, 3 + GATHER_ITEMS_MIN)
+    await send(*many)
+    assert len(wires.sent) == 3
+    await send(20)
+    assert len(await send(21)) == 3
     await trio.sleep(GATHER_S)
-    await wait_all_tasks_blocked()
-    assert [parcel.items for parcel in wires.sent[1:]] == [[TableChanged(2), TableChanged(3)]]
-    await trio.sleep(GATHER_S)
-    links.send("b", TableChanged(4))
-    await wait_all_tasks_blocked()
-    assert [parcel.items for parcel in wires.sent[2:]] == [[TableChanged(4)]]
+    assert (await send())[2:] == [[*many], [20, 21]]
+    assert (await send(22))[4:] == [[22]]
