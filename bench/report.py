@@ -50,7 +50,8 @@ def as_table(result: Mapping[str, Any]) -> str:
     """The result for a terminal."""
     lines = [f"{result['bench']} on {result['machine']['processor']}, {result['machine']['cores']} cores"]
     lines += ["", *_rows([("figure", "value", "must", "aim", "reached"), *_judgement(result)])]
-    groups = {"all figures": result, "half load": result.get("half_load", {}), **result.get("peers", {})}
+    loads = {"half load": result.get("half_load", {}), "fixed load": result.get("fixed_load", {})}
+    groups = {"all figures": result, **loads, **result.get("peers", {})}
     for name, group in groups.items():
         figures = [(key, number(value)) for key, value in group.items() if isinstance(value, int | float)]
         if figures:

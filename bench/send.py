@@ -26,6 +26,10 @@ from bench.processes import NodeProcess
 SETTLE_S = 1.0
 """Seconds of load before a window begins."""
 
+FIXED_RATE_PER_S = 15_000.0
+"""Sends a second of the windows with a fixed load: what a node has to take at least. Half of what it takes at most
+grows with each thing that becomes cheaper for many sends at once; what a send takes at this rate can be compared."""
+
 BARE_S = 2.0
 """Seconds of bare commits in each turn."""
 
@@ -63,6 +67,7 @@ def measure(options: Options) -> dict[str, Any]:
             bare.append(_bare_commits(cores, options.data_parent, entry_bytes, batch))
         rate = median(sample.delivered / sample.busy.wall_s for sample in saturated)
         half = [load.call("paced", rate / 2, SETTLE_S, options.seconds) for _ in range(options.repeats)]
+        fixed = [load.call("paced", FIXED_RATE_PER_S, SETTLE_S, options.seconds) for _ in range(options.repeats)]
     bare_rate = median(rows_per_s for rows_per_s, _ in bare)
     return {
         "pairs": options.pairs,
@@ -75,14 +80,21 @@ def measure(options: Options) -> dict[str, Any]:
         "bare_commits_per_s": bare_rate,
         "bare_commits_per_cpu_s": median(rows_per_cpu_s for _, rows_per_cpu_s in bare),
         "entries_per_batch": batch,
-        "half_load": {
-            "sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in half),
-            **latency_ms(half),
-        },
+        "half_load": under_load(half),
+        "fixed_load": under_load(fixed),
         "busy": {
             "node": together([sample.busy for sample in saturated]),
             "node_half_load": together([sample.busy for sample in half]),
+            "node_fixed_load": together([sample.busy for sample in fixed]),
         },
+    }
+
+
+def under_load(samples: list[SendSample]) -> dict[str, float]:
+    """What windows at a given rate gave."""
+    return {
+        "sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in samples),
+        **latency_ms(samples),
     }
 
 
