@@ -6,7 +6,6 @@ from typing import Any, Final
 import msgspec
 import structlog
 import trio
-from cassandra import DriverException
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, Session
 from cassandra.query import BoundStatement, PreparedStatement
 
@@ -14,7 +13,7 @@ from protocol.frames import ConversationKind
 from store.cassandra_grouping import Grouping, Landing, replica_sets, tell
 from store.cassandra_migrations import check_schema
 from store.cassandra_requests import Requests, Rows
-from store.cassandra_session import READS, SERIAL_READS, Access, connect, open_cluster, replication_of
+from store.cassandra_session import DRIVER_ERRORS, READS, SERIAL_READS, Access, connect, open_cluster, replication_of
 from store.cassandra_statements import prepare
 from store.coordination import LeaseRecord
 from store.interface import NotWritten, StoreError, Unavailable
@@ -137,7 +136,7 @@ class CassandraTables:
             self._prepared = prepare(session)
         except BaseException as error:
             cluster.shutdown()
-            if isinstance(error, DriverException) and not isinstance(error, StoreError):
+            if isinstance(error, DRIVER_ERRORS) and not isinstance(error, StoreError):
                 raise Unavailable(f"Cassandra failed while its statements were prepared ({error})") from None
             raise
         return cluster, session

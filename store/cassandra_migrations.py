@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from cassandra import AlreadyExists, ConsistencyLevel, DriverException, InvalidRequest
+from cassandra import AlreadyExists, ConsistencyLevel, InvalidRequest
 from cassandra.cluster import Session
 from cassandra.query import SimpleStatement
 
-from store.cassandra_session import CannotUse
+from store.cassandra_session import DRIVER_ERRORS, CannotUse
 from store.interface import Unavailable
 from store.migrations import Migration, SchemaTooNew, migrations_in, refuse_newer
 
@@ -56,7 +56,7 @@ def schema_number(session: Session) -> int:
         return max((row[0] for row in rows), default=0)
     except InvalidRequest:
         return 0  # there is no such table
-    except DriverException as error:
+    except DRIVER_ERRORS as error:
         raise Unavailable(f"the schema's number cannot be read ({error})") from None
 
 
@@ -88,17 +88,18 @@ def migrate(session: Session, keyspace: str, told: Callable[[Migration], None]) 
         Unavailable: Cassandra does not answer, or another program migrates now; run it again.
     """
     migrations = cassandra_migrations()
-    refuse_newer(schema_number(session), len(migrations), f"keyspace {keyspace}")
     try:
+        # Before anything is read: a table that another program is just making can be read by nobody.
         for statement in _BOOKKEEPING:
             session.execute(statement, timeout=STATEMENT_TIMEOUT_S)
+        refuse_newer(schema_number(session), len(migrations), f"keyspace {keyspace}")
         with _lock(session, keyspace) as keep:
             found = schema_number(session)
             refuse_newer(found, len(migrations), f"keyspace {keyspace}")
             for migration in migrations[found:]:
                 told(migration)
                 _apply(session, migration, keep)
-    except DriverException as error:
+    except DRIVER_ERRORS as error:
         raise Unavailable(f"a migration was broken off ({error}): run it again") from None
     return len(migrations) - found
 

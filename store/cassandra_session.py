@@ -36,7 +36,7 @@ from cassandra.policies import (
     FallthroughRetryPolicy,
     TokenAwarePolicy,
 )
-from cassandra.protocol import SyntaxException
+from cassandra.protocol import ErrorMessage, SyntaxException
 from cassandra.query import tuple_factory
 from msgspec import Struct
 
@@ -54,6 +54,10 @@ SPECULATIVE_DELAY_S: Final = 0.2
 
 RECONNECT_MAX_S: Final = 10.0
 """Seconds between two attempts to reach a node of Cassandra that is away, at most."""
+
+DRIVER_ERRORS: Final = (DriverException, ErrorMessage)
+"""All that the driver raises. Some errors of a Cassandra node it passes on as the messages they came in, which are no
+DriverException: that it failed, starts, or has too much to do."""
 
 READS: Final = "reads"
 """The execution profile of reads."""
@@ -204,7 +208,7 @@ def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
         )
     except (InvalidRequest, SyntaxException, Unauthorized) as error:
         raise CannotUse(f"Cassandra refuses to make keyspace {access.keyspace!r}: {error}") from None
-    except DriverException as error:
+    except DRIVER_ERRORS as error:
         raise Unavailable(f"the keyspace may be made or not ({error}): run it again") from None
     return True
 
