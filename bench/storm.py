@@ -1,5 +1,6 @@
 """Everybody comes back at once: how long that takes, what it costs the store, and how long others' sends wait."""
 
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import quantiles
@@ -84,6 +85,7 @@ def measure(options: Options) -> dict[str, Any]:
         "back_p50_s": cuts[49],
         "back_p99_s": cuts[98],
         "connections_per_client": sum(each.attempts for each in returns) / clients,
+        "failures": dict(Counter(why for each in returns for why in each.failures)),
         "missed": sum(each.missed for each in returns),
         "store_reads_per_client": counted["cassandra_reads"] / clients,
         "statements_per_client": counted["cassandra_statements"] / clients,

@@ -5,6 +5,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from random import Random
 
 from msgspec import Struct
 
@@ -16,6 +17,9 @@ from bench.load.wire import client_frame, server_frames, unread_from
 from bench.machine import Busy, Cores, Meter
 from protocol.codec import decode_server_frame, encode_msgpack
 from protocol.frames import Sync, SyncPage
+
+PACE_SEED = 1
+"""Every window of an open loop has the same sends at the same times."""
 
 SILENCE_S = 10.0
 """Seconds without an acknowledgement or delivery, with some missing, that end the benchmark."""
@@ -101,16 +105,16 @@ class Pairs:
         return SendSample(self._acknowledged - acknowledged, self._delivered - delivered, latencies, busy)
 
     def _pace(self, rate_per_s: float, seconds: float) -> None:
-        senders = list(self._senders.values())
-        count = int(rate_per_s * seconds)
-        interval_ns = 1e9 / rate_per_s
-        began_ns = time.perf_counter_ns()
-        sent = 0
-        while sent < count:
-            due = min(count, int((time.perf_counter_ns() - began_ns) / interval_ns))
-            while sent < due:
-                self._send(senders[sent % len(senders)], 1, began_ns + int(sent * interval_ns))
-                sent += 1
+        """Sends as users make them who know nothing of each other: a Poisson process, and nobody takes turns."""
+        rng = Random(PACE_SEED)
+        senders, interval_ns = list(self._senders.values()), 1e9 / rate_per_s
+        due_ns = time.perf_counter_ns()
+        end_ns = due_ns + int(seconds * 1e9)
+        while due_ns < end_ns:
+            now_ns = min(end_ns, time.perf_counter_ns())
+            while due_ns < now_ns:
+                self._send(rng.choice(senders), 1, due_ns)
+                due_ns += int(rng.expovariate(1.0) * interval_ns) + 1
             time.sleep(TICK_S)
             self._take(0.0, refill=False)
 

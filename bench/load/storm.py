@@ -31,7 +31,7 @@ from protocol.frames import (
     SyncPage,
     Welcome,
 )
-from protocol.websocket import Opcode
+from protocol.websocket import Opcode, parse_close
 
 GROUP_MEMBERS = 20
 """Members of each conversation; all of them are clients of this benchmark, in one group of friends."""
@@ -46,26 +46,35 @@ _IP_BIND_ADDRESS_NO_PORT = 24  # of <linux/in.h>: let connect() choose the port,
 
 
 class Return(Struct, frozen=True):
-    """How one client came back: seconds from the drop until its Sync was answered, and connections it took."""
+    """How one client came back.
+
+    Attributes:
+        seconds: from the drop until its Sync was answered.
+        attempts: connections it took.
+        missed: conversations of which it was told news.
+        failures: why each of the other connections was given up.
+    """
 
     seconds: float
     attempts: int
     missed: int
+    failures: list[str]
 
 
 class _Client:
     """A client on its way back. ``sock`` is None while it waits for its next attempt."""
 
-    __slots__ = ("attempts", "backoff", "data", "greeted", "number", "sock", "sync")
+    __slots__ = ("attempts", "backoff", "data", "failures", "greeted", "number", "sock", "sync", "welcomed")
 
     def __init__(self, number: int, sync: bytes, backoff: Backoff) -> None:
         self.number = number
         self.sync = sync
         self.backoff = backoff
         self.attempts = 0
+        self.failures: list[str] = []
         self.sock: socket.socket | None = None
         self.data = b""
-        self.greeted = False
+        self.greeted = self.welcomed = False
 
 
 class Storm:
@@ -136,8 +145,8 @@ class Storm:
             self._connect(heapq.heappop(self._due)[2])
         while self._patience and self._patience[0][0] <= now_s:
             _, client, sock = self._patience.popleft()
-            if client.sock is sock and client.number not in self._back:
-                self._failed(client, 0.0)
+            if client.sock is sock and not client.welcomed:
+                self._failed(client, "no answer in time")
         wait_s = min(0.05, max(0.0, self._due[0][0] - now_s)) if self._due else 0.05
         for fd, events in self._epoll.poll(wait_s):
             client = self._clients[fd]
@@ -158,7 +167,8 @@ class Storm:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((source_address(client.number, self._first_address), 0))
         sock.connect_ex((self._door.host, self._door.port))
-        client.sock, client.data, client.greeted = sock, b"", False
+        client.sock, client.data = sock, b""
+        client.greeted = client.welcomed = False
         client.attempts += 1
         self._clients[sock.fileno()] = client
         self._patience.append((time.monotonic() + limits.AUTHENTICATE_TIMEOUT_S, client, sock))
@@ -167,14 +177,15 @@ class Storm:
     def _connected(self, client: _Client) -> None:
         assert client.sock is not None
         if client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._failed(client, 0.0)
+            self._failed(client, "not connected")
             return
         client.sock.send(self._requests[client.number])
         self._epoll.modify(client.sock, select.EPOLLIN)
 
-    def _failed(self, client: _Client, retry_after_s: float) -> None:
+    def _failed(self, client: _Client, why: str, retry_after_s: float = 0.0) -> None:
         """Give a connection up and try again later, as the SDK does."""
         assert client.sock is not None
+        client.failures.append(why)
         self._epoll.unregister(client.sock)
         del self._clients[client.sock.fileno()]
         client.sock.close()
@@ -188,7 +199,7 @@ class Storm:
         except ConnectionResetError:
             chunk = b""
         if not chunk:
-            self._failed(client, 0.0)
+            self._failed(client, "closed without a close frame")
             return
         client.data += chunk
         if not client.greeted:
@@ -196,7 +207,7 @@ class Storm:
             if not blank:
                 return
             if not head.startswith(b"HTTP/1.1 101 "):
-                self._failed(client, _retry_after_s(head))
+                self._failed(client, head[:12].decode("latin-1"), _retry_after_s(head))
                 return
             client.data, client.greeted = rest, True
         self._frames(client)
@@ -206,18 +217,20 @@ class Storm:
         end = 0
         for opcode, start, stop in server_frames(client.data):
             if opcode == Opcode.CLOSE:
-                self._failed(client, 0.0)
+                code, _reason = parse_close(client.data[start:stop])
+                self._failed(client, f"close code {code}")
                 return
             frame = decode_server_frame(client.data[start:stop])
             end = stop
             if isinstance(frame, Welcome):
+                client.welcomed = True
                 client.sock.send(client.sync)
             elif isinstance(frame, ErrorReply):
-                self._failed(client, (frame.retry_after_ms or 0) / 1e3)
+                self._failed(client, f"error {int(frame.code)}", (frame.retry_after_ms or 0) / 1e3)
                 return
             elif isinstance(frame, SyncPage) and frame.done:
                 seconds = time.monotonic() - self._dropped_s
-                self._back[client.number] = Return(seconds, client.attempts, len(frame.conversations))
+                self._back[client.number] = Return(seconds, client.attempts, len(frame.conversations), client.failures)
         client.data = client.data[end:]
 
 
