@@ -16,7 +16,7 @@ from bench.load.pairs import SendSample
 from bench.machine import choose_cores, together
 from bench.node import read_metrics
 from bench.processes import NodeProcess
-from bench.send import SETTLE_S, bare_rate, connect_pairs, latency_ms
+from bench.send import SETTLE_S, bare_rate, connect_pairs, latency_ms, under_load
 
 BARE_S = 4.0
 """Seconds of bare inserts in each turn."""
@@ -79,10 +79,9 @@ def measure(options: Options) -> dict[str, Any]:
         "idle_statements_per_s": idle.statements,
         "idle_redis_commands_per_s": idle.redis_commands,
         "half_load": {
-            "sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in half),
             "node_cpu_us_per_send": median(1e6 * s.busy.server * s.busy.wall_s / s.delivered for s in half),
             "cassandra_cpu_us_per_send": median(1e6 * s.busy.backend * s.busy.wall_s / s.delivered for s in half),
-            **latency_ms(half),
+            **under_load(half),
         },
         "busy": {
             "node": together([sample.busy for sample in saturated]),

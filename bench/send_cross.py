@@ -21,7 +21,7 @@ from bench.machine import Cores, choose_cores, process_cpu_ns, together
 from bench.node import read_metrics
 from bench.parcel_cost import redis_cpu_us_per_parcel
 from bench.processes import NodeProcess
-from bench.send import SETTLE_S, connect_pairs, latency_ms
+from bench.send import SETTLE_S, connect_pairs, latency_ms, under_load
 from bench.send_cassandra import Counts, Options, by_sends, counts, idle_counts_per_s
 from store.coordination import SLOTS
 
@@ -77,8 +77,7 @@ def measure(options: Options) -> dict[str, Any]:
         "entry_bytes": entry_bytes,
         "slots_of_the_senders_node": owned,
         "saturated_sends_per_s": rate,
-        "sends_per_s": median(sample.delivered / sample.busy.wall_s for sample in half),
-        **latency_ms(half),
+        **under_load(half),
         "alone_delivery_p99_ms": latency_ms(alone)["delivery_p99_ms"],
         "hop_cpu_us": (cross_us - alone_us) / NODES,
         "both_nodes_cpu_us": cross_us,

@@ -84,7 +84,7 @@ def measure(options: Options) -> dict[str, Any]:
         "all_back_s": max(each.seconds for each in returns),
         "back_p50_s": cuts[49],
         "back_p99_s": cuts[98],
-        "connections_per_client": sum(each.attempts for each in returns) / clients,
+        "connections_per_client": sum(1 + len(each.failures) for each in returns) / clients,
         "failures": dict(Counter(why for each in returns for why in each.failures)),
         "missed": sum(each.missed for each in returns),
         "store_reads_per_client": counted["cassandra_reads"] / clients,

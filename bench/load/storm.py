@@ -50,13 +50,11 @@ class Return(Struct, frozen=True):
 
     Attributes:
         seconds: from the drop until its Sync was answered.
-        attempts: connections it took.
         missed: conversations of which it was told news.
-        failures: why each of the other connections was given up.
+        failures: why each connection that it took before the last was given up.
     """
 
     seconds: float
-    attempts: int
     missed: int
     failures: list[str]
 
@@ -64,13 +62,12 @@ class Return(Struct, frozen=True):
 class _Client:
     """A client on its way back. ``sock`` is None while it waits for its next attempt."""
 
-    __slots__ = ("attempts", "backoff", "data", "failures", "greeted", "number", "sock", "sync", "welcomed")
+    __slots__ = ("backoff", "data", "failures", "greeted", "number", "sock", "sync", "welcomed")
 
     def __init__(self, number: int, sync: bytes, backoff: Backoff) -> None:
         self.number = number
         self.sync = sync
         self.backoff = backoff
-        self.attempts = 0
         self.failures: list[str] = []
         self.sock: socket.socket | None = None
         self.data = b""
@@ -169,7 +166,6 @@ class Storm:
         sock.connect_ex((self._door.host, self._door.port))
         client.sock, client.data = sock, b""
         client.greeted = client.welcomed = False
-        client.attempts += 1
         self._clients[sock.fileno()] = client
         self._patience.append((time.monotonic() + limits.AUTHENTICATE_TIMEOUT_S, client, sock))
         self._epoll.register(sock, select.EPOLLOUT)
@@ -230,7 +226,7 @@ class Storm:
                 return
             elif isinstance(frame, SyncPage) and frame.done:
                 seconds = time.monotonic() - self._dropped_s
-                self._back[client.number] = Return(seconds, client.attempts, len(frame.conversations), client.failures)
+                self._back[client.number] = Return(seconds, len(frame.conversations), list(client.failures))
         client.data = client.data[end:]
 
 
