@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
-from protocol.frames import EntryKind
 from store.embedded_queries import entries_between
 from store.embedded_recent import Recent, Slice, last_seq
 from store.entries import NO_CHANGES, Append, ConversationRecord, ReceiptRecord, StoredEntry, changes_of
 from store.interface import NotWritten, StaleEpoch, StoreError
-
-MESSAGE: Final = int(EntryKind.MESSAGE)
 
 ROWS_PER_STATEMENT: Final = (256, 64, 16, 4, 1)
 """Rows of one INSERT, largest first. One statement of many rows holds Python's interpreter lock once, where
@@ -232,7 +229,7 @@ class Log:
         for stored in entries:
             position += 1
             rows += (position, key, stored.entry.seq, stored.encoded)
-            if stored.entry.kind != MESSAGE and changes_of(stored.entry) is not NO_CHANGES:
+            if changes_of(stored.entry) is not NO_CHANGES:
                 self._change(conversation, stored)
         self._position = position
         conversation.head += len(entries)

@@ -145,6 +145,7 @@ class Fanout:
     def _write_one(self, recipients: Collection[str], delivery: Delivery) -> None:
         """As ``_write_few``, of one entry: nearly every delivery is like this."""
         by_user, origin = self._by_user, delivery.origins[0]
+        batch: PushBatch | None = None
         data = encode_for(EntryPush(delivery.conversation_id, Raw(delivery.entries[0])), json=False)
         for user in recipients:
             target = by_user.get(user)
@@ -152,7 +153,8 @@ class Fanout:
                 continue
             self.deliveries += 1
             if target.flags:
-                self._write_special(target, PushBatch(delivery))
+                batch = batch or PushBatch(delivery)
+                self._write_special(target, batch)
             else:
                 self._writer.write(target, data)  # type: ignore[arg-type]
 

@@ -95,7 +95,7 @@ class Appender:
             return
         if user not in conversation.members:
             raise not_found()
-        if self._backlog.waiting >= self._backlog.waiting_max:
+        if self._backlog.full:
             self._counters.overloaded += 1
             raise overloaded(self._backlog.waiting)
         if type(command) is Send:

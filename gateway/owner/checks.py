@@ -8,8 +8,10 @@ from protocol.frames import Metadata, Send
 def check_message(command: Send) -> None:
     """Raises Refused for a body or metadata outside of the protocol's limits."""
     length = len(command.body)
-    if not 0 < length <= limits.BODY_CHARS_MAX:
-        raise too_long("the body", length, limits.BODY_CHARS_MAX, "characters") if length else body_empty()
+    if not length:
+        raise body_empty()
+    if length > limits.BODY_CHARS_MAX:
+        raise too_long("the body", length, limits.BODY_CHARS_MAX, "characters")
     if command.metadata:
         _check_metadata(command.metadata)
 
