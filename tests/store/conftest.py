@@ -1,14 +1,11 @@
 import pytest
-import trio
 
 from store.embedded import EmbeddedStore
+from tests.store.running import running
 
 
 @pytest.fixture
 async def store(tmp_path):
     """A running embedded store in a new directory."""
-    opened = EmbeddedStore.open(tmp_path / "data")
-    async with trio.open_nursery() as nursery:
-        await nursery.start(opened.run)
+    async with running(EmbeddedStore.open(tmp_path / "data")) as opened:
         yield opened
-        nursery.cancel_scope.cancel()
