@@ -39,7 +39,8 @@ ANSWER_MAX_S: Final = 10.0
 
 FRESH_S: Final = 1.0
 """Seconds after which a command that was never sent counts as a repeat: its client may have given it up and repeated it
-through another node, so its owner has to look it up. Until then, an owner's memory of what it appended last does."""
+through another node, so its owner has to look it up. What is held up later, on its way between nodes, the owner knows
+by the repeat that came before it (``gateway.owner.deduplication.Repeats``)."""
 
 SWEEP_S: Final = 0.5
 """Seconds between two looks for commands that are overdue, and for owners that are to be asked once more."""

@@ -14,9 +14,9 @@ from gateway.broker import Delivery, EdgePort, Origin
 from gateway.config import Settings
 from gateway.owner.backlog import Backlog
 from gateway.owner.checks import check_message
-from gateway.owner.conversation import Conversation, Key, Pending
+from gateway.owner.conversation import Conversation, Pending
 from gateway.owner.counters import OwnerCounters
-from gateway.owner.deduplication import Appending, same_content
+from gateway.owner.deduplication import Appending, Key, Repeats, same_content
 from gateway.owner.members import Draft, draft
 from gateway.owner.pace import Pace
 from gateway.owner.ports import Ownership
@@ -60,6 +60,7 @@ class Appender:
         self._resume = resume
         self._look_up = look_up
         self._wrote = wrote
+        self._repeats = Repeats()
         self._dirty: list[Conversation] = []
         self._arrived_s = 0.0
         self._wake = trio.Event()
@@ -90,7 +91,9 @@ class Appender:
             return
         if conversation.is_channel:
             conversation.require_known((user, *getattr(command, "users", ())))
-        if command.attempt > 1 and not looked_up:
+        seen = self._repeats.seen
+        if not looked_up and (command.attempt > 1 or (seen and (conversation.conversation_id, key) in seen)):
+            self._repeats.note(conversation.conversation_id, key)
             self._look_up(conversation, origin, command)
             return
         if user not in conversation.members:

@@ -10,14 +10,12 @@ from collections.abc import Collection
 from msgspec import Struct
 
 from gateway.broker import Origin, followers_of, is_channel
+from gateway.owner.deduplication import Key
 from gateway.refusals import not_found
 from protocol.codec import decode_entry
 from protocol.frames import Command, ConversationKind, Entry
 from store.entries import Append, Loaded, MemberRecord, StoredEntry, changes_of
 from store.interface import StoreError
-
-Key = tuple[str, str]
-"""Sender and client_msg_id: what makes a repeat recognisable."""
 
 
 class Pending(Struct, gc=False):

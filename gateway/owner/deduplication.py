@@ -1,9 +1,41 @@
 """Recognising a repeat: whether a command says what the entry under its client_msg_id says."""
 
+from typing import Final
+
 from protocol.frames import AddMembers, Entry, EntryKind, RemoveMembers, Rename, Send
 
 Appending = Send | AddMembers | RemoveMembers | Rename
 """The commands that append one entry to an existing conversation, each under a client_msg_id."""
+
+Key = tuple[str, str]
+"""Sender and client_msg_id: what makes a repeat recognisable."""
+
+REPEATS_MAX: Final = 16_384
+"""Repeats that an owner remembers, the last ones: some 250 B each. Few commands are repeated, so that this reaches back
+for minutes even where a whole node's clients have come back."""
+
+
+class Repeats:
+    """The repeats that came last, so that a first attempt which comes after its repeat is looked up as well.
+
+    A first attempt that the tail does not know is taken for new, which saves a look into the store. But its client may
+    have given it up, on a connection or a node that was silent for a while, and repeated it on another one; and what
+    lay in between may come after so many other entries that the tail has forgotten the repeat.
+
+    Attributes:
+        seen: conversation and key of each, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[str, Key], None] = {}
+
+    def note(self, conversation_id: str, key: Key) -> None:
+        """Remember a repeat as the last one."""
+        repeat = conversation_id, key
+        self.seen.pop(repeat, None)
+        self.seen[repeat] = None
+        if len(self.seen) > REPEATS_MAX:
+            del self.seen[next(iter(self.seen))]
 
 
 def same_content(entry: Entry, command: Appending) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.owner.deduplication import Repeats
 from protocol.errors import ErrorCode
 from protocol.frames import AddMembers, RemoveMembers, Rename, Send, SendAck
 from store.interface import Unavailable
@@ -149,18 +150,37 @@ async def test_two_lookups_for_one_id_append_it_once(world, alice):
 async def test_a_lookup_overtaken_by_more_than_the_tail_looks_again(start_world, alice, bob):
     world = await start_world(tail_entries_max=16)
     conversation_id = await world.direct(alice, "bob")
-    world.store.gate = trio.Event()
+    late = world.store.gate = trio.Event()
     world.send(alice, conversation_id, "m1", attempt=2)  # the store has looked, and answers late
     await wait_all_tasks_blocked()
-    world.send(FakeOrigin("alice"), conversation_id, "m1", attempt=1)
+    world.store.gate = None
+    await world.ask(FakeOrigin("alice"), Send(1, conversation_id, "m1", "m1", attempt=3))
     for n in range(20):
         world.send(bob, conversation_id, f"n{n}")
     await wait_all_tasks_blocked()
-    world.store.gate.set()
+    late.set()
     await wait_all_tasks_blocked()
     assert [reply.seq for reply in world.edge.replies_to(alice)] == [2]
     assert world.edge.replies_to(alice)[0].duplicate
-    assert world.store.calls["find"] == 2
+    assert world.store.calls["find"] == 3
+
+
+async def test_a_first_attempt_that_comes_long_after_its_repeat_is_recognised(start_world, alice, bob):
+    world = await start_world(tail_entries_max=16)
+    conversation_id = await world.direct(alice, "bob")
+    repeat = await world.ask(alice, Send(1, conversation_id, "m1", "hello", attempt=2))
+    for n in range(20):
+        await world.ask(bob, Send(1, conversation_id, f"n{n}", "noise"))
+    first = await world.ask(FakeOrigin("alice"), Send(2, conversation_id, "m1", "hello"))
+    assert first == SendAck(2, repeat.seq, repeat.time_us, duplicate=True)
+
+
+def test_of_very_many_repeats_the_last_ones_are_remembered(monkeypatch):
+    monkeypatch.setattr("gateway.owner.deduplication.REPEATS_MAX", 2)
+    repeats = Repeats()
+    for name in ("m1", "m2", "m1", "m3"):  # m1 comes anew, so that m2 is the oldest
+        repeats.note("g-team", ("alice", name))
+    assert list(repeats.seen) == [("g-team", ("alice", "m1")), ("g-team", ("alice", "m3"))]
 
 
 async def test_a_lookup_that_fails_is_retryable_and_appends_nothing(world, alice):
