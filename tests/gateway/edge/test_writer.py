@@ -283,3 +283,15 @@ async def test_what_is_written_together_and_does_not_fit_is_queued_and_follows_i
         peer.read()
         await edge.settle()
     assert [payload for _, payload in peer.ws_frames()] == bodies
+
+
+def test_what_is_written_together_counts_as_queued_as_soon_as_it_does_not_fit(edge):
+    slow, quick = edge.connect("slow", buffer=TINY), edge.connect("quick")
+    with edge.writer.together:
+        for _ in range(30):
+            for peer in (slow, quick):
+                edge.writer.write(peer.connection, FRAME)
+        assert edge.writer.bytes_queued <= QUEUE_BYTES_MAX
+    assert slow.connection.flags & CLOSING
+    assert edge.writer.slow_consumers == 1
+    assert quick.read() == FRAME * 30
