@@ -13,7 +13,6 @@ from cassandra import (
     ConsistencyLevel,
     DriverException,
     InvalidRequest,
-    OperationTimedOut,
     ProtocolVersion,
     Unauthorized,
     UnresolvableContactPoints,
@@ -28,6 +27,7 @@ from cassandra.cluster import (
     ResponseFuture,
     Session,
 )
+from cassandra.connection import ConnectionException
 from cassandra.metadata import NetworkTopologyStrategy, protect_name
 from cassandra.policies import (
     ConstantSpeculativeExecutionPolicy,
@@ -55,9 +55,10 @@ SPECULATIVE_DELAY_S: Final = 0.2
 RECONNECT_MAX_S: Final = 10.0
 """Seconds between two attempts to reach a node of Cassandra that is away, at most."""
 
-DRIVER_ERRORS: Final = (DriverException, ErrorMessage)
-"""All that the driver raises. Some errors of a Cassandra node it passes on as the messages they came in, which are no
-DriverException: that it failed, starts, or has too much to do."""
+DRIVER_ERRORS: Final = (DriverException, ErrorMessage, NoHostAvailable, ConnectionException)
+"""All that the driver raises: of these only some are a DriverException. Some errors of a Cassandra node it passes on as
+the messages they came in: that it failed, starts, or has too much to do. That no node is there, or that a connection
+ended under a request, it tells by errors of their own."""
 
 READS: Final = "reads"
 """The execution profile of reads."""
@@ -175,8 +176,8 @@ def connect(cluster: Cluster, access: Access) -> Session:
         raise _wrong_credentials(access, error) from None
     except InvalidRequest as error:
         raise CannotUse(f"Cassandra refuses keyspace {access.keyspace!r}: {error}") from None
-    except OperationTimedOut as error:
-        raise Unavailable(f"Cassandra does not answer in time ({error})") from None
+    except DRIVER_ERRORS as error:
+        raise Unavailable(f"Cassandra failed while keyspace {access.keyspace!r} was entered ({error})") from None
     return session
 
 
@@ -211,6 +212,17 @@ def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
     except DRIVER_ERRORS as error:
         raise Unavailable(f"the keyspace may be made or not ({error}): run it again") from None
     return True
+
+
+def asked_datacenter(cluster: Cluster, access: Access) -> str:
+    """The datacenter whose replicas alone are asked; empty: those of all are. Call it behind ``connect``.
+
+    Where none is named the driver takes that of the first host that answers; ``connect`` has made sure that there is no
+    other then.
+    """
+    if access.consistency != LOCAL:
+        return ""
+    return access.datacenter or min(_nodes(cluster), default="")
 
 
 def _check_datacenter(cluster: Cluster, access: Access) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cassandra.cluster import NoHostAvailable
+from cassandra.connection import ConnectionShutdown
 from cassandra.protocol import OverloadedErrorMessage, ServerError
 
 from store.cassandra_migrations import migrate, schema_number
@@ -25,7 +27,15 @@ class PretendedSession:
         return self._answer(text)
 
 
-@pytest.mark.parametrize("error", [UNKNOWN_TABLE, OverloadedErrorMessage(0x1001, "too much to do", None)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        UNKNOWN_TABLE,
+        OverloadedErrorMessage(0x1001, "too much to do", None),
+        NoHostAvailable("Unable to complete the operation against any hosts", {}),
+        ConnectionShutdown("Connection to 127.0.0.1:9042 was closed"),
+    ],
+)
 def test_a_failing_cassandra_is_not_our_bug(error: Exception) -> None:
     def fail(_text: str) -> list[tuple[Any, ...]]:
         raise error
