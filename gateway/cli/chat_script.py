@@ -69,7 +69,8 @@ class Script:
             self._not_sent += 1
             print(f"tidegate: line {number} was not sent: {error}", file=sys.stderr)
             name = outgoing.client_msg_id if outgoing is not None else ""
-            self._print(MessageNotSent(self._chat.conversation_id, name, body, str(error)))
+            shown = body.encode(errors="replace").decode()  # a refused line may have bytes that are no UTF-8
+            self._print(MessageNotSent(self._chat.conversation_id, name, shown, str(error)))
         else:
             self._print(MessageSent(self._chat.conversation_id, outgoing.client_msg_id, sent.seq, sent.time_us))
 

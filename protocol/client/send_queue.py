@@ -352,7 +352,13 @@ def _check(item: Outgoing) -> None:
     if len(item.body) > limits.BODY_CHARS_MAX:
         text = f"the body has {len(item.body):,} characters, no more than {limits.BODY_CHARS_MAX:,} are allowed"
         raise SendRefused(ErrorCode.TOO_LONG, text)
-    size = len(encode_msgpack(item.command(2**32 - 1)))
+    try:
+        size = len(encode_msgpack(item.command(2**32 - 1)))
+    except UnicodeEncodeError as error:
+        # what Python makes of bytes that are no UTF-8 (surrogateescape), or half of a character from UTF-16
+        code = ord(error.object[error.start])
+        text = f"U+{code:04X}, half of a surrogate pair, is no character: text must be such that UTF-8 can hold it"
+        raise SendRefused(ErrorCode.BAD_REQUEST, text) from None
     if size > limits.COMMAND_BYTES_MAX:
         text = f"the message takes {size:,} bytes, no more than {limits.COMMAND_BYTES_MAX:,} are allowed"
         raise SendRefused(ErrorCode.TOO_LONG, text)

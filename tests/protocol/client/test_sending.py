@@ -121,6 +121,8 @@ async def test_final_refusals_are_raised_and_do_not_block_the_next(
         ("", None, "BODY_EMPTY"),
         ("x" * 4001, None, "4,001 characters"),
         ("x", {"k": "v" * 70_000}, "no more than 65,536"),
+        ("caf\udce9", None, r"BAD_REQUEST: U\+DCE9, half of a surrogate pair"),
+        ("x", {"k": "\ud83d"}, r"U\+D83D, half of a surrogate pair"),
     ],
 )
 async def test_what_no_node_takes_is_refused_before_it_is_sent(
