@@ -2,7 +2,7 @@
 
 import secrets
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ import click
 import trio
 
 from gateway.cli.errors import USAGE, CliError
+from gateway.cli.settings_options import settings_of, settings_options
+from gateway.cli.token import token_for
 from protocol import limits
 
 if TYPE_CHECKING:
@@ -29,17 +31,15 @@ if TYPE_CHECKING:
     "--url", default="http://127.0.0.1:8480", show_default=True, envvar="TIDEGATE_URL", help="where the node listens"
 )
 @click.option(
-    "--token", default="", envvar="TIDEGATE_TOKEN", help="your token; without one, a development token is made"
+    "--token", default="", envvar="TIDEGATE_TOKEN", help="your token; without one, it is made as tidegate token does"
 )
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), default=Path("data"), show_default=True,
-    envvar="TIDEGATE_DATA_DIR", help="data directory of a node on this machine, for development tokens",
-)  # fmt: skip
 @click.option("--device", default="", metavar="NAME", help="name of this device; default: a new one each time")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object an event, for scripts")
+@settings_options("data_dir")
 def command(
-    user: str, peers: tuple[str, ...], group: str, url: str, token: str, data_dir: Path, device: str, as_json: bool
-) -> None:
+    user: str, peers: tuple[str, ...], group: str, url: str, token: str, device: str, as_json: bool,
+    config_file: Path | None, **options: object,
+) -> None:  # fmt: skip
     """Chat in the terminal, or from a script.
 
     On a terminal: history on entry, live messages, who is typing, and how far each of your messages is
@@ -61,7 +61,7 @@ def command(
             raise CliError(text, USAGE)
     from gateway.cli.chat_session import Goal
 
-    tokens = token or _development_tokens(data_dir, user)
+    tokens = token or _development_tokens(user, config_file, options)
     trio.run(_chat, Goal(user, list(peers), group), url, tokens, device or f"chat-{secrets.token_hex(4)}", as_json)
 
 
@@ -88,19 +88,21 @@ async def _chat(goal: "Goal", url: str, token: "TokenProvider", device: str, as_
     await plainly(work)
 
 
-def _development_tokens(data_dir: Path, user: str) -> Callable[[], Awaitable[str]]:
-    """A provider of development tokens for ``user``.
+def _development_tokens(
+    user: str, config_file: Path | None, options: Mapping[str, object]
+) -> Callable[[], Awaitable[str]]:
+    """A provider of development tokens for ``user``, which a node with the same settings accepts.
 
     Raises:
-        CliError: there is no usable secret in ``data_dir``.
+        CliError: none can be made.
     """
-    from gateway.auth import SecretUnusable, development_token
+    settings = settings_of(config_file, options)
 
     def make() -> str:
         try:
-            return development_token(data_dir, user)
-        except SecretUnusable as error:
-            raise CliError(f"{error}; or pass a token with --token") from None
+            return token_for(user, settings)
+        except CliError as error:
+            raise CliError(f"{error.message}; or pass a token with --token", error.exit_code) from None
 
     make()
 

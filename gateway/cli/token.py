@@ -8,6 +8,7 @@ import click
 
 from gateway.cli.errors import USAGE, CliError
 from gateway.cli.settings_options import settings_of, settings_options
+from gateway.config import Settings
 from protocol import limits
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -46,14 +47,24 @@ def command(user: str, ttl: int, config_file: Path | None, **options: object) ->
     \b
     curl -H "Authorization: Bearer $(tidegate token alice)" http://127.0.0.1:8480/v1/conversations
     """
+    click.echo(token_for(user, settings_of(config_file, options), ttl))
+
+
+def token_for(user: str, settings: Settings, ttl_s: int | None = None) -> str:
+    """A token that a node with these settings accepts, for a day unless told otherwise.
+
+    Raises:
+        CliError: ``user`` is no user id, or such a node takes no tokens that are made here.
+    """
     from gateway.auth import AuthMisconfigured, SecretUnusable, development_token, sign_token
+    from gateway.auth.development import DEVELOPMENT_TOKEN_TTL_S
     from gateway.auth.keys import hmac_secret
 
+    ttl_s = ttl_s or DEVELOPMENT_TOKEN_TTL_S
     if not 0 < len(user) <= limits.USER_ID_CHARS_MAX or not user.isprintable():
         raise CliError(
             f"the user id has {len(user)} characters; allowed are 1 to {limits.USER_ID_CHARS_MAX}, all printable", USAGE
         )
-    settings = settings_of(config_file, options)
     if settings.auth_algorithm != "HS256":
         raise CliError(
             f"this node accepts {settings.auth_algorithm} tokens, which only your token issuer can make; "
@@ -64,9 +75,7 @@ def command(user: str, ttl: int, config_file: Path | None, **options: object) ->
     try:
         if settings.auth_secret:
             hmac_secret(settings.auth_secret)
-            token = sign_token(settings.auth_secret, user, ttl_s=ttl, audience=audience, issuer=issuer)
-        else:
-            token = development_token(settings.data_dir, user, ttl_s=ttl, audience=audience, issuer=issuer)
+            return sign_token(settings.auth_secret, user, ttl_s=ttl_s, audience=audience, issuer=issuer)
+        return development_token(settings.data_dir, user, ttl_s=ttl_s, audience=audience, issuer=issuer)
     except (SecretUnusable, AuthMisconfigured) as error:
         raise CliError(str(error)) from None
-    click.echo(token)

@@ -3,16 +3,18 @@
 import io
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
 from click.testing import CliRunner
 
+from gateway.auth import Verifier, development_secret
 from gateway.cli.chat import command
 from gateway.cli.chat_script import Script
 from gateway.cli.chat_session import Goal, open_chat, plainly
 from gateway.cli.errors import CliError
+from gateway.config import Settings
 from protocol.client import connect
 from protocol.errors import ErrorCode
 from protocol.frames import EntryKind, ErrorReply, Send
@@ -61,6 +63,17 @@ async def test_a_refused_line_is_told_and_the_others_are_sent(node: FakeNode, mo
         await chat(node, Goal("alice", ["bob"], ""), text, monkeypatch)
     assert [entry.body for entry in node.logs["d-bob"][1:]] == ["one", "three"]
     assert "line 2 was not sent: TOO_LONG: the body has 5,000 characters" in capsys.readouterr().err
+
+
+async def test_a_line_that_is_not_utf8_is_told_and_the_others_are_sent(node: FakeNode, monkeypatch, capsys) -> None:
+    text = "one\n" + b"caf\xe9\n".decode(errors="surrogateescape") + "three\n"
+    with pytest.raises(CliError, match="1 of the lines could not be sent"):
+        await chat(node, Goal("alice", ["bob"], ""), text, monkeypatch, as_json=True)
+    assert [entry.body for entry in node.logs["d-bob"][1:]] == ["one", "three"]
+    captured = capsys.readouterr()
+    assert "line 2 was not sent: BAD_REQUEST: U+DCE9, half of a surrogate pair" in captured.err
+    (not_sent,) = [event for event in map(json.loads, captured.out.splitlines()) if event["event"] == "not_sent"]
+    assert not_sent["body"] == "caf?"
 
 
 async def test_a_refusal_of_the_node_is_told_too(node: FakeNode, monkeypatch, capsys) -> None:
@@ -114,6 +127,7 @@ async def test_a_group_is_created_from_its_members(node: FakeNode, monkeypatch) 
         (["--as", "alice"], 2, "with whom?"),
         (["--as", "x" * 129, "--to", "bob"], 2, "1 to 128 characters"),
         (["--as", "alice", "--to", "bob", "--data-dir", "/nonexistent"], 1, "pass a token with --token"),
+        (["--as", "alice", "--to", "bob", "--config", "/nonexistent"], 2, "cannot be read"),
         (["--as", "alice", "--to", "bob", "--token", "t", "--url", "node"], 2, "ws://HOST:PORT"),
     ],
 )
@@ -121,6 +135,25 @@ def test_usage(arguments: list[str], code: int, message: str) -> None:
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == code
     assert message in result.output
+
+
+def test_a_token_is_made_from_the_settings_as_tidegate_token_makes_it(tmp_path, monkeypatch) -> None:
+    """What the nodes of a cluster share is a secret; the data directory at hand may be that of another node."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIDEGATE_AUTH_SECRET", "x" * 32)
+    (tmp_path / "tidegate.toml").write_text('auth_audience = "a"\nauth_issuer = "i"\n')
+    development_secret(tmp_path / "data")
+    made: list[str] = []
+    really_run = trio.run
+
+    def run(_work: object, _goal: Goal, _url: str, provider: Callable[[], Awaitable[str]], *_: object) -> None:
+        made.append(really_run(provider))
+
+    monkeypatch.setattr("gateway.cli.chat.trio.run", run)
+    result = CliRunner().invoke(command, ["--as", "alice", "--to", "bob"])
+    assert result.exit_code == 0, result.output
+    node_settings = Settings(auth_secret="x" * 32, auth_audience="a", auth_issuer="i")
+    assert Verifier.from_settings(node_settings).verify(made[0]).user == "alice"
 
 
 def test_the_examples_in_the_help_stand_one_a_line() -> None:
