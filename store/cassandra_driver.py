@@ -13,7 +13,16 @@ from protocol.frames import ConversationKind
 from store.cassandra_grouping import Grouping, Landing, replica_sets, tell
 from store.cassandra_migrations import check_schema
 from store.cassandra_requests import Requests, Rows
-from store.cassandra_session import DRIVER_ERRORS, READS, SERIAL_READS, Access, connect, open_cluster, replication_of
+from store.cassandra_session import (
+    DRIVER_ERRORS,
+    READS,
+    SERIAL_READS,
+    Access,
+    asked_datacenter,
+    connect,
+    open_cluster,
+    replication_of,
+)
 from store.cassandra_statements import prepare
 from store.coordination import LeaseRecord
 from store.interface import NotWritten, StoreError, Unavailable
@@ -60,6 +69,7 @@ class CassandraTables:
     Attributes:
         waiting_for: what ``run`` waits for before it starts, in words; empty once it has started.
         reads: statements sent that read, those behind a transaction whose outcome is unknown included, ever.
+        datacenter: whose replicas alone are asked; empty: those of all are, or it is not known yet.
     """
 
     def __init__(self, access: Access, requests_max: int, *, patient: bool = True) -> None:
@@ -75,6 +85,7 @@ class CassandraTables:
         self._requests_max = requests_max
         self.waiting_for = "no connection to Cassandra was tried yet"
         self.reads = 0
+        self.datacenter = ""
         self._requests: Requests | None = None
         self._prepared: dict[str, PreparedStatement] = {}
         self._replicas_of: Callable[[bytes], object] = lambda _key: None
@@ -134,6 +145,7 @@ class CassandraTables:
             for doubt in doubts(replication_of(cluster, access), access.consistency, access.datacenter):
                 log.warning("the keyspace's copies", keyspace=access.keyspace, doubt=doubt)
             self._prepared = prepare(session)
+            self.datacenter = asked_datacenter(cluster, access)
         except BaseException as error:
             cluster.shutdown()
             if isinstance(error, DRIVER_ERRORS) and not isinstance(error, StoreError):
@@ -258,12 +270,12 @@ class CassandraTables:
 
     async def leases(self) -> list[LeaseRecord]:
         """See ``CoordinationTables.leases``."""
-        return [LeaseRecord(*row) for row in await self._read("leases", ())]
+        return [_lease(row) for row in await self._read("leases", ())]
 
     async def lease(self, incarnation: str) -> LeaseRecord | None:
         """See ``CoordinationTables.lease``."""
         rows = await self._read("lease", (incarnation,), SERIAL_READS)
-        return LeaseRecord(*rows[0]) if rows else None
+        return _lease(rows[0]) if rows else None
 
     async def insert_lease(self, lease: LeaseRecord) -> bool:
         """See ``CoordinationTables.insert_lease``."""
@@ -311,6 +323,12 @@ def _count(outcomes: list[StoreError | None], error: StoreError | None, expected
     outcomes.append(error)
     if len(outcomes) == expected:
         answered.set()
+
+
+def _lease(row: tuple[Any, ...]) -> LeaseRecord:
+    incarnation, node, nonce, alive, address, owns, draining, protocol, datacenter = row
+    # There is no datacenter in a row of a tidegate that does not say it.
+    return LeaseRecord(incarnation, node, nonce, alive, address, owns, draining, protocol, datacenter or "")
 
 
 def _members(rows: Rows) -> Members:

@@ -6,7 +6,7 @@ from cassandra.cluster import Session
 from cassandra.query import PreparedStatement
 
 _CONVERSATION: Final = "conversation_id, kind, creator, created_us, first_entry, segments, nonce"
-_LEASE: Final = "incarnation, node, nonce, alive, address, owns, draining, protocol"
+_LEASE: Final = "incarnation, node, nonce, alive, address, owns, draining, protocol, datacenter"
 _ENTRIES: Final = """
     SELECT seq, epoch, encoded FROM log_entries WHERE conversation_id = ? AND bucket = ? AND seq > ? AND seq < ?"""
 _MEMBERS: Final = """
@@ -37,10 +37,11 @@ TRANSACTIONS: Final = {
         VALUES (?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS""",
     "change_segments": "UPDATE conversations SET segments = ?, nonce = ? WHERE conversation_id = ? IF nonce = ?",
     "insert_lease": """
-        INSERT INTO leases (incarnation, node, nonce, alive, address, owns, draining, protocol)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS""",
+        INSERT INTO leases (incarnation, node, nonce, alive, address, owns, draining, protocol, datacenter)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS""",
     "replace_lease": """
-        UPDATE leases SET node = ?, nonce = ?, alive = ?, address = ?, owns = ?, draining = ?, protocol = ?
+        UPDATE leases
+        SET node = ?, nonce = ?, alive = ?, address = ?, owns = ?, draining = ?, protocol = ?, datacenter = ?
         WHERE incarnation = ? IF nonce = ? AND alive = true""",
     "mark_lease_dead": "UPDATE leases SET alive = false WHERE incarnation = ? IF nonce = ?",
     "delete_lease": "DELETE FROM leases WHERE incarnation = ? IF alive = false",

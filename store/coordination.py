@@ -26,6 +26,7 @@ class LeaseRecord(Struct, frozen=True):
         owns: whether it takes slots (the owner role).
         draining: whether it gives its slots away.
         protocol: versions of the protocol between nodes that it speaks, as one number.
+        datacenter: whose replicas alone it asks; empty: it asks those of all, or is of a tidegate that does not say.
     """
 
     incarnation: str
@@ -36,6 +37,7 @@ class LeaseRecord(Struct, frozen=True):
     owns: bool
     draining: bool
     protocol: int
+    datacenter: str = ""
 
 
 class Slot(Struct, frozen=True, array_like=True, gc=False):

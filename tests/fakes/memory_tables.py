@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import trio
+from msgspec.structs import replace
 
 from store.coordination import LeaseRecord
 from store.interface import NotWritten, OutcomeUnknown, StoreError, Unavailable
@@ -240,9 +241,7 @@ class MemoryTables:
             row = self.lease_rows.get(incarnation)
             if row is None or row.nonce != nonce:
                 return False
-            self.lease_rows[incarnation] = LeaseRecord(
-                incarnation, row.node, nonce, False, row.address, row.owns, row.draining, row.protocol
-            )
+            self.lease_rows[incarnation] = replace(row, alive=False)
             return True
 
         return await self._change("mark_lease_dead", apply)

@@ -11,7 +11,7 @@ from tests.fakes.memory_tables import MemoryTables
 
 
 def lease(nonce: int, incarnation: str = "n1:a", alive: bool = True) -> LeaseRecord:
-    return LeaseRecord(incarnation, "n1", nonce, alive, "127.0.0.1:1", True, False, 1)
+    return LeaseRecord(incarnation, "n1", nonce, alive, "127.0.0.1:1", True, False, 1, "datacenter1")
 
 
 SLOTS_1 = (Slot("n1:a", 1),) * SLOTS

@@ -14,6 +14,7 @@ from store.cassandra_coordination import CassandraCoordination
 from store.cassandra_driver import CassandraTables
 from store.cassandra_migrations import cassandra_migrations, check_schema, migrate, schema_number
 from store.cassandra_session import Access, CannotUse, connect, open_cluster
+from store.coordination import LeaseRecord
 from store.interface import StaleEpoch, Unavailable
 from store.migrations import Migration, SchemaTooNew
 from tests.store.conformance import StoreConformance, make, seqs
@@ -104,6 +105,15 @@ async def test_leases_and_slots(tables):
     await live(CassandraCoordination(tables))
 
 
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [({}, "datacenter1"), ({"datacenter": ""}, "datacenter1"), ({"consistency": "QUORUM"}, "")],
+)
+async def test_whose_replicas_alone_are_asked_is_known_once_connected(access, changes, asked):
+    async with running(CassandraTables(msgspec.structs.replace(access, **changes), requests_max=4)) as tables:
+        assert tables.datacenter == asked
+
+
 def opened(access: Access):
     cluster = open_cluster(access)
     try:
@@ -142,6 +152,59 @@ def test_nobody_there_is_something_to_wait_for(access):
         port = free.getsockname()[1]
     with pytest.raises(Unavailable, match=r"no Cassandra node answers at 127\.0\.0\.1"):
         opened(msgspec.structs.replace(access, hosts=("127.0.0.1",), port=port))
+
+
+SCHEMA_1 = {
+    "select": "SELECT incarnation, node, nonce, alive, address, owns, draining, protocol FROM leases",
+    "insert": """
+        INSERT INTO leases (incarnation, node, nonce, alive, address, owns, draining, protocol)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?) IF NOT EXISTS""",
+    "renew": """
+        UPDATE leases SET node = ?, nonce = ?, alive = ?, address = ?, owns = ?, draining = ?, protocol = ?
+        WHERE incarnation = ? IF nonce = ? AND alive = true""",
+}
+"""What a node of the first schema asks."""
+
+
+async def test_a_running_node_of_the_schema_before_goes_on_over_the_migration(cassandra, monkeypatch):
+    everything = cassandra_migrations()
+    access = Access((cassandra.contact_points[0],), cassandra.port, cassandra.name)
+    cluster = open_cluster(access)
+    try:
+        session = connect(cluster, access)
+        with monkeypatch.context() as before:
+            before.setattr("store.cassandra_migrations.cassandra_migrations", lambda: everything[:1])
+            assert migrate(session, access.keyspace, lambda _migration: None) == 1
+        old = {name: session.prepare(text) for name, text in SCHEMA_1.items()}
+        face = ("127.0.0.1:1", True, False, 1)
+        assert session.execute(old["insert"], ("old:a", "old", 1, True, *face)).one()[0]
+        assert list(session.execute(old["select"])) == [("old:a", "old", 1, True, *face)]
+        assert migrate(session, access.keyspace, lambda _migration: None) == len(everything) - 1
+        assert session.execute(old["renew"], ("old", 2, True, *face, "old:a", 1)).one()[0]
+        assert not session.execute(old["renew"], ("old", 3, True, *face, "old:a", 1)).one()[0]
+        async with running(CassandraTables(access, requests_max=4)) as tables:
+            new = LeaseRecord("new:b", "new", 1, True, *face, "datacenter1")
+            assert await tables.insert_lease(new)
+            rows = {row.incarnation: row for row in await tables.leases()}
+            assert rows == {"old:a": LeaseRecord("old:a", "old", 2, True, *face, ""), "new:b": new}
+            assert await tables.mark_lease_dead("old:a", 2)
+            assert await tables.lease("old:a") == LeaseRecord("old:a", "old", 2, False, *face, "")
+        assert not session.execute(old["insert"], ("new:b", "new", 1, True, *face)).one()[0]
+        expected = [("new:b", "new", 1, True, *face), ("old:a", "old", 2, False, *face)]
+        assert sorted(session.execute(old["select"])) == expected
+    finally:
+        cluster.shutdown()
+
+
+def test_every_migration_that_was_broken_off_before_it_was_noted_is_done_again(access):
+    cluster = open_cluster(access)
+    try:
+        session = connect(cluster, access)
+        session.execute("TRUNCATE schema_migrations")
+        assert migrate(session, KEYSPACE, lambda _migration: None) == len(cassandra_migrations())
+        assert schema_number(session) == len(cassandra_migrations())
+    finally:
+        cluster.shutdown()
 
 
 def test_migrating_again_does_nothing_and_a_newer_schema_is_refused(access):
