@@ -84,7 +84,7 @@ def doubts(replication: Replication, consistency: str, datacenter: str) -> list[
     if consistency == LOCAL and datacenter and elsewhere and "" not in elsewhere:
         found.append(
             f"copies in other datacenters too ({', '.join(elsewhere)}): all nodes of tidegate have to have "
-            f"cassandra_datacenter = {datacenter}; two that differ could both order one conversation"
+            f"cassandra_datacenter = {datacenter}; one that asks another datacenter is refused while one of these lives"
         )
     return found
 

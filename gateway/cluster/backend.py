@@ -132,6 +132,11 @@ class Backend:
         return self._lease.incarnation
 
     @property
+    def datacenter(self) -> str:
+        """Whose replicas alone are asked; empty: those of all are, or nothing is connected yet."""
+        return self.tables.datacenter
+
+    @property
     def waiting_for(self) -> str:
         """What keeps it from being connected, in words; empty when nothing does."""
         return self.tables.waiting_for
@@ -231,6 +236,7 @@ class Backend:
         self._connected = True
         async with trio.open_nursery() as nursery:
             await nursery.start(self.tables.run)
+            self._lease.asks(self.tables.datacenter)
             if self.redis is not None:
                 await nursery.start(self.redis.run)
             task_status.started()

@@ -1,4 +1,4 @@
-"""Who may join a cluster: nobody with the name of a living node, and nobody whom the others do not understand.
+"""Who may join a cluster: nobody with a living node's name, whom it does not understand, or who asks other replicas.
 
 That is found out before a node takes a lease, so that a mistake disturbs nobody: no slot moves because of it. Two that
 begin at the same moment do not see each other there; ``Watch`` goes on looking.
@@ -38,6 +38,18 @@ class VersionsApart(CannotJoin):
     """A living node and this one do not understand each other."""
 
 
+class DatacentersApart(CannotJoin):
+    """A living node agrees with the replicas of another datacenter than this one would."""
+
+
+def asks_elsewhere(own: LeaseRecord, other: LeaseRecord) -> bool:
+    """Whether two nodes ask the replicas of different datacenters, as far as their leases say.
+
+    What one of them agrees with its replicas, leases and slots included, the other learns late or not at all.
+    """
+    return bool(own.datacenter and other.datacenter) and own.datacenter != other.datacenter
+
+
 def conflict(own: LeaseRecord, other: LeaseRecord) -> CannotJoin | None:
     """Why two nodes cannot live beside each other, if both are alive."""
     if other.node == own.node:
@@ -56,6 +68,13 @@ def conflict(own: LeaseRecord, other: LeaseRecord) -> CannotJoin | None:
         return VersionsApart(
             f"node {other.node!r} at {other.address} is of {'a newer' if newer else 'an older'} tidegate: it speaks "
             f"version {there} of the protocol between nodes, this one {here}; {remedy}"
+        )
+    if asks_elsewhere(own, other):
+        return DatacentersApart(
+            f"node {other.node!r} at {other.address} asks Cassandra's datacenter {other.datacenter!r}, this one "
+            f"{own.datacenter!r}: both could order one conversation, because what is agreed in one datacenter is not "
+            f"known in the other at once; set cassandra_datacenter to {other.datacenter} here, or stop all nodes "
+            "before you start them with another one"
         )
     return None
 

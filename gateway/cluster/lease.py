@@ -126,6 +126,10 @@ class Lease:
         """Seconds for which it stays valid without another renewal."""
         return max(0.0, self._valid_until_s - self._clock())
 
+    def asks(self, datacenter: str) -> None:
+        """Let the others know, with the next row, whose replicas alone this node asks; call it before ``run``."""
+        self._record = replace(self._record, datacenter=datacenter)
+
     def drain(self) -> None:
         """Let the others know, with a renewal at once, that this node gives its slots away."""
         self._draining = True

@@ -24,6 +24,7 @@ class NodeView(Struct):
             ``unasked`` (there is no secret to ask it with) or ``dead``.
         address: where other nodes reach it.
         owns: whether it takes slots.
+        datacenter: of Cassandra, whose replicas alone it asks; empty: those of all, or it does not say.
         slots: that the table says are its.
         going, coming: of these, those that it is handing over, and those that others are handing over to it.
         epochs: lowest and highest of its slots; 0 and 0 without any.
@@ -36,6 +37,7 @@ class NodeView(Struct):
     state: str
     address: str
     owns: bool
+    datacenter: str
     slots: int
     going: int
     coming: int
@@ -142,6 +144,7 @@ def overview(
                 state=_state(row, answer, renewing),
                 address=row.address,
                 owns=row.owns,
+                datacenter=row.datacenter,
                 slots=owners[row.incarnation],
                 going=going[row.incarnation],
                 coming=coming[row.incarnation],
@@ -242,6 +245,17 @@ def _on_versions(found: Overview) -> list[str]:
     return [f"nodes are of different versions ({', '.join(told)}): as it is in the midst of an upgrade, and only then"]
 
 
+def _on_datacenters(found: Overview) -> list[str]:
+    asking = [view for view in found.nodes if view.state != "dead" and view.datacenter]
+    if len({view.datacenter for view in asking}) <= 1:
+        return []
+    each = ", ".join(f"{view.node} {view.datacenter}" for view in asking)
+    return [
+        f"nodes ask different datacenters of Cassandra ({each}): two of them could order one conversation; stop those "
+        "that should not, and give all the same cassandra_datacenter"
+    ]
+
+
 def _on_redis(found: Overview) -> list[str]:
     several = sum(view.state != "dead" for view in found.nodes) > 1
     return [
@@ -256,6 +270,7 @@ _SAYINGS: Final[Sequence[Callable[[Overview], list[str]]]] = (
     _on_owners,
     _on_the_dead,
     _on_leases,
+    _on_datacenters,
     _on_the_unreached,
     _on_redis,
     _on_draining,

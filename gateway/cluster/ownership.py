@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from gateway.cluster.joining import asks_elsewhere
 from gateway.cluster.lease import Lease
 from gateway.cluster.slots import rightful_owners, slot_of
 from gateway.cluster.versions import understood
@@ -198,8 +199,9 @@ class SlotOwnership:
     def _rightful(self) -> list[str]:
         """For each slot the incarnation that should own it; empty where nobody can."""
         candidates: dict[str, str] = {}
+        own = self._lease.record
         for row in self._watch.live.values():
-            if row.owns and not row.draining and understood(row.protocol):
+            if row.owns and not row.draining and understood(row.protocol) and not asks_elsewhere(own, row):
                 candidates[row.node] = max(row.incarnation, candidates.get(row.node, ""))
         return [candidates.get(node, "") for node in rightful_owners(candidates)]
 
@@ -210,7 +212,7 @@ class SlotOwnership:
         was read that names it: an owner may have begun to live between an older look and that table.
         """
         own = self._lease.incarnation
-        if not self._lease.valid():
+        if not self._lease.valid() or self._watch.contested:
             return {}
         dead = {"", *self._watch.dead}
         if self._watch.looked_s > self._adopted_s:

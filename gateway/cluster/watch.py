@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.cluster.joining import RENEWALS_OF_THE_LIVING, conflict
+from gateway.cluster.joining import RENEWALS_OF_THE_LIVING, asks_elsewhere, conflict
 from gateway.cluster.lease import Lease, machine_seconds
 from store.coordination import Coordination, LeaseRecord
 from store.interface import Unavailable
@@ -74,6 +74,15 @@ class Watch:
         """Whether the last look did not find it alive. An empty name is nobody's, and so dead."""
         return incarnation not in self.live
 
+    @property
+    def contested(self) -> bool:
+        """Whether a node lives that asks another datacenter and began when this one did: one of them will give way."""
+        own = self._lease.record
+        return self._young(self._clock()) and any(asks_elsewhere(own, row) for row in self.live.values())
+
+    def _young(self, now_s: float) -> bool:
+        return self._began_s is None or now_s - self._began_s < self._lease_s * YOUNG_SHARE
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look until cancelled; started after the first look that succeeded.
 
@@ -129,19 +138,22 @@ class Watch:
             if row.nonce != nonce:
                 since_s, renewals = now_s, renewals + 1
                 if renewals >= RENEWALS_OF_THE_LIVING:
-                    self._give_way(row, now_s - self._began_s)
+                    self._give_way(row, now_s)
             elif now_s - since_s >= self._lease_s:
                 silent.append(row)
             watched[row.incarnation] = (row.nonce, since_s, renewals)
         self._watched = watched
         return silent
 
-    def _give_way(self, other: LeaseRecord, age_s: float) -> None:
+    def _give_way(self, other: LeaseRecord, now_s: float) -> None:
         """Two living nodes in conflict: the younger gives way, or one of the two when they are of an age."""
         own = self._lease.record
         reason = conflict(own, other)
-        young = age_s < self._lease_s * YOUNG_SHARE
-        if reason is not None and young and (-other.nonce, other.incarnation) < (-own.nonce, own.incarnation):
+        if (
+            reason is not None
+            and self._young(now_s)
+            and (-other.nonce, other.incarnation) < (-own.nonce, own.incarnation)
+        ):
             raise reason
 
     def _set_live(self, live: dict[str, LeaseRecord]) -> None:

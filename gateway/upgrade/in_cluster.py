@@ -34,12 +34,14 @@ class Told(Struct, array_like=True):
         incarnation, address: whose life goes on, and where other nodes reach it.
         reached: whether other nodes reach it directly, by the socket that comes along.
         hints: whether Redis is there.
+        datacenter: whose replicas alone are asked; empty: those of all, or a program that does not say.
     """
 
     incarnation: str
     address: str
     reached: bool
     hints: bool
+    datacenter: str = ""
 
 
 _encode: Final = Encoder().encode
@@ -83,7 +85,7 @@ class ClusterEstate:
         """See Estate.offer."""
         backend = self._backend
         listening = [backend.peers.listening.fileno()] if backend.peers is not None else []
-        told = Told(backend.incarnation, backend.address, bool(listening), backend.hints_known)
+        told = Told(backend.incarnation, backend.address, bool(listening), backend.hints_known, backend.datacenter)
         return _encode(told), listening
 
     @property
@@ -142,9 +144,19 @@ class ClusterHeir:
                 await nursery.start(self.backend.run)
             if patience.cancelled_caught:
                 raise HandOverFailed(f"Cassandra was not reached within {STORE_TIMEOUT_S:g} s; the log says why")
+            self._check_datacenter()
             if self._told.hints:
                 await self._reach_redis()
             task_status.started()
+
+    def _check_datacenter(self) -> None:
+        """Other replicas may not know yet what was agreed with those that the node has asked until now."""
+        there, here = self._told.datacenter, self.backend.datacenter
+        if there and here and there != here:
+            raise HandOverFailed(
+                f"the node asks Cassandra's datacenter {there!r}, and this process would ask {here!r}: "
+                f"set cassandra_datacenter to {there}, or stop all nodes and start them with another one"
+            )
 
     async def _reach_redis(self) -> None:
         """Wait for it: what is sent from the first moment on must get to the other nodes as it did before."""

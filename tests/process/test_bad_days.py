@@ -210,6 +210,31 @@ async def test_a_node_too_old_for_the_others_does_not_start(cassandra: Keyspace,
             nursery.cancel_scope.cancel()
 
 
+async def test_a_node_that_asks_another_datacenter_than_the_others_does_not_start(
+    cassandra: Keyspace, nodes: ClusterNodes
+) -> None:
+    access = Access((cassandra.contact_points[0],), cassandra.port, cassandra.name, cassandra.datacenter)
+    tables = CassandraTables(access, requests_max=8)
+    coordination = CassandraCoordination(tables)
+    there = Lease(
+        coordination, node="there", address="10.0.0.9:8481", owns=True, protocol=OWN.packed, lease_s=10.0, renew_s=2.0
+    )
+    there.asks("far away")
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(tables.run)
+            await nursery.start(there.run)
+            code, line = await trio.to_thread.run_sync(fails, "--node-name", "here", *nodes.options)
+            assert code == UNAVAILABLE
+            assert (
+                "node 'there' at 10.0.0.9:8481 asks Cassandra's datacenter 'far away', this one 'datacenter1'" in line
+            )
+            assert "set cassandra_datacenter to far away here, or stop all nodes" in line
+            assert [row.node for row in await coordination.leases()] == ["there"], "it has not even taken a lease"
+            assert (await coordination.slot_table()).version == 0
+            nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [

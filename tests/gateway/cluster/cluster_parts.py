@@ -37,12 +37,15 @@ def lease_of(
     owns: bool = True,
     protocol: int = OWN.packed,
     incarnation: str = "",
+    datacenter: str = "",
 ) -> Lease:
     """A lease of a new incarnation, as a node takes it, or of one that lived in another process."""
-    return Lease(
+    lease = Lease(
         coordination, node=node, address=address or f"{node}:1", owns=owns, protocol=protocol, lease_s=LEASE_S,
         renew_s=2.0, clock=trio.current_time, incarnation=incarnation,
     )  # fmt: skip
+    lease.asks(datacenter)
+    return lease
 
 
 def watch_of(coordination: MemoryCoordination, lease: Lease) -> Watch:

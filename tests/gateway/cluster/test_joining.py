@@ -1,4 +1,6 @@
-"""Nodes that cannot live beside each other: of one name, or of versions too far apart."""
+"""Nodes that cannot live beside each other: of one name, of versions too far apart, or asking other replicas."""
+
+from typing import Any
 
 import pytest
 import trio
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from trio.testing import MockClock
 
-from gateway.cluster.joining import CannotJoin, NameTaken, VersionsApart, conflict, wait_for_place
+from gateway.cluster.joining import CannotJoin, DatacentersApart, NameTaken, VersionsApart, conflict, wait_for_place
 from gateway.cluster.versions import OWN, Versions, understood, versions_of
 from gateway.owner.members import direct_id
 from protocol.frames import Send
@@ -16,7 +18,7 @@ from store.coordination import LeaseRecord
 from tests.fakes.coordination import MemoryCoordination
 from tests.fakes.edge import FakeOrigin
 from tests.gateway.cluster.cluster_parts import lease_of
-from tests.gateway.cluster.cluster_world import NodePart, create, world
+from tests.gateway.cluster.cluster_world import NodePart, World, create, world
 
 RENEW_S = 2.0
 FAR = Versions(OWN.newest + 1, OWN.newest + 3).packed
@@ -24,6 +26,10 @@ FAR = Versions(OWN.newest + 1, OWN.newest + 3).packed
 
 def row(node: str, protocol: int = OWN.packed, nonce: int = 1) -> LeaseRecord:
     return LeaseRecord(f"{node}:x{nonce}", node, nonce, True, f"{node}.internal:8481", True, False, protocol)
+
+
+def asking(node: str, datacenter: str) -> LeaseRecord:
+    return replace(row(node), datacenter=datacenter)
 
 
 ranges = st.tuples(st.integers(1, 99), st.integers(0, 9)).map(lambda pair: Versions(pair[0], sum(pair)))
@@ -61,9 +67,23 @@ def test_neighbouring_versions_live_beside_each_other(versions: Versions) -> Non
     assert conflict(row("a", Versions(5, 7).packed), row("b", versions.packed)) is None
 
 
+def test_a_node_that_asks_another_datacenter_is_told_which_one_to_ask() -> None:
+    says = (
+        r"'b' at b.internal:8481 asks .* datacenter 'west', this one 'east'.*set cassandra_datacenter to west here, or"
+    )
+    with pytest.raises(DatacentersApart, match=says):
+        raise conflict(asking("a", "east"), asking("b", "west")) or AssertionError
+
+
+@pytest.mark.parametrize(("own", "other"), [("east", "east"), ("", "west"), ("east", ""), ("", "")])
+def test_whoever_asks_the_same_or_does_not_say_it_is_in_nobodys_way(own: str, other: str) -> None:
+    assert conflict(asking("a", own), asking("b", other)) is None
+
+
 async def waited_s(coordination: MemoryCoordination) -> float:
     began_s = trio.current_time()
-    await wait_for_place(coordination, row("a", nonce=0), RENEW_S)
+    own = replace(row("a", nonce=0), datacenter="east")
+    await wait_for_place(coordination, own, RENEW_S)
     return trio.current_time() - began_s
 
 
@@ -91,12 +111,15 @@ async def test_an_earlier_life_that_was_killed_is_waited_for_a_little(
         assert 5 <= await waited_s(coordination) < 6
 
 
-@pytest.mark.parametrize(("name", "protocol", "reason"), [("a", OWN.packed, NameTaken), ("b", FAR, VersionsApart)])
+@pytest.mark.parametrize(
+    ("name", "protocol", "datacenter", "reason"),
+    [("a", OWN.packed, "", NameTaken), ("b", FAR, "", VersionsApart), ("b", OWN.packed, "west", DatacentersApart)],
+)
 async def test_whoever_lives_is_in_the_way_and_stays_undisturbed(
-    autojump_clock: MockClock, name: str, protocol: int, reason: type[CannotJoin]
+    autojump_clock: MockClock, name: str, protocol: int, datacenter: str, reason: type[CannotJoin]
 ) -> None:
     coordination = MemoryCoordination()
-    lease = lease_of(coordination, name, protocol=protocol)
+    lease = lease_of(coordination, name, protocol=protocol, datacenter=datacenter)
     async with trio.open_nursery() as nursery:
         await nursery.start(lease.run)
         await trio.sleep(30)
@@ -155,6 +178,54 @@ async def test_two_of_a_name_that_begin_together_leave_one_that_serves(autojump_
         assert len(alive) == 1, "who gave way gave its lease up"
         assert {slot.owner for slot in each.coordination.table.slots} & own == alive
         nursery.cancel_scope.cancel()
+
+
+def part_in(world: World[Any], name: str, datacenter: str) -> NodePart:
+    part = NodePart(world, name)
+    part.lease.asks(datacenter)
+    return part
+
+
+async def test_a_node_that_asks_another_datacenter_ends_before_anything_has_moved(autojump_clock: MockClock) -> None:
+    async with world() as each:
+        each.nursery.start_soon(run, part_in(each, "a", "east"), [])
+        await trio.sleep(10)
+        before, rows = each.coordination.table, set(each.coordination.rows)
+        ended: list[CannotJoin] = []
+        with trio.fail_after(6):
+            await run(part_in(each, "b", "west"), ended)
+        assert [type(reason) for reason in ended] == [DatacentersApart]
+        assert each.coordination.table == before
+        assert set(each.coordination.rows) == rows
+
+
+async def test_two_that_ask_different_datacenters_and_begin_together_own_nothing_until_one_has_given_way(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as each:
+        ended: list[CannotJoin] = []
+        parts = [part_in(each, "a", "east"), part_in(each, "b", "west")]
+        for part in parts:
+            each.nursery.start_soon(run, part, ended)
+        await trio.sleep(15)
+        assert [type(reason) for reason in ended] == [DatacentersApart]
+        assert sorted(part.cluster.ownership.owned for part in parts) == [0, 1024]
+        assert {slot.epoch for slot in each.coordination.table.slots} == {1}, "who gave way had claimed some"
+
+
+async def test_a_node_of_another_datacenter_that_slipped_in_gets_no_slots_and_no_leaver_waits_for_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as each:
+        a = part_in(each, "a", "east")
+        await each.nursery.start(a.run)
+        await trio.sleep(30)
+        late = lease_of(each.coordination, "b", datacenter="west")
+        await each.nursery.start(late.run)
+        await trio.sleep(30)
+        assert a.cluster.ownership.owned == 1024
+        with trio.fail_after(5):
+            await a.cluster.leave()
 
 
 async def test_a_stranger_that_lives_here_gets_no_slots_and_harms_nobody(autojump_clock: MockClock) -> None:

@@ -73,6 +73,11 @@ def test_everything_in_order() -> None:
             BOTH, HALVES, {A: told(), B: told(version="0.2.0")}, (), ["serves"] * 2,
             "nodes are of different versions (first 0.1.0, second 0.2.0)",
         ),
+        (
+            [row(A, datacenter="east"), row(B, datacenter="west"), row("third:z", datacenter="far", alive=False)],
+            HALVES, {A: told(), B: told()}, (), ["serves", "serves", "dead"],
+            "nodes ask different datacenters of Cassandra (first east, second west)",
+        ),
         (BOTH, HALVES, {A: told(), B: told(redis="Away")}, (), ["serves"] * 2, "second does without Redis (Away)"),
         (
             [row(A), row(B, draining=True)], HALVES, {A: told(), B: told(draining=True)}, (), ["serves", "drains"],

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import trio
 from msgspec.structs import replace
 
 from gateway.config import Settings
@@ -63,6 +64,37 @@ def test_what_cannot_be_read_is_refused() -> None:
     told = encode(Told("first:abc", "127.0.0.1:7000", True, False))
     with pytest.raises(HandOverFailed, match="0 descriptors came with the offer, not 1"):
         heir_of(offer_of(settings, told), [], settings)
+
+
+@pytest.mark.parametrize(("there", "here"), [("east", "west"), ("east", "east"), ("", "east"), ("east", "")])
+async def test_a_program_that_would_ask_another_datacenter_is_refused(there: str, here: str) -> None:
+    settings = Settings(store="cassandra", node_name="first")
+    heir = heir_of(offer_of(settings, encode(Told("first:abc", "x:1", False, False, there))), [], settings)
+    assert isinstance(heir, ClusterHeir)
+    tables = heir.backend.tables
+
+    async def connect(*, task_status: trio.TaskStatus[None]) -> None:
+        tables.datacenter = here
+        task_status.started()
+
+    tables.run = connect  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        if (there, here) == ("east", "west"):
+            with pytest.raises(ExceptionGroup) as caught:
+                await nursery.start(heir.run)
+            assert caught.group_contains(
+                HandOverFailed, match="asks Cassandra's datacenter 'east', and this process wou"
+            )
+        else:
+            await nursery.start(heir.run)
+            assert heir.backend.datacenter == here
+        nursery.cancel_scope.cancel()
+
+
+def test_an_offer_of_a_program_that_does_not_say_which_datacenter_it_asks_is_understood() -> None:
+    settings = Settings(store="cassandra", node_name="first")
+    offered = encode(("first:abc", "x:1", False, False))
+    assert isinstance(heir_of(offer_of(settings, offered), [], settings), ClusterHeir)
 
 
 def test_the_incarnation_and_the_port_for_other_nodes_go_on(tmp_path: Path) -> None:
