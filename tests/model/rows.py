@@ -74,9 +74,9 @@ def merged_with_the_last(segments: tuple[Segment, ...]) -> tuple[Merged, ...]:
     return (*kept[:-2], _joined(*kept[-2:])) if len(kept) > 1 and kept[-2][3] == kept[-1][3] else kept
 
 
-def sorted_by_first(segments: tuple[Segment, ...]) -> tuple[Merged, ...]:
-    """What one might do instead: nothing is left out, and a search finds the segment that begins last."""
-    return tuple((epoch, *rest) for epoch, *rest in sorted([(s[0], *s) for s in segments], key=lambda s: s[2]))
+def first_of_equals(segments: tuple[Segment, ...]) -> tuple[Merged, ...]:
+    """What one might do instead: of segments that begin at one seq the first stays."""
+    return merged(tuple(s for at, s in enumerate(segments) if all(s[1] != earlier[1] for earlier in segments[:at])))
 
 
 def _joined(earlier: Merged, later: Merged) -> Merged:

@@ -28,11 +28,12 @@ class Rule(enum.Enum):
     """What keeps the promise; each can be left out."""
 
     SEGMENTS = "a row counts if its epoch is that of the segment covering its seq, not if its epoch is the highest"
-    LAST_RECORDED_COVERS = "of two segments that cover a seq the one recorded last counts, wherever it begins"
+    LAST_RECORDED_COVERS = "of two segments that begin at the same seq the one recorded last counts"
     LAST_NOT_MERGED = "the last segment, behind which nothing has begun, is not merged with those before it"
     SEGMENT_BY_LWT = "an owner that loads records its segment by compare-and-set"
     BUCKET_BY_LWT = "an owner that opens a bucket records the segment by compare-and-set"
     EXACT_SEGMENT = "a change of unknown outcome is recognised by the very segment, not by its epoch"
+    BUCKET_WHEN_DURABLE = "a bucket is opened only when all that was sent to the one before it is durable"
     NOTHING_BEHIND_AN_OPENING = "nothing is appended while the outcome of opening a bucket is unknown"
     LEASE_BEFORE_ACK = "the lease is checked before each acknowledgement and answer"
     READ_REPAIR = "what a quorum read has seen is held by a quorum before the read returns"
@@ -40,7 +41,7 @@ class Rule(enum.Enum):
 
 
 LEFT_OUT = {
-    Rule.LAST_RECORDED_COVERS: rows.sorted_by_first,
+    Rule.LAST_RECORDED_COVERS: rows.first_of_equals,
     Rule.LAST_NOT_MERGED: rows.merged_with_the_last,
 }
 
@@ -58,6 +59,7 @@ WORLDS = {
     "takeovers": Bounds(appends=(2, 1, 1, 0), attempts=(1, 1, 1, 1)),
     "late changes of the conversation's row": Bounds(appends=(2, 1, 0), attempts=(1, 2, 2)),
     "buckets": Bounds(appends=(2, 2, 0), attempts=(1, 1, 1), buckets=(1, 0, 0)),
+    "a bucket after a takeover": Bounds(appends=(2, 1, 0), attempts=(1, 1, 1), buckets=(0, 1, 0)),
     "forgetting": Bounds(appends=(2, 1, 0), attempts=(1, 1, 1), forgets=(1, 1, 0)),
 }
 LARGE_WORLDS = {
@@ -99,6 +101,7 @@ class Takeover:
         self.segment_lwt = without is not Rule.SEGMENT_BY_LWT
         self.bucket_lwt = without is not Rule.BUCKET_BY_LWT
         self.exact = without is not Rule.EXACT_SEGMENT
+        self.open_when_durable = without is not Rule.BUCKET_WHEN_DURABLE
         self.wait_for_opening = without is not Rule.NOTHING_BEHIND_AN_OPENING
         self.check_lease = without is not Rule.LEASE_BEFORE_ACK
         self.repair = without is not Rule.READ_REPAIR
@@ -196,7 +199,7 @@ class Takeover:
                 yield words, Breach(f"seq {seq} of epoch {epoch} is given to a second entry")
             else:
                 yield words, self._with(state, at, new, rows=put(state[0], key))
-        if owner.opened < self.bounds.buckets[at] and owner.wanted is None:
+        if owner.opened < self.bounds.buckets[at] and owner.wanted is None and self._may_open(state[0], at, owner):
             segment = (epoch, seq, owner.row[-1][2] + 1)
             new = owner._replace(opened=owner.opened + 1, wanted=segment)
             sent = self._sent(state, owner.row, segment, lwt=self.bucket_lwt)
@@ -209,6 +212,11 @@ class Takeover:
                 ("epoch {} forgets the conversation", epoch),
                 self._with(state, at, new._replace(forgot=owner.forgot + 1)),
             )
+
+    def _may_open(self, log_rows: Rows, at: int, owner: Owner) -> bool:
+        """Whether all rows that an owner has sent have reached a quorum."""
+        durable = {key[0] for key, level in log_rows if key[1] == at + 1 and level == QUORUM}
+        return not self.open_when_durable or durable.issuperset(range(len(owner.log) + 1, owner.last + 1))
 
     def _opening(self, state: State, at: int, owner: Owner) -> Iterator[Step]:
         """Learns what became of the bucket; as long as that is unknown it sends the same change again."""
@@ -269,9 +277,9 @@ LOADING = {
 
 
 SHOWN_IN = dict.fromkeys(Rule, "takeovers") | {
-    Rule.LAST_RECORDED_COVERS: "buckets",
     Rule.BUCKET_BY_LWT: "buckets",
     Rule.EXACT_SEGMENT: "late changes of the conversation's row",
+    Rule.BUCKET_WHEN_DURABLE: "a bucket after a takeover",
     Rule.NOTHING_BEHIND_AN_OPENING: "buckets",
     Rule.FORGET_WHEN_QUIET: "forgetting",
 }

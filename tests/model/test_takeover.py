@@ -19,6 +19,10 @@ HAPPENED = {
         "epoch {} learns that its bucket is open",
         "epoch {} acknowledges {}",
     },
+    "a bucket after a takeover": {
+        "epoch {} learns that its bucket is open",
+        "epoch {} answers a read with {} entries",
+    },
     "forgetting": {
         "epoch {} forgets the conversation",
         "epoch {} acknowledges {}",
