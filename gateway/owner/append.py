@@ -85,12 +85,12 @@ class Appender:
         self._counters.sends += 1
         user = origin.user
         key = (user, command.client_msg_id)
+        if conversation.is_channel:
+            conversation.require_known((user, *getattr(command, "users", ())))
         seq = conversation.recent.get(key)
         if seq is not None:
             self._repeated(conversation, origin, command, seq)
             return
-        if conversation.is_channel:
-            conversation.require_known((user, *getattr(command, "users", ())))
         seen = self._repeats.seen
         if not looked_up and (command.attempt > 1 or (seen and (conversation.conversation_id, key) in seen)):
             self._repeats.note(conversation.conversation_id, key)
@@ -288,7 +288,7 @@ class Appender:
         self._counters.duplicates += 1
         self._counters.redelivered += 1
         conversation_id = conversation.conversation_id
-        recipients = conversation.recipients_since(entry.seq)
+        recipients = conversation.recipients_again(entry)
         self._edge.deliver(Delivery(conversation_id, recipients, [stored.encoded], [origin]))
         if command.id:
             ack = SendAck(command.id, entry.seq, entry.time_us, duplicate=True)

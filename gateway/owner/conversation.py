@@ -219,12 +219,19 @@ class Conversation:
         first = self.first_tail_seq
         return decode_entry(self.tail[seq - first]) if first <= seq <= self.head_seq else None
 
-    def recipients_since(self, seq: int) -> tuple[str, ...]:
-        """Who was a member by the entry with this seq and is one still; in a channel all followers."""
+    def recipients_again(self, entry: Entry) -> tuple[str, ...]:
+        """Who is to get a durable entry once more, because its first delivery may have been lost.
+
+        That is who was a member by it and is one still (in a channel all followers, and whom it added), and whom it
+        removed, unless they are in again.
+        """
+        changes = changes_of(entry)
+        removed = [user for user in changes.removed if self.excludes(user)]
         if self.is_channel:
-            return self.recipients
-        present = tuple(user for user, member in self.members.items() if member.joined_seq <= seq)
-        return present if len(present) < len(self.recipients) else self.recipients
+            added = [user for user in changes.added if user in self.members]
+            return (*self.recipients, *added, *removed) if added or removed else self.recipients
+        present = [user for user, member in self.members.items() if member.joined_seq <= entry.seq]
+        return (*present, *removed) if removed or len(present) < len(self.recipients) else self.recipients
 
     def apply(self, entry: Entry) -> Collection[str]:
         """Carry out what a durable entry does to members and title; answers who is to get that entry.

@@ -11,7 +11,16 @@ from gateway.owner.conversation import Conversation
 from gateway.owner.trouble import ANSWER_MAX_S, OVERDUE_CHECK_S
 from protocol import limits
 from protocol.errors import ErrorCode
-from protocol.frames import ConversationKind, CreateConversation, ErrorReply, Send, SendAck
+from protocol.frames import (
+    AddMembers,
+    ConversationKind,
+    CreateConversation,
+    ErrorReply,
+    RemoveMembers,
+    Rename,
+    Send,
+    SendAck,
+)
 from store.interface import NotWritten, OutcomeUnknown, StaleEpoch, Unavailable
 from tests.fakes.edge import FakeOrigin, GivenBack, Replied
 from tests.fakes.memory_store import LostAnswer
@@ -375,3 +384,20 @@ async def test_a_repeated_creation_is_not_answered_by_who_may_not_own_the_conver
     world.ownership.sure = False
     world.owner.submit(alice, create)
     assert world.edge.log == [GivenBack(alice, create)]
+
+
+async def test_who_may_not_own_the_conversation_any_more_does_not_say_that_nothing_is_to_change(world, alice, eve):
+    """Its next owner may have added or removed somebody since."""
+    conversation_id = await world.group(alice, "bob")
+    world.ownership.sure = False
+    commands = [
+        RemoveMembers(2, conversation_id, "r1", ["carol"]),
+        AddMembers(3, conversation_id, "a1", ["bob"]),
+        Rename(4, conversation_id, "n1", "team"),
+        AddMembers(5, conversation_id, "a2", ["carol"]),
+    ]
+    for command in commands:
+        world.owner.submit(alice, command)
+    stranger = Send(6, conversation_id, "m1", "m1")
+    world.owner.submit(eve, stranger)
+    assert world.edge.log == [*(GivenBack(alice, command) for command in commands), GivenBack(eve, stranger)]

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.broker import followers_of, is_channel
@@ -79,6 +80,18 @@ async def test_a_member_whom_the_owner_does_not_know_is_looked_up_once(again, wo
     assert [entry.body for entry in second.edge.entries] == ["m1", "m2", "m3"]
     assert world.store.calls["find_members"] == 1
     assert second.owner.counters.member_lookups == 1
+
+
+async def test_a_repeated_change_of_members_is_delivered_to_whom_it_concerns(again, world, alice):
+    channel = await world.channel(alice, "bob")
+    added, removed = AddMembers(1, channel, "m1", ["carol"]), RemoveMembers(2, channel, "m2", ["bob"])
+    await world.ask(alice, added)
+    await world.ask(alice, removed)
+    second = await again()  # the first owner may have died before it had told them
+    for command in (added, removed):
+        await second.ask(alice, replace(command, attempt=2))
+    assert [entry.seq for entry in second.edge.received("carol")] == [2]
+    assert [entry.seq for entry in second.edge.received("bob")] == [3]
 
 
 async def test_a_stranger_is_looked_up_once_and_told_what_all_strangers_are(again, world, alice, eve):

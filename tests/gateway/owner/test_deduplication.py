@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.owner.deduplication import Repeats
@@ -32,6 +33,20 @@ async def test_a_repeat_is_not_delivered_to_who_joined_later(world, alice):
     await world.ask(alice, AddMembers(4, conversation_id, "m2", ["carol"], attempt=2))
     assert [entry.seq for entry in world.edge.received("bob")][-4:] == [2, 3, 2, 3]
     assert [entry.seq for entry in world.edge.received("carol")] == [3, 3]
+
+
+async def test_a_repeated_removal_is_delivered_to_whom_it_removed(world, alice):
+    conversation_id = await world.group(alice, "bob", "carol")
+    removal = RemoveMembers(1, conversation_id, "m1", ["carol"])
+    await world.ask(alice, removal)
+    world.edge.forget()
+    await world.ask(alice, replace(removal, attempt=2))  # an owner may have died before it had told carol
+    assert [entry.seq for entry in world.edge.received("carol")] == [2]
+    await world.ask(alice, AddMembers(3, conversation_id, "m2", ["carol"]))
+    world.edge.forget()
+    await world.ask(alice, replace(removal, attempt=3))
+    assert world.edge.received("carol") == []  # it would tell her that she is out again
+    assert [entry.seq for entry in world.edge.received("bob")] == [2]
 
 
 async def test_a_repeat_of_what_is_pending_is_answered_when_that_is_durable(world, alice):
