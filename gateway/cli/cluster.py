@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from gateway.cassandra_access import cassandra_access
 from gateway.cli.errors import FAILURE, UNAVAILABLE, USAGE, CliError, sole_cause
 from gateway.cli.settings_options import PRECEDENCE, settings_of, settings_options
 from gateway.config import Settings
@@ -128,6 +127,7 @@ def _with_cluster(settings: Settings, run: "Callable[[Coordination], Awaitable[N
     import structlog
     import trio
 
+    from gateway.cassandra_access import cassandra_access
     from store.cassandra_coordination import CassandraCoordination
     from store.cassandra_driver import CassandraTables
     from store.interface import StoreError, Unavailable

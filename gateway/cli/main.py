@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 import click
 
-from gateway.cli.errors import FAILURE, INTERNAL, INTERRUPTED, UNAVAILABLE, CliError, sole_cause
+from gateway.cli.errors import FAILURE, INTERNAL, INTERRUPTED, UNAVAILABLE, sole_cause
 
 COMMANDS: Final = {
     "serve": "run a node",
@@ -46,17 +46,7 @@ class LazyGroup(click.Group):
         """Import one subcommand; None if there is no such."""
         if cmd_name not in COMMANDS:
             return None
-        try:
-            command = importlib.import_module(f"gateway.cli.{cmd_name}").command
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package not in EXTRA_PACKAGES:
-                raise
-            raise CliError(
-                f"tidegate {cmd_name} needs the package {package}, which is not installed; run: make install-dev "
-                f"(or pip install 'tidegate[{EXTRA_PACKAGES[package]}]')",
-                UNAVAILABLE,
-            ) from None
+        command = importlib.import_module(f"gateway.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         command.name = cmd_name
         return command
@@ -112,6 +102,13 @@ def _exit_for(error: BaseException) -> NoReturn:
         # Whoever read our output has left: nothing to say. Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILURE)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in EXTRA_PACKAGES:
+            extra = EXTRA_PACKAGES[package]
+            install = f"run: make install-dev (or pip install 'tidegate[{extra}]')"
+            _say(f"this needs the package {package}, which is not installed; {install}")
+            sys.exit(UNAVAILABLE)
     traceback.print_exception(error)
     _say(f"this is a bug in tidegate ({type(error).__name__}); please report it with the lines above")
     sys.exit(INTERNAL)

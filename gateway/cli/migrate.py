@@ -1,17 +1,18 @@
 """``tidegate migrate``: make the tables of a cluster, or bring them up to date."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cassandra_access import cassandra_access
 from gateway.cli.errors import UNAVAILABLE, CliError
 from gateway.cli.settings_options import settings_of, settings_options
 from gateway.config_load import SETTINGS
-from store.cassandra_migrations import cassandra_migrations, migrate, schema_number, statements_of
-from store.cassandra_session import Access, connect, create_keyspace, open_cluster
 from store.interface import StoreError, Unavailable
 from store.migrations import Migration, refuse_newer
+
+if TYPE_CHECKING:
+    from store.cassandra_session import Access
 
 _OPTIONS = [name for name in SETTINGS if name.startswith("cassandra_") and name != "cassandra_requests_max"]
 
@@ -32,6 +33,8 @@ def command(dry_run: bool, copies: int | None, config_file: Path | None, **optio
     Safe to run again, and from two places at once: one of them works, the other is told so. Tables of a newer schema
     than this program's are left alone. Example: tidegate migrate --create-keyspace 3
     """
+    from gateway.cassandra_access import cassandra_access  # which brings the driver, that help does without
+
     access = cassandra_access(settings_of(config_file, options))
     try:
         _run(access, dry_run, copies)
@@ -41,7 +44,10 @@ def command(dry_run: bool, copies: int | None, config_file: Path | None, **optio
         raise CliError(str(error)) from None
 
 
-def _run(access: Access, dry_run: bool, copies: int | None) -> None:
+def _run(access: "Access", dry_run: bool, copies: int | None) -> None:
+    from store.cassandra_migrations import cassandra_migrations, migrate, schema_number
+    from store.cassandra_session import connect, create_keyspace, open_cluster
+
     cluster = open_cluster(access)
     try:
         if copies is not None and not dry_run and create_keyspace(cluster, access, copies):
@@ -66,6 +72,8 @@ def _tell(migration: Migration) -> None:
 
 
 def _show(migration: Migration) -> None:
+    from store.cassandra_migrations import statements_of
+
     click.echo(f"-- {migration.number:04} {migration.name}")
     for statement in statements_of(migration):
         click.echo(f"{statement};")

@@ -97,9 +97,41 @@ def test_a_package_of_the_extra_that_is_missing(
     monkeypatch.setattr(cli.importlib, "import_module", missing)
     assert run("bench") == 69
     assert capsys.readouterr().err == (
-        "tidegate: tidegate bench needs the package psutil, which is not installed; run: make install-dev "
+        "tidegate: this needs the package psutil, which is not installed; run: make install-dev "
         "(or pip install 'tidegate[bench]')\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        *((f"['{name}', '--help']", 0, "Usage: tidegate") for name in ("cluster", "migrate", "serve")),
+        ("['cluster', 'drain', '--help']", 0, "Usage: tidegate"),
+        ("['migrate']", 69, "this needs the package cassandra, which is not installed; run: make install-dev"),
+        ("['serve', '--store', 'cassandra']", 69, "this needs the package cassandra, which is not installed"),
+    ],
+)
+def test_without_the_drivers_of_a_cluster_help_helps_and_the_rest_says_what_is_missing(
+    tmp_path: Path, arguments: str, code: int, line: str
+) -> None:
+    """As after ``make run``. A process of its own, because this one has imported the drivers."""
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in {'cassandra', 'redis'}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from gateway.cli import main\n"
+        f"main.main({arguments})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert line in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_error_is_one_line_with_its_exit_code(
