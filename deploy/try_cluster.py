@@ -6,14 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from deploy.cassandra.launcher import CassandraCluster, CassandraOptions
 from deploy.processes import ServerFailed, ServerProcess
+from gateway.config_load import ENVIRONMENT_PREFIX, SETTINGS
 
 DATA = Path("data/cluster")
-SETTINGS = DATA / "operator.toml"
+SETTINGS_FILE = DATA / "cluster.toml"
 REDIS_PORT = 6480
 NODE_PORTS = (8480, 8481)
 START_TIMEOUT_S = 60.0
@@ -28,8 +30,8 @@ def main() -> int:
     DATA.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
-            environment = _start(stack)
-            print(_welcome(environment["TIDEGATE_AUTH_SECRET"]), flush=True)
+            _start(stack)
+            print(welcome(), flush=True)
             while True:
                 signal.pause()
     except KeyboardInterrupt:
@@ -46,8 +48,8 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _start(stack: ExitStack) -> dict[str, str]:
-    """Start all servers, each to be stopped with the stack; returns what the nodes were told by environment."""
+def _start(stack: ExitStack) -> None:
+    """Start all servers, each to be stopped with the stack."""
     print("starting Cassandra …", flush=True)
     cassandra = stack.enter_context(CassandraCluster(DATA / "cassandra", CassandraOptions(), "127.0.0."))
     command = ["redis-server", "--port", str(REDIS_PORT), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
@@ -60,7 +62,7 @@ def _start(stack: ExitStack) -> dict[str, str]:
         "TIDEGATE_CLUSTER_SECRET": _secret("cluster-secret"),
         "TIDEGATE_AUTH_SECRET": _secret("auth-secret"),
     }
-    _write_settings(environment)
+    write_settings(SETTINGS_FILE, environment)
     migrate = [*TIDEGATE, "migrate", "--create-keyspace", "1"]
     if subprocess.run(migrate, env={**os.environ, **environment}, check=False).returncode:
         raise ServerFailed("the tables could not be made; see above")
@@ -68,21 +70,23 @@ def _start(stack: ExitStack) -> dict[str, str]:
         name = f"node-{number}"
         command = [*TIDEGATE, "serve", "--port", str(port), "--node-name", name, "--data-dir", str(DATA / name)]
         _run(stack, ServerProcess(name, command, DATA / f"{name}.log", environment), port)
-    return environment
 
 
-def _write_settings(environment: dict[str, str]) -> None:
-    """What an operator's commands need to know, as a file: the nodes' settings, with a secret among them."""
-    SETTINGS.unlink(missing_ok=True)
-    SETTINGS.touch(mode=0o600)
-    SETTINGS.write_text(
-        "".join((
-            f'store = "{environment["TIDEGATE_STORE"]}"\n',
-            f'cassandra_hosts = ["{environment["TIDEGATE_CASSANDRA_HOSTS"]}"]\n',
-            f"cassandra_port = {environment['TIDEGATE_CASSANDRA_PORT']}\n",
-            f'cluster_secret = "{environment["TIDEGATE_CLUSTER_SECRET"]}"\n',
-        ))
-    )  # fmt: skip
+def write_settings(path: Path, environment: Mapping[str, str]) -> None:
+    """The nodes' settings as a file, for the commands of a person who tries the cluster; secrets are among them."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(_toml(environment))
+
+
+def _toml(environment: Mapping[str, str]) -> str:
+    """What the environment sets, as TOML."""
+    lines = []
+    for variable, text in environment.items():
+        setting = SETTINGS[variable.removeprefix(ENVIRONMENT_PREFIX).lower()]
+        value = text if setting.kind is int else f'["{text}"]' if setting.kind is list else f'"{text}"'
+        lines.append(f"{setting.name} = {value}\n")
+    return "".join(lines)
 
 
 def _run(stack: ExitStack, server: ServerProcess, port: int) -> None:
@@ -105,19 +109,23 @@ def _secret(name: str) -> str:
     return path.read_text()
 
 
-def _welcome(secret: str) -> str:
-    chat = "TIDEGATE_AUTH_SECRET={} {} chat --as {} --to {} --url ws://127.0.0.1:{}"
+def welcome() -> str:
+    """What can be done with the cluster that runs, command by command."""
     program = Path(sys.executable).with_name("tidegate")
+    settings = f"--config {SETTINGS_FILE}"
     one, other = NODE_PORTS
+    name = f"node-{len(NODE_PORTS)}"
     return "\n".join((
         f"two nodes run on ports {one} and {other}; their logs and data are in {DATA}",
         "Chat across them, in two more terminals:",
-        "  " + chat.format(secret, program, "alice", "bob", one),
-        "  " + chat.format(secret, program, "bob", "alice", other),
+        f"  {program} chat --as alice --to bob --url ws://127.0.0.1:{one} {settings}",
+        f"  {program} chat --as bob --to alice --url ws://127.0.0.1:{other} {settings}",
         "See both nodes, or have one of them drain (in words; more in docs/operations.md):",
-        f"  {program} cluster status --config {SETTINGS}",
-        f"  {program} cluster drain node-{len(NODE_PORTS)} --config {SETTINGS}",
-        f"Then kill one: pkill -9 -f 'node-name node-{len(NODE_PORTS)}'. Ctrl-C ends everything.",
+        f"  {program} cluster status {settings}",
+        f"  {program} cluster drain {name} {settings}",
+        f"Kill one: pkill -9 -f 'node-name {name}'. Its clients wait for it, or for you to start it again:",
+        f"  {program} serve {settings} --port {other} --node-name {name} --data-dir {DATA / name}",
+        "Ctrl-C ends everything that was started here.",
     ))  # fmt: skip
 
 

@@ -1,0 +1,43 @@
+"""What ``make cluster`` prints and writes can be used as it stands."""
+
+import shlex
+import stat
+from pathlib import Path
+
+import pytest
+
+from deploy import try_cluster
+from gateway.cli.main import tidegate
+from gateway.config_load import load_effective
+
+ENVIRONMENT = {
+    "TIDEGATE_STORE": "cassandra",
+    "TIDEGATE_CASSANDRA_HOSTS": "127.0.0.1",
+    "TIDEGATE_CASSANDRA_PORT": "9043",
+    "TIDEGATE_REDIS_URL": "redis://127.0.0.1:6480/0",
+    "TIDEGATE_CLUSTER_SECRET": "c" * 43,
+    "TIDEGATE_AUTH_SECRET": "a" * 43,
+}
+
+
+def test_the_file_says_what_the_nodes_were_told(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    for _ in range(2):  # the next start writes it anew
+        try_cluster.write_settings(path, ENVIRONMENT)
+    assert load_effective({}, {}, path).settings == load_effective({}, ENVIRONMENT, None).settings
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_every_command_that_is_printed_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / try_cluster.DATA).mkdir(parents=True)
+    try_cluster.write_settings(try_cluster.SETTINGS_FILE, ENVIRONMENT)
+    lines = [shlex.split(line) for line in try_cluster.welcome().splitlines() if line.startswith("  ")]
+    assert [line[1] for line in lines] == ["chat", "chat", "cluster", "cluster", "serve"]
+    for program, *arguments in lines:
+        assert Path(program).name == "tidegate"
+        with tidegate.make_context("tidegate", arguments) as context:
+            command = tidegate.get_command(context, arguments[0])
+            assert command is not None
+            command.make_context(arguments[0], arguments[1:], parent=context).close()
+        assert load_effective({}, {}, Path(arguments[arguments.index("--config") + 1])).settings.auth_secret
