@@ -8,7 +8,7 @@ from gateway.cli.chat_model import HISTORY_ENTRIES, Line
 from gateway.cli.chat_screen import ChatScreen
 from gateway.cli.chat_session import Chat
 from protocol import limits
-from protocol.client import ClientError, MessageReceived, Outgoing, Refused, RequestTimeout
+from protocol.client import ClientError, MessageReceived, Outgoing, Refused, RequestTimeout, Resumed
 
 HELP = (
     "write a line and press Enter to send it; ticks: … on its way, · stored, ✓ delivered, ✓✓ read",
@@ -46,6 +46,8 @@ class Person:
                 if isinstance(event, MessageReceived):
                     self._chat.read(event.seq)
                 self._screen.redraw()
+            elif isinstance(event, Resumed):
+                self._chat.came_back()
 
     def _entered(self, text: str) -> None:
         assert self._nursery is not None, "the screen runs inside the nursery"

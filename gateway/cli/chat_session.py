@@ -51,6 +51,7 @@ class Chat:
         self.model = model
         self._oldest_seq = 0
         self._read_seq = 0
+        self._came_back = False
         self._unread = trio.Event()
 
     def concerns(self, event: Event) -> bool:
@@ -74,17 +75,31 @@ class Chat:
             self._read_seq = seq
             self._unread.set()
 
+    def came_back(self) -> None:
+        """The connection is a new one: receipts passed by meanwhile, and what a killed node had not saved is lost."""
+        self._came_back = True
+        self._unread.set()
+
     async def keep_read(self) -> None:
-        """Send read receipts, the newest only. Runs until cancelled."""
+        """Send read receipts, the newest only, and fetch those that were missed. Runs until cancelled."""
         while True:
             await self._unread.wait()
             self._unread = trio.Event()
             try:
+                if self._came_back:
+                    await self._fetch_receipts()
                 await self.client.mark_read(self.conversation_id, self._read_seq)
             except RequestTimeout:
                 self._unread.set()  # still offline: it is worth telling when the connection is back
             except Refused as refused:
                 self.model.note(f"the others are not told that you read this: {refused.message}")
+
+    async def _fetch_receipts(self) -> None:
+        conversation = await self.client.get_conversation(self.conversation_id)
+        self._came_back = False
+        for member in conversation.members:
+            receipt = ReceiptChanged(self.conversation_id, member.user, member.delivered_seq, member.read_seq)
+            self.model.take(receipt, time.monotonic())
 
     async def older(self, count: int) -> list[EntryEvent]:
         """Entries before those shown so far."""

@@ -15,8 +15,17 @@ from gateway.cli.chat_person import Person
 from gateway.cli.chat_screen import ChatScreen
 from gateway.cli.chat_session import Chat, Goal, open_chat
 from protocol.client import connect
-from protocol.frames import EntryKind, MarkReceipt, Typing
-from tests.fakes.node import FakeNode
+from protocol.frames import (
+    Conversation,
+    ConversationKind,
+    ConversationReply,
+    EntryKind,
+    GetConversation,
+    MarkReceipt,
+    Member,
+    Typing,
+)
+from tests.fakes.node import FakeConnection, FakeNode
 
 
 @pytest.fixture
@@ -57,6 +66,35 @@ async def test_a_person_writes_reads_and_leaves(patient_clock, node: FakeNode) -
     assert [e.body for e in node.logs["d-bob"] if e.kind == EntryKind.MESSAGE] == ["hello", "hi alice"]
     assert max(c.read_seq for c in node.received if isinstance(c, MarkReceipt)) == 3
     assert [c.typing for c in node.received if isinstance(c, Typing)] == [True, False]
+
+
+async def test_what_was_read_meanwhile_is_told_after_a_reconnect(patient_clock, node: FakeNode) -> None:
+    """Receipts are pushed to who is there only, and one of the last moment may die with its node."""
+
+    async def all_read(connection: FakeConnection, command: GetConversation) -> bool:
+        members = [Member("alice", 0, 0), Member("bob", 2, 2)]
+        conversation = Conversation(command.conversation_id, ConversationKind.DIRECT, "", 2, 0, 0, None, members)
+        await connection.put(ConversationReply(command.id, conversation))
+        return True
+
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
+            chat = await open_chat(client, Goal("alice", ["bob"], ""))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Person(chat).run)
+                await notes(chat, "/help tells")
+                keyboard.send_text("hello\r")
+                await notes(chat, "hello")
+                await trio.sleep(5)
+                assert chat.model.tick(chat.model.lines[-1]) == "·"
+                told = sum(isinstance(command, MarkReceipt) for command in node.received)
+                node.scripts[GetConversation] = all_read
+                await node.connection.close(1012)
+                await node.connected(2)
+                await trio.sleep(5)
+                assert chat.model.tick(chat.model.lines[-1]) == "✓✓"
+                assert sum(isinstance(command, MarkReceipt) for command in node.received) > told
+                keyboard.send_text("/quit\r")
 
 
 async def test_control_c_leaves(patient_clock, node: FakeNode) -> None:
