@@ -80,6 +80,7 @@ class Appender:
 
         Raises:
             Refused: the command breaks a rule, the conversation gets too many, or too many wait.
+            NotOwner: see ``_require_voice``.
             MembersUnknown: whether users that it is from or about are in the channel.
         """
         self._counters.sends += 1
@@ -97,6 +98,7 @@ class Appender:
             self._look_up(conversation, origin, command)
             return
         if user not in conversation.members:
+            self._require_voice(conversation)
             raise not_found()
         if self._backlog.full:
             self._counters.overloaded += 1
@@ -105,11 +107,17 @@ class Appender:
             check_message(command)
             self._assign(conversation, origin, command.id, key, MESSAGE, command.body, command.metadata, None)
             return
+        self._require_voice(conversation)
         change = draft(conversation, user, command, self._settings)  # type: ignore[arg-type]
         if change is not None:
             self._change(conversation, origin, command.id, key, change)
         elif command.id:
             self._edge.reply(origin, Ok(command.id), conversation.conversation_id)
+
+    def _require_voice(self, conversation: Conversation) -> None:
+        """Raises NotOwner: this node is not sure to own the conversation, and may not know who is in it any more."""
+        if not self._ownership.may_speak(conversation.conversation_id, conversation.epoch):
+            raise NotOwner
 
     def _change(self, conversation: Conversation, origin: Origin, request_id: int, key: Key, change: Draft) -> None:
         self._assign(conversation, origin, request_id, key, change.kind, change.body, None, change.users)
@@ -278,10 +286,9 @@ class Appender:
 
         Raises:
             Refused: the client_msg_id was used for something else.
-            NotOwner: this node is not sure to own the conversation, so it may not know who is in it any more.
+            NotOwner: see ``_require_voice``.
         """
-        if not self._ownership.may_speak(conversation.conversation_id, conversation.epoch):
-            raise NotOwner
+        self._require_voice(conversation)
         entry = stored.entry
         if not same_content(entry, command):
             raise client_msg_id_reused(command.client_msg_id, entry.seq)
