@@ -12,8 +12,9 @@ of its users is in. It learns that in two ways:
   knows it: ``on_joined`` has that user sync once more.
 
 What arrives of an entry while a comparison is under way is kept in spite of what was read: it may be newer, and if it
-is older, what made the difference is on its way. Entries of one channel arrive in order, except for what a dead owner
-left behind; changes older than the last one are therefore passed over.
+is older, what made the difference is on its way. If changes got lost meanwhile, nobody follows by what was read, which
+may be older than they are; all connections are told to sync then, and do so once more. Entries of one channel arrive in
+order, except for what a dead owner left behind; changes older than the last one are therefore passed over.
 
 A user who is not connected any more follows nothing.
 """
@@ -57,6 +58,7 @@ class Followers:
         self._changed_seq: dict[str, int] = {}
         self._comparisons: dict[str, list[set[str]]] = {}
         self._registering: Counter[str] = Counter()
+        self._losses = 0
 
     def __contains__(self, channel: str) -> bool:
         return channel in self._users
@@ -135,7 +137,7 @@ class Followers:
         coming = {channel for channel in self._channels.get(user, ()) if channel not in self._registering}
         self._comparisons.setdefault(user, []).append(heard)
         try:
-            yield Comparison(self, user, heard, coming)
+            yield Comparison(self, user, heard, coming, self._losses)
         finally:
             others = [each for each in self._comparisons[user] if each is not heard]
             if others:
@@ -155,14 +157,21 @@ class Followers:
                 self.joined(channel)
 
     def compare(
-        self, user: str, channels: Collection[str], heard: Container[str], coming: Container[str], *, whole: bool
+        self,
+        user: str,
+        channels: Collection[str],
+        heard: Container[str],
+        coming: Container[str],
+        losses: int,
+        *,
+        whole: bool,
     ) -> bool:
         """Let a user follow channels; ``whole``: and no others. Whether what was read of them is enough.
 
         ``heard``: channels whose entries said that the user joined or left, since before it was read; ``coming``: those
-        whose pushes were coming by then.
+        whose pushes were coming by then; ``losses``: how often changes had been lost.
         """
-        if user not in self._connected:
+        if user not in self._connected or losses != self._losses:
             return True
         followed = self._channels.get(user, set())
         complete = True
@@ -210,6 +219,7 @@ class Followers:
 
     def end_all(self) -> None:
         """Nobody follows anything until the next Sync: what changed was lost on the way here."""
+        self._losses += 1
         for user in list(self._channels):
             self.departed(user)
 
@@ -230,13 +240,14 @@ class Followers:
 class Comparison:
     """One comparison of what a user follows with what was read."""
 
-    __slots__ = ("_coming", "_followers", "_heard", "_user")
+    __slots__ = ("_coming", "_followers", "_heard", "_losses", "_user")
 
-    def __init__(self, followers: Followers, user: str, heard: set[str], coming: set[str]) -> None:
+    def __init__(self, followers: Followers, user: str, heard: set[str], coming: set[str], losses: int) -> None:
         self._followers = followers
         self._user = user
         self._heard = heard
         self._coming = coming
+        self._losses = losses
 
     async def take(self, channels: Collection[str], *, whole: bool) -> bool:
         """Follow the channels that were read; ``whole``: they are all. Whether that is all there is to do.
@@ -244,7 +255,7 @@ class Comparison:
         If not, their logs are to be read again: what was durable until now may not have been handed on to this node.
         A cancellation leaves them followed, which is harmless: the user is in them.
         """
-        complete = self._followers.compare(self._user, channels, self._heard, self._coming, whole=whole)
+        complete = self._followers.compare(self._user, channels, self._heard, self._coming, self._losses, whole=whole)
         if not complete:
             await self._followers.register(channels)
         return complete

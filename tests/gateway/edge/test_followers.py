@@ -222,9 +222,18 @@ async def test_when_changes_were_lost_nobody_follows_until_the_next_sync(place: 
     assert len(place.followers) == 0
 
 
+async def test_what_was_read_before_changes_were_lost_makes_nobody_follow(place: Place) -> None:
+    with place.followers.comparing("bob") as comparison:
+        place.followers.end_all()  # that bob was removed, perhaps
+        await comparison.take({NEWS}, whole=True)
+    assert place.get(delivery(6)) == []
+    await place.compare("bob", NEWS)
+    assert place.get(delivery(7)) == ["bob"]
+
+
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(("join", "leave", "read", "take", "connect", "depart")),
+        st.sampled_from(("join", "leave", "lost join", "lost leave", "read", "take", "connect", "depart")),
         st.sampled_from(("alice", "bob", "eve")),
     ),
     max_size=40,
@@ -233,7 +242,9 @@ STEPS = st.lists(
 
 @given(steps=STEPS)
 def test_once_all_has_arrived_who_follows_is_who_is_in(steps: list[tuple[str, str]]) -> None:
-    """Reads may be old or new when their comparison ends; at the end each user here has synced once."""
+    """Reads may be old or new when their comparison ends, and it is noticed when changes are lost; at the end each user
+    here has synced once.
+    """
     trio.run(_run_steps, steps)
 
 
@@ -253,10 +264,14 @@ async def _run_steps(steps: list[tuple[str, str]]) -> None:
         open_reads[user] = manager, manager.__enter__(), {NEWS} if user in members else set()
 
     for step, user in steps:
-        if step in ("join", "leave") and (user in members) != (step == "join"):
+        joins = step.endswith("join")
+        if step.endswith(("join", "leave")) and (user in members) != joins:
             members ^= {user}
             seq += 1
-            place.get(delivery(seq, ADDED if step == "join" else REMOVED, user))
+            if step.startswith("lost"):
+                place.followers.end_all()
+            else:
+                place.get(delivery(seq, ADDED if joins else REMOVED, user))
         elif step == "connect":
             place.connected.add(user)
         elif step == "depart" and user in place.connected:
