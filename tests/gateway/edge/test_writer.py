@@ -1,5 +1,7 @@
 """Writing to full sockets, slow consumers, the close handshake."""
 
+import pytest
+
 from gateway.broker import Delivery
 from gateway.edge.connection import CLOSING, QUEUED
 from gateway.edge.outgoing import PushBatch
@@ -295,3 +297,18 @@ def test_what_is_written_together_counts_as_queued_as_soon_as_it_does_not_fit(ed
     assert slow.connection.flags & CLOSING
     assert edge.writer.slow_consumers == 1
     assert quick.read() == FRAME * 30
+
+
+def test_an_error_on_the_way_keeps_nothing_back(edge):
+    peer = edge.connect("a")
+
+    def fail():
+        with edge.writer.together, edge.writer.together:
+            edge.writer.write(peer.connection, b"1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert peer.read() == b"1"
+    edge.writer.write(peer.connection, b"2")
+    assert peer.read() == b"12"
