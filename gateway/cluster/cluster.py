@@ -52,17 +52,28 @@ log = structlog.get_logger(__name__)
 
 
 class Slots:
-    """Implements ``gateway.cluster.ownership.SlotHolder`` with an owner and what hands on what it says."""
+    """Implements ``gateway.cluster.ownership.SlotHolder`` with an owner, what hands on what it says, and the links."""
 
-    def __init__(self, owner: Callable[[], Owner], handing_on: Callable[[], HandingOn]) -> None:
+    def __init__(
+        self, owner: Callable[[], Owner], handing_on: Callable[[], HandingOn], links: Callable[[], Links]
+    ) -> None:
         self._owner = owner
         self._handing_on = handing_on
+        self._links = links
 
     async def release(self, slots: Collection[int]) -> None:
         """See SlotHolder.release. The next owner's deliveries and acknowledgements come behind all of this one's."""
         chosen = frozenset(slots)
         await self._owner().release(lambda conversation_id: slot_of(conversation_id) in chosen)
         await self._handing_on().handed_on(lambda conversation_id: slot_of(conversation_id) in chosen)
+
+    async def reach(self, heirs: Collection[str]) -> None:
+        """See SlotHolder.reach. So what an heir says comes behind at its own connections, too.
+
+        At those of other nodes it does because each of these reads one inbox. The heir may find itself named in the
+        table before it has read in its own what was delivered last.
+        """
+        await self._links().reach(heirs)
 
     def drop_all(self) -> None:
         """See SlotHolder.drop_all."""
@@ -105,7 +116,8 @@ class Cluster:
         self._coordination = coordination
         self._renew_s = settings.lease_renew_s
         self._strangers: set[str] = set()
-        self.ownership = SlotOwnership(coordination, lease, watch, Slots(lambda: self.owner, lambda: self.handing_on))
+        holder = Slots(lambda: self.owner, lambda: self.handing_on, lambda: self.links)
+        self.ownership = SlotOwnership(coordination, lease, watch, holder)
         self.links = Links(lease.incarnation, transport, watch)
         self.handing_on = HandingOn(lease.incarnation, edge, self.links, directory, watch)
         self.elsewhere = Elsewhere(

@@ -4,7 +4,7 @@ Parcels travel at most once. That something is missing shows in the numbers; wha
 listen: sessions resync, commands are sent again. So nothing here keeps or repeats a parcel.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol
 
@@ -33,6 +33,10 @@ out waits for a flush up to three times: with 10 ms each, that was most of what 
 
 HELLO_S: Final = 1.0
 """Seconds until a hello that was not answered is said again."""
+
+REACH_MAX_S: Final = 2.0
+"""Seconds that a node has to answer that it has read what was sent to it: many times what its inbox takes, and still
+less than clients may have to wait in a handover (``ownership.HANDOVER_MAX_S``)."""
 
 NEWCOMER_S: Final = 30.0
 """Seconds that a node which said hello counts although no look has seen its lease: three leases."""
@@ -143,12 +147,37 @@ class Links:
 
         Until then another node may think that it is alone, and tell nobody of its deliveries. Cancelling is safe.
         """
-        while missing := set(self._watch.live) - self._welcomes - {self._incarnation}:
-            for incarnation in missing:
+        await self._greet(lambda: set(self._watch.live) - self._welcomes - {self._incarnation})
+
+    async def reach(self, incarnations: Collection[str]) -> None:
+        """Say hello to nodes once more, and return when they have answered: they have read all that was sent before.
+
+        Who does not answer within REACH_MAX_S is not waited for. Nor is anybody while Redis is away: nothing is sure to
+        arrive in order then. Cancelling is safe.
+        """
+        if self._transport.away:
+            await trio.lowlevel.checkpoint()
+            return
+        known = self._welcomes.intersection(incarnations)
+        self._welcomes -= known
+        try:
+            with trio.move_on_after(REACH_MAX_S) as patience:
+                await self._greet(lambda: set(incarnations) - self._welcomes)
+        finally:
+            self._welcomes |= known
+        if patience.cancelled_caught:
+            log.warning(
+                "a node did not answer in time that it has read what was sent to it", nodes=sorted(incarnations)
+            )
+
+    async def _greet(self, missing: Callable[[], Collection[str]]) -> None:
+        """Say hello to those who are missing, again and again, until nobody is."""
+        while missing():
+            for incarnation in missing():
                 self.send(incarnation, Hello())
             with trio.move_on_after(HELLO_S):
-                self._welcomed = trio.Event()
-                await self._welcomed.wait()
+                while missing():
+                    await self._welcomed.wait()
 
     @property
     def idle(self) -> bool:
@@ -284,6 +313,7 @@ class Links:
         elif type(item) is Welcome:
             self._welcomes.add(sender)
             self._welcomed.set()
+            self._welcomed = trio.Event()
         else:
             return False
         return True

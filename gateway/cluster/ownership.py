@@ -3,8 +3,9 @@
 A slot changes hands in one of two ways, each one lightweight transaction on the table's version:
 
 - *claim*: its owner is dead (its lease row says so, which is for ever); the epoch rises by one;
-- *handover*: its owner writes down the next owner, stops accepting for the slot, waits until nothing of it is pending,
-  and only then writes the next owner as owner, with the epoch one higher.
+- *handover*: its owner writes down the next owner, stops accepting for the slot, waits until nothing of it is pending
+  and the next owner has read what was delivered to it, and only then writes the next owner as owner, with the epoch
+  one higher.
 
 Either way the old owner can acknowledge nothing under the new epoch's nose. ``tests/model`` checks it.
 """
@@ -44,6 +45,9 @@ class SlotHolder(Protocol):
 
         New commands for them are refused meanwhile, because ``Ownership.epoch`` says so. Cancelling is safe.
         """
+
+    async def reach(self, heirs: Collection[str]) -> None:
+        """Wait until these nodes have read what this one told them, if they answer. Cancelling is safe."""
 
     def drop_all(self) -> None:
         """Forget everything at once, answering that outcomes are unknown: this node owns nothing any more."""
@@ -248,6 +252,8 @@ class SlotOwnership:
             self._not_leaving = dict.fromkeys(announced, now_s + HANDOVER_RETRY_S)
             await self._change({number: Slot(own, slot.epoch) for number, slot in announced.items()})
             return
+        with trio.move_on_at(patience.deadline):  # whether they are reached decides no more than the order of pushes
+            await self._holder.reach({slot.next_owner for slot in announced.values()})
         handed = {number: Slot(slot.next_owner, slot.epoch + 1) for number, slot in announced.items()}
         if await self._change(handed):
             self.handovers += len(handed)

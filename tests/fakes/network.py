@@ -56,7 +56,11 @@ class Wire:
 
 
 class NodeConnection:
-    """Implements Transport and Directory for one incarnation."""
+    """Implements Transport and Directory for one incarnation.
+
+    Attributes:
+        late_s: seconds that whatever comes for this node takes longer.
+    """
 
     def __init__(self, network: Network, incarnation: str) -> None:
         self.network = network
@@ -65,6 +69,7 @@ class NodeConnection:
         self.on_invalidated: Callable[[Collection[str] | None], None] = lambda _users: None
         self.tracked: set[str] = set()
         self.cache: dict[str, tuple[str, ...]] = {}
+        self.late_s = 0.0
         self._to_server = Wire()
         self._to_node = Wire()
         network.inboxes[incarnation] = self
@@ -90,7 +95,7 @@ class NodeConnection:
 
     def later(self, call: Callable[[], None]) -> None:
         """Call it when this end of the connection is reached; in order."""
-        self._to_node.put(call, self.network.delay_s)
+        self._to_node.put(call, self.network.delay_s + self.late_s)
 
     def report(self, users: set[str]) -> None:
         for user in users:

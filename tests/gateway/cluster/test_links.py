@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.cluster.links import GATHER_ITEMS_MIN, GATHER_S, Links
+from gateway.cluster.links import GATHER_ITEMS_MIN, GATHER_S, HELLO_S, REACH_MAX_S, Links
 from gateway.cluster.parcels import Hello, Item, Parcel, TableChanged, Welcome, decode_parcel, encode_parcel
 from gateway.cluster.ports import Taken
 
@@ -175,3 +176,53 @@ async def test_a_quiet_node_sends_at_once_and_a_busy_one_what_comes_close_behind
     await trio.sleep(GATHER_S)
     assert (await send())[2:] == [[*many], [20, 21]]
     assert (await send(22))[4:] == [[22]]
+
+
+async def test_nodes_are_reached_once_all_of_them_have_answered(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object(), "c": object()}))
+    nursery.start_soon(links.run)
+    wires.bring(1, Welcome())  # that it was welcomed once says nothing of what it has read since
+    reached = trio.Event()
+
+    async def reach() -> None:
+        await links.reach({"b", "c"})
+        reached.set()
+
+    links.send("b", TableChanged(1))
+    nursery.start_soon(reach)
+    await trio.sleep(HELLO_S / 2)
+    assert [parcel.items for parcel in wires.sent] == [[TableChanged(1), Hello()], [Hello()]]
+    wires.bring(2, Welcome())
+    await trio.sleep(HELLO_S / 4)
+    assert not reached.is_set()
+    wires.received(encode_parcel(Parcel("c", 1, [Welcome()])))
+    await wait_all_tasks_blocked()
+    assert reached.is_set()
+
+
+async def test_who_does_not_answer_is_asked_again_and_not_waited_for_long(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": SimpleNamespace(nonce=1)}))
+    nursery.start_soon(links.run)
+    wires.bring(1, Welcome())
+    began_s = trio.current_time()
+    await links.reach({"b"})
+    assert trio.current_time() - began_s == pytest.approx(REACH_MAX_S)
+    assert sum(Hello() in parcel.items for parcel in wires.sent) == REACH_MAX_S / HELLO_S
+    with trio.fail_after(HELLO_S / 2):
+        await links.introduce()  # it goes on counting as one that knows this node
+
+
+async def test_nobody_is_waited_for_while_redis_is_away(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    wires = Wires()
+    wires.away = True
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
+    nursery.start_soon(links.run)
+    with trio.fail_after(HELLO_S / 2):
+        await links.reach({"b"})
+    assert wires.sent == []

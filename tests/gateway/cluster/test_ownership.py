@@ -17,16 +17,22 @@ from tests.gateway.cluster.cluster_parts import lease_of, watch_of
 
 
 class Holder:
-    """A SlotHolder that takes ``release_s`` to release."""
+    """A SlotHolder that takes ``release_s`` to release, and ``reach_s`` to reach heirs."""
 
     def __init__(self) -> None:
         self.release_s = 0.1
         self.released: list[set[int]] = []
+        self.reach_s = 0.0
+        self.reached: list[set[str]] = []
         self.dropped = 0
 
     async def release(self, slots: Collection[int]) -> None:
         await trio.sleep(self.release_s)
         self.released.append(set(slots))
+
+    async def reach(self, heirs: Collection[str]) -> None:
+        self.reached.append(set(heirs))
+        await trio.sleep(self.reach_s)
 
     def drop_all(self) -> None:
         self.dropped += 1
@@ -95,7 +101,7 @@ async def test_the_first_node_takes_all_and_the_second_its_share(autojump_clock:
         assert_one_owner_each([*parts, second])
         assert parts[0].owned + second.owned == SLOTS
         assert second.owned == rightful_owners(("a", "b")).count("b")
-        assert set(parts[0].holder.released[0]) == {
+        assert parts[0].holder.released[0] == {
             number for number, node in enumerate(rightful_owners(("a", "b"))) if node == "b"
         }
         assert coordination.changes == 3, "announced, then handed over"
@@ -167,6 +173,17 @@ async def test_a_slot_that_cannot_be_released_stays(autojump_clock: MockClock) -
         await trio.sleep(20)
         assert_one_owner_each([first, second])
         assert second.owned
+
+
+async def test_a_slot_is_handed_over_even_if_its_heir_does_not_answer_in_time(autojump_clock: MockClock) -> None:
+    async with cluster("a") as (coordination, (first,), nursery):
+        first.holder.reach_s = 60
+        second = Part(coordination, "b")
+        await nursery.start(second.run)
+        await trio.sleep(HANDOVER_MAX_S + 3)
+        assert first.holder.reached == [{second.lease.incarnation}]
+        assert first.ownership.handovers == second.owned == rightful_owners(("a", "b")).count("b")
+        assert_one_owner_each([first, second])
 
 
 @pytest.mark.parametrize("what", ["slots", "renew", "mark"])
