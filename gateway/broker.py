@@ -70,7 +70,8 @@ def followers_of(channel_id: str) -> str:
     A channel's members are too many to be named, or even looked up, for every entry. So its deliveries are for this one
     recipient. Each node knows which of the users connected to it follow the channel (``gateway.edge.followers``), and
     the session directory knows by this name, as if it were a user's, at which nodes anybody does. Users whom an entry
-    adds or removes are recipients besides, so that their nodes learn of it; where they alone are, it is told again.
+    adds or removes are recipients besides, so that their nodes and those where the channel is followed learn of it;
+    where they alone are, it is told again.
     """
     return _FOLLOWERS + channel_id
 

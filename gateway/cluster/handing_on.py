@@ -10,6 +10,9 @@ acknowledgement is held back until the deliveries in front of it are *handed on*
 3. Users reported as changed since the look-up began are looked up again, and nodes that were left out get the delivery,
    too, followed by another barrier. A user who registered even later reads the store after that, and finds the entry.
 
+Whom an entry adds to a channel or removes is told to all nodes where the channel is followed, wherever these users are:
+the directory does not know of somebody who came to a node while that was cut off from Redis.
+
 Per conversation these things keep their order: one queue, a *strand*, holds what is not done. A node that is alone does
 none of this; and while Redis is away nothing is held back, and all living nodes that are reached get everything:
 everybody resyncs now and then until it is there again.
@@ -25,7 +28,7 @@ import structlog
 import trio
 from msgspec import DecodeError
 
-from gateway.broker import Delivery, EdgePort, Origin, OwnerPort
+from gateway.broker import Delivery, EdgePort, Origin, OwnerPort, followers_of, is_channel
 from gateway.cluster.links import Links, LiveIncarnations
 from gateway.cluster.parcels import Answered, Delivered, Forwarded, GivenBack, Signalled
 from gateway.cluster.places import Places, grouped
@@ -83,6 +86,8 @@ class _Handing:
     """A delivery on its way to other nodes.
 
     Attributes:
+        recipients: who is looked up for it.
+        named: of a channel's, the users whom its entry adds or removes.
         places: where its recipients are, once that is known.
         sent: the nodes that got it, and for which users; not changed, but replaced.
         moves: who moved since its last look-up began.
@@ -91,10 +96,17 @@ class _Handing:
         done: whether it is handed on, or need not be.
     """
 
-    __slots__ = ("delivery", "done", "moved", "moves", "places", "sent", "split")
+    __slots__ = ("delivery", "done", "moved", "moves", "named", "places", "recipients", "sent", "split")
 
     def __init__(self, delivery: Delivery, moves: _Moves) -> None:
         self.delivery = delivery
+        self.recipients = delivery.recipients
+        self.named: Collection[str] = ()
+        if is_channel(delivery.conversation_id):
+            everybody = followers_of(delivery.conversation_id)
+            self.named = [user for user in delivery.recipients if user != everybody]
+            if self.named and len(self.named) == len(delivery.recipients):
+                self.recipients = (everybody, *self.named)  # told again: not for the followers, but for their nodes
         self.places: Mapping[str, tuple[str, ...]] | None = None
         self.sent: dict[str, Collection[str]] = {}
         self.moves = moves
@@ -104,7 +116,15 @@ class _Handing:
 
     def moved_since(self) -> Collection[str]:
         """Recipients who may have moved since its last look-up began."""
-        return self.moves.among(self.delivery.recipients, self.places)
+        return self.moves.among(self.recipients, self.places)
+
+    def recipients_at(self, users: Collection[str]) -> Collection[str]:
+        """Who is to be named to a node where ``users`` were found."""
+        if not self.named:
+            return users
+        if self.recipients is not self.delivery.recipients:
+            return self.named
+        return dict.fromkeys((*users, *self.named))
 
 
 _Held = tuple[Origin, Reply]
@@ -242,7 +262,7 @@ class HandingOn:
         handing = _Handing(delivery, self._moves_from_now())
         self._strands.setdefault(delivery.conversation_id, deque()).append(handing)
         self._held += 1
-        self._look_up(handing, delivery.recipients)
+        self._look_up(handing, handing.recipients)
 
     # --- Handing on -------------------------------------------------------------------------------------------------
 
@@ -292,7 +312,8 @@ class HandingOn:
 
     def _send_to(self, handing: _Handing, by_node: Mapping[str, Collection[str]]) -> None:
         delivery = handing.delivery
-        for incarnation, users in by_node.items():
+        for incarnation, found in by_node.items():
+            users = handing.recipients_at(found)
             earlier = handing.sent.get(incarnation)
             if earlier is None:
                 news = handing.sent[incarnation] = list(users)

@@ -157,6 +157,20 @@ async def test_an_acknowledged_removal_is_the_last_that_reaches_who_was_removed(
         assert len([reply for reply in a.edge.replies_to(alice) if isinstance(reply, SendAck)]) == 4
 
 
+async def test_a_removal_reaches_who_is_not_known_to_be_where_the_channel_is_followed(
+    autojump_clock: MockClock,
+) -> None:
+    async with two_nodes() as (world, a, b, alice, channel):
+        a.submit(alice, AddMembers(2, channel, "add", ["bob", "carol"]))
+        await trio.sleep(1)
+        world.network.users["bob"] = ()  # as if he had come while that node was cut off from Redis
+        a.connection.cache.clear()
+        a.submit(alice, RemoveMembers(3, channel, "remove", ["bob"]))
+        await send(a, alice, channel, "m1")
+        assert b.got("bob", channel) == [2, 3]
+        assert b.got("carol", channel) == [2, 3, 4]
+
+
 async def test_who_joins_where_nobody_followed_syncs_when_nothing_can_pass_by_any_more(
     autojump_clock: MockClock,
 ) -> None:

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from gateway.broker import Delivery
+from gateway.broker import Delivery, channel_id_of, followers_of
 from gateway.cluster.handing_on import HandingOn
 from gateway.cluster.parcels import Delivered
 from gateway.cluster.ports import Found, Taken
 from protocol.frames import SendAck
 from tests.fakes.edge import FakeOrigin, RecordingEdge
+
+NEWS = channel_id_of("n" * 24)
+FOLLOWERS = followers_of(NEWS)
 
 
 class SlowDirectory:
@@ -88,11 +91,11 @@ def parts() -> SimpleNamespace:
     return SimpleNamespace(directory=directory, links=links, edge=edge, handing_on=handing_on)
 
 
-def deliver(parts: SimpleNamespace, entry: bytes, *recipients: str) -> FakeOrigin:
+def deliver(parts: SimpleNamespace, entry: bytes, *recipients: str, conversation_id: str = "g1") -> FakeOrigin:
     """An entry is durable: it is delivered, and its sender is answered behind it."""
     origin = FakeOrigin("ann")
-    parts.handing_on.deliver(Delivery("g1", recipients, [entry], [origin]))
-    parts.handing_on.reply(origin, SendAck(1, 1, 1), "g1")
+    parts.handing_on.deliver(Delivery(conversation_id, recipients, [entry], [origin]))
+    parts.handing_on.reply(origin, SendAck(1, 1, 1), conversation_id)
     return origin
 
 
@@ -214,5 +217,30 @@ def test_a_delivery_that_went_to_a_node_goes_there_again_for_newcomers_alone(par
         parts.directory.answer()
         parts.links.flush()
         assert [user for _, recipients, _ in parts.links.sent for user in recipients] == sent
+    parts.directory.prove()
+    assert parts.handing_on.held == 0
+
+
+def test_wherever_a_channel_is_followed_it_is_told_who_joined_or_left(parts: SimpleNamespace) -> None:
+    """The directory may not know where they are: their node registers nothing while it is cut off from Redis."""
+    parts.directory.cache = {FOLLOWERS: ("b",), "bob": ("c",), "carl": ()}
+    deliver(parts, b"1", FOLLOWERS, "bob", "carl", conversation_id=NEWS)
+    assert parts.links.sent == [("b", [FOLLOWERS, "bob", "carl"], [b"1"]), ("c", ["bob", "carl"], [b"1"])]
+    deliver(parts, b"2", FOLLOWERS, conversation_id=NEWS)
+    assert parts.links.sent[2:] == [("b", [FOLLOWERS], [b"2"])]
+
+
+def test_a_change_that_is_told_again_reaches_those_it_is_about_wherever_the_channel_is_followed(
+    parts: SimpleNamespace,
+) -> None:
+    parts.directory.cache = {FOLLOWERS: (), "bob": ("c",)}
+    deliver(parts, b"1", "bob", conversation_id=NEWS)
+    parts.links.flush()
+    assert parts.links.sent == [("c", ["bob"], [b"1"])]
+    parts.directory.move(FOLLOWERS, "b", "c")
+    parts.directory.prove()
+    parts.directory.answer()
+    parts.links.flush()
+    assert parts.links.sent[1:] == [("b", ["bob"], [b"1"])]
     parts.directory.prove()
     assert parts.handing_on.held == 0
