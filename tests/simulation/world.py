@@ -167,12 +167,14 @@ class World:
         return self.rng.choice(ready) if ready else None
 
     def owner_of(self, conversation_id: str) -> Node | None:
-        """The node that the slot table names, if it still lives."""
-        slot = slot_of(conversation_id)
-        for node in self.nodes.values():
-            if node.cluster.ownership.table.slots[slot].owner == node.incarnation:
-                return node
-        return None
+        """The node that the slot table names, if it still lives: as the newest table says that any node knows.
+
+        An older one may name a node that does not know yet that it owns nothing any more.
+        """
+        tables = [node.cluster.ownership.table for node in self.nodes.values()]
+        newest = max(tables, key=lambda table: table.version, default=None)
+        owner = newest.slots[slot_of(conversation_id)].owner if newest is not None else ""
+        return next((node for node in self.nodes.values() if node.incarnation == owner), None)
 
     def start(self, name: str) -> None:
         """Begin a life of a node."""
