@@ -81,19 +81,26 @@ def restore(file: Path, data_dir: Path, progress: Progress | None = None) -> Con
         raise BackupError(f"there is no backup {file}")
     directory = DataDirectory.lock(data_dir)
     try:
-        if any(os.path.lexists(f"{directory.database}{suffix}") for suffix in ("", "-wal", "-shm")):
-            raise BackupError(
-                f"{data_dir} has a store already: restore into another directory, or move {DATABASE_FILE}* away first"
-            )
-        with _new_file(directory.database) as partial:
-            with _connection(file, f"backup {file}") as source:
-                _check_ours(source, f"backup {file}")
-                _copy(source, partial, progress)
-            return _examine(partial, f"backup {file}")
-    except OSError as error:
-        raise unusable(directory.path, error) from None
-    finally:
-        directory.unlock()
+        contents = _restore_into(directory, file, data_dir, progress)
+    except BaseException as error:
+        directory.discard()
+        if isinstance(error, OSError):
+            raise unusable(directory.path, error) from None
+        raise
+    directory.unlock()
+    return contents
+
+
+def _restore_into(directory: DataDirectory, file: Path, data_dir: Path, progress: Progress | None) -> Contents:
+    if any(os.path.lexists(f"{directory.database}{suffix}") for suffix in ("", "-wal", "-shm")):
+        raise BackupError(
+            f"{data_dir} has a store already: restore into another directory, or move {DATABASE_FILE}* away first"
+        )
+    with _new_file(directory.database) as partial:
+        with _connection(file, f"backup {file}") as source:
+            _check_ours(source, f"backup {file}")
+            _copy(source, partial, progress)
+        return _examine(partial, f"backup {file}")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from store.embedded_database import error_text
@@ -24,9 +25,11 @@ class DataDirUnusable(StoreError):
 class DataDirectory:
     """A locked data directory. The lock is the kernel's (flock): it ends with the process, however that ends."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, made: Sequence[Path] = ()) -> None:
+        """``made``: the lock file and the directories that were not there before, the innermost first."""
         self.path = path
         self._lock = lock
+        self._made = made
 
     @property
     def database(self) -> Path:
@@ -42,17 +45,22 @@ class DataDirectory:
             DataDirUnusable: not a directory, or no permission.
         """
         path = path.absolute()
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise unusable(path, error) from None
-        try:
-            _lock(path, lock)
-        except BaseException:
-            os.close(lock)
-            raise
-        return cls(path, lock)
+        file = path / LOCK_FILE
+        while True:
+            try:
+                made = [each for each in (file, path, *path.parents) if not each.exists()]
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise unusable(path, error) from None
+            try:
+                _lock(path, lock)
+                if _is_there(path, lock):
+                    return cls(path, lock, made)
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)  # ``discard`` in another process removed it before this one had it: lock what others will
 
     @classmethod
     def inherit(cls, path: Path, lock: int) -> "DataDirectory":
@@ -84,7 +92,20 @@ class DataDirectory:
         _note_pid(self._lock)
 
     def unlock(self) -> None:
-        """Let the next process in. The lock file stays: removing it would let two processes lock two files."""
+        """Let the next process in. The lock file stays, and is ready for it."""
+        os.close(self._lock)
+
+    def discard(self) -> None:
+        """Let the next process in, and remove what ``lock`` made, for who could not use it; directories if empty.
+
+        Whoever opened the lock file before notices that it is gone, and locks a new one.
+        """
+        with contextlib.suppress(OSError):  # not empty any more, or not to be written to: it stays
+            for each in self._made:
+                if each == self.path / LOCK_FILE:
+                    each.unlink()
+                else:
+                    each.rmdir()
         os.close(self._lock)
 
 
@@ -100,6 +121,16 @@ def _lock(path: Path, lock: int) -> None:
     except OSError as error:
         raise unusable(path, error) from None
     _note_pid(lock)
+
+
+def _is_there(path: Path, lock: int) -> bool:
+    """Whether the open lock file is still that of the directory. Raises DataDirUnusable."""
+    try:
+        return os.path.samestat(os.stat(path / LOCK_FILE), os.fstat(lock))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unusable(path, error) from None
 
 
 def _note_pid(lock: int) -> None:

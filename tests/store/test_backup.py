@@ -1,5 +1,6 @@
 """Backups taken while a store works, and what restoring them gives."""
 
+import fcntl
 import os
 import sqlite3
 
@@ -9,8 +10,10 @@ import trio
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind
 from store import backup as backup_module
+from store import embedded_directory
 from store.backup import BackupError, back_up, restore
 from store.embedded import DataDirLocked, EmbeddedStore, SchemaTooNew
+from store.embedded_directory import DataDirectory
 from tests.store.conformance import EVERYTHING, make, seqs
 from tests.store.entries import append
 from tests.store.outcomes import Outcomes, append_all
@@ -149,8 +152,43 @@ def test_restore_refuses_what_is_no_intact_backup(tmp_path):
     (tmp_path / "empty.db").touch()
     with pytest.raises(BackupError, match="was not written by tidegate"):
         restore(tmp_path / "empty.db", tmp_path / "new")
-    assert not (tmp_path / "new" / "tidegate.db").exists()
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["lock"]
+    assert not (tmp_path / "new").exists(), "nothing is left behind"
+
+
+def test_a_restore_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+    (tmp_path / "text.db").write_text("hello, this is no database" * 40)
+    with pytest.raises(BackupError):
+        restore(tmp_path / "text.db", tmp_path / "deep" / "er" / "new")
+    assert not (tmp_path / "deep").exists()
+    there = tmp_path / "there"
+    there.mkdir()
+    with pytest.raises(BackupError):
+        restore(tmp_path / "text.db", there)
+    assert list(there.iterdir()) == []
+    (there / "lock").write_text("4711\n")
+    (there / "notes").touch()
+    with pytest.raises(BackupError):
+        restore(tmp_path / "text.db", there)
+    assert sorted(path.name for path in there.iterdir()) == ["lock", "notes"]
+
+
+def test_who_waited_for_a_lock_that_a_failed_restore_removed_locks_a_new_one(tmp_path, monkeypatch):
+    """Otherwise two processes could hold the locks of two files, of which only one is there."""
+    flock, raced = fcntl.flock, []
+
+    def after_another_removed_it(lock, operation):
+        if not raced:
+            raced.append(True)
+            (tmp_path / "data" / "lock").unlink()
+        flock(lock, operation)
+
+    monkeypatch.setattr(embedded_directory.fcntl, "flock", after_another_removed_it)
+    directory = DataDirectory.lock(tmp_path / "data")
+    assert raced
+    with pytest.raises(DataDirLocked):
+        DataDirectory.lock(tmp_path / "data")
+    assert os.fstat(directory.lock_descriptor).st_ino == (tmp_path / "data" / "lock").stat().st_ino
+    directory.unlock()
 
 
 async def test_restore_refuses_a_backup_with_a_gap(store, tmp_path):
@@ -163,7 +201,7 @@ async def test_restore_refuses_a_backup_with_a_gap(store, tmp_path):
     connection.close()
     with pytest.raises(BackupError, match="conversation g1 has 3 entries between 1 and 4"):
         restore(tmp_path / "copy.db", tmp_path / "new")
-    assert not (tmp_path / "new" / "tidegate.db").exists()
+    assert not (tmp_path / "new").exists()
 
 
 async def test_restore_refuses_a_damaged_page(store, tmp_path):
@@ -175,7 +213,7 @@ async def test_restore_refuses_a_damaged_page(store, tmp_path):
         file.write(b"\xff" * 4096)
     with pytest.raises(BackupError):
         restore(tmp_path / "copy.db", tmp_path / "new")
-    assert not (tmp_path / "new" / "tidegate.db").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_newer_schema_is_refused_both_ways(tmp_path):
