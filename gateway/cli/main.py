@@ -1,5 +1,6 @@
 """The command ``tidegate``: finds subcommands without importing them all, and turns errors into one line each."""
 
+import difflib
 import importlib
 import os
 import sys
@@ -50,6 +51,19 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         command.name = cmd_name
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand that is called. Raises UsageError, which names the one that may be meant.
+
+        Other groups suggest by what click registers for them, which is nothing here.
+        """
+        name = args[0]
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        if near and name not in COMMANDS:
+            raise click.UsageError(f"No such command {name!r}. Did you mean {near[0]!r}?", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of subcommands, from the table alone."""

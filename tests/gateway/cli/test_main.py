@@ -73,8 +73,16 @@ def test_help_imports_no_heavy_package() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("sevre",), "tidegate: No such command 'sevre'"),
+        (
+            ("sevre",),
+            "tidegate: No such command 'sevre'. Did you mean 'serve'? (tidegate --help shows what is allowed)",
+        ),
+        (("serv", "--port", "1"), "tidegate: No such command 'serv'. Did you mean 'serve'? (tidegate --help"),
+        (("xyzzy",), "tidegate: No such command 'xyzzy' (tidegate --help shows what is allowed)"),
+        (("cluster", "statu"), "tidegate: No such command 'statu'. Did you mean 'status'? (tidegate cluster --help"),
+        (("bench", "densty"), "tidegate: No such command 'densty'. Did you mean 'density'? (tidegate bench --help"),
         (("--prot",), "tidegate: No such option '--prot'"),
+        (("--versio",), "tidegate: No such option '--versio'. Did you mean '--version'?"),
         (("token",), "tidegate: Missing argument 'USER' (tidegate token --help shows what is allowed)"),
         (("serve", "--prot", "1"), "tidegate: No such option '--prot'"),
         (("serve", "--port", "x"), "tidegate: port is 'x' (from --port); allowed: a whole number from 0 to 65535"),
