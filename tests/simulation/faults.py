@@ -23,7 +23,7 @@ WEIGHTS = {
 
 FAIR_WEIGHTS = {
     "kill": 3, "pause": 3, "nap": 1, "drain": 2, "cut": 1, "slow": 3, "chase": 2, "move": 2, "vanish": 2, "late": 6,
-    "storm": 6,
+    "late_heirs": 4, "storm": 6,
 }  # fmt: skip
 """The same where Redis loses nothing."""
 
@@ -157,8 +157,17 @@ class Faults:
 
     async def _late(self, node: "Node") -> None:
         """What Redis tells one node comes late, in order."""
+        node.place.redis_late_inbox = False
         node.place.redis_late_s = self.rng.uniform(0.05, 1.0)
         node.place.redis_late_until_s = trio.current_time() + self.rng.uniform(1.0, 10.0)
+
+    async def _late_heirs(self, node: "Node") -> None:
+        """A node drains while the others read late what it sends them."""
+        for other in self.world.nodes.values():
+            other.place.redis_late_inbox = True
+            other.place.redis_late_s = self.rng.uniform(0.2, 1.0)
+            other.place.redis_late_until_s = trio.current_time() + 10.0
+        await node.drain()
 
     async def _lost_link(self, node: "Node") -> None:
         node.redis.lose()

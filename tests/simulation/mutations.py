@@ -4,11 +4,12 @@ These switches are here and nowhere else: the product has none.
 """
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import trio
 from msgspec.structs import replace
 
 from gateway.cluster.handing_on import HandingOn, _Moves
@@ -42,6 +43,7 @@ class Mutation(enum.Enum):
     )
     LINK_NUMBERS = "nobody counts parcels"
     MOVES = "what Redis reports of users while they are looked up is forgotten"
+    HEIRS = "a slot is handed over although its next owner has not read what was delivered to it"
     HEADS = "who comes back is told what the end of a log shows, whatever becomes of it"
 
 
@@ -131,6 +133,10 @@ def _leave_with_news_only(self: HandingOn, handing: Any) -> None:
     _leave(self, handing)
 
 
+async def _reach_nobody(_self: Links, _incarnations: Collection[str]) -> None:
+    await trio.lowlevel.checkpoint()
+
+
 async def _stand_as_logs_end(
     store: Store, _heads: Heads | None, user: str, _cursors: Mapping[str, Seq], _only_named: bool
 ) -> list[Membership]:
@@ -148,5 +154,6 @@ _INSTEAD: dict[Mutation, Sequence[tuple[Any, str, Any]]] = {
     Mutation.DEDUPLICATION: [(Lookups, "_ask", _find_nothing), (Conversation, "fill", _fill_without_keys)],
     Mutation.LINK_NUMBERS: [(Links, "_receive", _receive_uncounted)],
     Mutation.MOVES: [(HandingOn, "_leave", _leave_with_news_only)],
+    Mutation.HEIRS: [(Links, "reach", _reach_nobody)],
     Mutation.HEADS: [(catchup, "standing", _stand_as_logs_end)],
 }

@@ -16,6 +16,7 @@ class Place:
         paused_until_s: before that nothing gets in or out; then all of it does, in order.
         cassandra_cut, redis_cut, peers_cut: who is out of its reach.
         redis_late_until_s, redis_late_s: before that, what Redis tells it comes so much later.
+        redis_late_inbox: that is true of what others send to its inbox, and of nothing else.
         cassandra_slow_until_s: before that, what it says to Cassandra and is told takes until then or longer.
         patient: it waits for answers as long as they take: frozen, it does not see how long that is.
     """
@@ -30,6 +31,7 @@ class Place:
         self.peers_cut = False
         self.redis_late_until_s = 0.0
         self.redis_late_s = 0.0
+        self.redis_late_inbox = False
         self.cassandra_slow_until_s = 0.0
         self.patient = True
         self._waits: set[trio.Event] = set()
@@ -46,6 +48,11 @@ class Place:
     def held_s(self) -> float:
         """Seconds by which the node's being paused delays what it says now."""
         return max(0.0, self.paused_until_s - trio.current_time())
+
+    def late_s(self, *, inbox: bool = False) -> float:
+        """Seconds by which what Redis tells it comes later now; ``inbox``: what comes by its inbox."""
+        is_late = trio.current_time() < self.redis_late_until_s and inbox is self.redis_late_inbox
+        return self.redis_late_s if is_late else 0.0
 
     async def wait(self, delay_s: float) -> bool:
         """Wait, longer if it is paused then; False if it was killed meanwhile."""

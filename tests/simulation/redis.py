@@ -294,8 +294,7 @@ class RedisLink:
 
     def _return(self, session: _Session, call: Callable[[], object]) -> None:
         place = self._place
-        late_s = place.redis_late_s if trio.current_time() < place.redis_late_until_s else 0.0
-        session.back.put(late_s + place.delay_s(), lambda: place.hear(call))
+        session.back.put(place.late_s() + place.delay_s(), lambda: place.hear(call))
 
     def report(self, keys: Collection[str] | None) -> None:
         """Keys that were read have changed."""
@@ -399,7 +398,8 @@ class RedisInbox:
         if not items:
             self._reading = False
             return
-        self._redis.timeline.after(self._place.delay_s(), lambda: self._place.hear(lambda: self._take(reads, items)))
+        delay_s = self._place.late_s(inbox=True) + self._place.delay_s()
+        self._redis.timeline.after(delay_s, lambda: self._place.hear(lambda: self._take(reads, items)))
 
     def _take(self, reads: int, items: Stream) -> None:
         if reads != self._reads:

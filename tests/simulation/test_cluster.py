@@ -18,7 +18,7 @@ SEEDS = os.environ.get("SEED") or ("0-1999" if NIGHTLY else "0-99")
 HAPPENS = (
     "kill-with-sends-in-flight", "pause", "drain", "cut", "slow", "chase", "fenced", "gap", "lossy", "trim", "flush",
     "restart", "outage", "without_redis", "lonely", "direct", "new generation", "move", "vanish", "unknown",
-    "late", "storm", "channel", "group",
+    "late", "late_heirs", "storm", "channel", "group",
     "repeated-send", "duplicate-answered", "resume-with-news", "member-removed",
     "synced", "filled in", "sync refused",
 )  # fmt: skip
