@@ -26,6 +26,7 @@ from store.cassandra_session import (
 from store.cassandra_statements import prepare
 from store.coordination import LeaseRecord
 from store.interface import NotWritten, StoreError, Unavailable
+from store.recurring import Recurring
 from store.replication import doubts
 from store.segments import Segment, Segments
 from store.tables import (
@@ -47,9 +48,6 @@ from store.tables import (
 
 CONNECT_AGAIN_S: Final = 1.0
 """Seconds before a node that found no Cassandra looks again."""
-
-LOG_EVERY: Final = 10
-"""Failed attempts between two lines of log about them."""
 
 END_WAIT_S: Final = 10.0
 """Seconds that ending tables wait for requests under way: more than each of them may take."""
@@ -120,7 +118,7 @@ class CassandraTables:
                 await trio.to_thread.run_sync(cluster.shutdown)
 
     async def _connect(self) -> tuple[Cluster, Session]:
-        attempts = 0
+        absence = Recurring("waiting for Cassandra", "Cassandra is there")
         while True:
             try:
                 connected = await trio.to_thread.run_sync(self._connect_now)
@@ -128,10 +126,9 @@ class CassandraTables:
                 if not self._patient:
                     raise
                 self.waiting_for = str(error)
-                if attempts % LOG_EVERY == 0:
-                    log.warning("waiting for Cassandra", reason=str(error))
-                attempts += 1
+                absence.came(reason=str(error))
             else:
+                absence.over()
                 self.waiting_for = ""
                 return connected
             await trio.sleep(CONNECT_AGAIN_S)

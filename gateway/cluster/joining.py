@@ -12,6 +12,7 @@ import trio
 from gateway.cluster.versions import versions_of
 from store.coordination import Coordination, LeaseRecord
 from store.interface import Unavailable
+from store.recurring import Recurring
 
 RENEWALS_OF_THE_LIVING: Final = 2
 """Renewals to be seen before somebody surely lives. One can be the last of a node that was killed, arriving late; no
@@ -94,13 +95,15 @@ async def wait_for_place(coordination: Coordination, own: LeaseRecord, renew_s: 
     """
     seen: dict[str, tuple[int, int]] = {}
     ends_s: float | None = None
+    absence = Recurring("waiting for the store, to see who is there", "store is there, to see who is")
     while True:
         try:
             rows = await coordination.leases()
         except Unavailable as error:
-            log.warning("waiting for the store, to see who is there", error=str(error))
+            absence.came(error=str(error))
             await trio.sleep(renew_s)
             continue
+        absence.over()
         now_s = trio.current_time()
         in_the_way = [row for row in rows if row.alive and row.incarnation != own.incarnation and conflict(own, row)]
         for row in in_the_way:

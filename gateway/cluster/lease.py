@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from store.coordination import Coordination, LeaseRecord
 from store.interface import Unavailable
+from store.recurring import Recurring
 
 LEASE_MARGIN_SHARE: Final = 0.1
 """Share of a lease that its owner does not use: clocks of two machines may differ in speed by a tenth and all holds."""
@@ -93,6 +94,7 @@ class Lease:
         self._fenced = False
         self._taken = False
         self._doubt_since_s: float | None = None
+        self._trouble = Recurring("lease not renewed", "lease renewed again")
         self._wake = trio.Event()
         self._news = trio.Event()
         self._end = trio.CancelScope()
@@ -188,7 +190,7 @@ class Lease:
             nonce = row.nonce  # of a renewal that was under way when this node stopped renewing
 
     async def _take(self) -> None:
-        told = False
+        absence = Recurring("waiting for the store, to take a lease", "store is there, to take a lease")
         while True:
             try:
                 # Each try says another nonce: a row that is removed, and that a late try brings back, is known by it.
@@ -197,11 +199,10 @@ class Lease:
                     self._note(self._tried)
                 if taken or await self._read() is not None:  # entered by an earlier try whose answer was lost
                     self._sent_s.clear()
+                    absence.over()
                     return
             except Unavailable as error:
-                if not told:
-                    log.warning("waiting for the store, to take a lease", error=str(error))
-                told = True
+                absence.came(error=str(error))
             await trio.sleep(RETRY_S)
 
     async def _renew_until_known(self, nursery: trio.Nursery) -> None:
@@ -238,7 +239,8 @@ class Lease:
         try:
             applied = await self._coordination.renew_lease(lease, known)
         except Unavailable as error:
-            log.warning("lease not renewed", error=str(error), valid_for_s=round(self.remaining_s, 3))
+            if self._record.nonce == known:  # else a later one was applied meanwhile
+                self._trouble.came(error=str(error), valid_for_s=round(self.remaining_s, 3))
             return
         if applied:
             self._note(lease.nonce)
@@ -286,6 +288,7 @@ class Lease:
         self._record = replace(self._record, nonce=nonce)
         self._valid_until_s = sent_s + self._lease_s * (1 - LEASE_MARGIN_SHARE)
         self._tell()
+        self._trouble.over()
         if self._doubt_since_s is not None and self.valid():
             log.warning("lease sure again", lasted_s=round(self._clock() - self._doubt_since_s, 1))
             self._doubt_since_s = None

@@ -23,6 +23,7 @@ from gateway.cluster.versions import understood
 from gateway.cluster.watch import Watch
 from store.coordination import SLOTS, Coordination, Slot, SlotTable
 from store.interface import Unavailable
+from store.recurring import Recurring
 
 TABLE_POLL_S: Final = 1.0
 """Seconds between two looks at the slot table when nothing says that it changed: a hint may be lost."""
@@ -92,6 +93,7 @@ class SlotOwnership:
         watch.on_change.append(self.wake)
         watch.on_look.append(self._looked)
         self._waits_for_look = False
+        self._trouble = Recurring("slot table not read or changed", "slot table read again")
 
     # --- gateway.owner.ports.Ownership ------------------------------------------------------------------------------
 
@@ -158,8 +160,9 @@ class SlotOwnership:
             try:
                 await self.look()
             except Unavailable as error:
-                log.warning("slot table not read or changed", error=str(error))
+                self._trouble.came(error=str(error))
             else:
+                self._trouble.over()
                 if not started:
                     task_status.started()
                     started = True

@@ -15,6 +15,7 @@ from gateway.cluster.joining import RENEWALS_OF_THE_LIVING, asks_elsewhere, conf
 from gateway.cluster.lease import Lease, machine_seconds
 from store.coordination import Coordination, LeaseRecord
 from store.interface import Unavailable
+from store.recurring import Recurring
 
 WATCH_S: Final = 1.0
 """Seconds between two looks at the leases: what a takeover may take longer than a lease."""
@@ -61,6 +62,7 @@ class Watch:
         self._watched: dict[str, tuple[int, float, int]] = {}  # nonce, since when, and renewals seen
         self._began_s: float | None = None  # the first look that succeeded
         self._wake = trio.Event()
+        self._trouble = Recurring("leases not read", "leases read again")
 
     def now_s(self) -> float:
         """The clock that ``looked_s`` is of."""
@@ -94,9 +96,10 @@ class Watch:
             try:
                 await self.look()
             except Unavailable as error:
-                log.warning("leases not read", error=str(error))
+                self._trouble.came(error=str(error))
                 self._watched.clear()
             else:
+                self._trouble.over()
                 if not started:
                     task_status.started()
                     started = True

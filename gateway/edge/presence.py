@@ -21,6 +21,7 @@ from gateway.edge.watchers import WATCHERS_AT_ONCE_MAX, Watchers
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Presence, PresencePush, PresenceReply, WatchPresence
 from store.interface import Store, StoreError
+from store.recurring import Recurring
 
 LAST_SEEN_BATCH_MAX = 100
 """Users whose last time online is stored with one call; as soon as so many left, lest a crowd pile up in memory. A page
@@ -80,6 +81,8 @@ class Presences:
         self._overdue = trio.Event()
         self._unsaved: dict[str, int] = {}
         self._saving: dict[str, int] = {}
+        self._not_read = Recurring("presence not read", "presence read again")
+        self._not_stored = Recurring("last seen not stored", "last seen stored again")
         self._unsaved_came = trio.Event()
         self._watchers = Watchers(hub)
         # Connection -> its watch commands that are not answered yet, in order of arrival.
@@ -189,9 +192,10 @@ class Presences:
             await self.elsewhere.look(users)
             seen_ms = await self._store.last_seen(users)
         except StoreError as error:
-            log.warning("presence not read", error=str(error))
+            self._not_read.came(error=str(error))
             self._refuse(connection, command, ErrorCode.UNAVAILABLE, "presence cannot be read now")
             return
+        self._not_read.over()
         if not _is_open(connection):
             return  # it was forgotten while the store was read, and will not be again
         self._watchers.replace(connection, users)
@@ -294,9 +298,10 @@ class Presences:
                 for start in range(0, len(users), LAST_SEEN_BATCH_MAX):
                     batch = [(user, self._saving[user]) for user in users[start : start + LAST_SEEN_BATCH_MAX]]
                     await self._store.save_last_seen(batch)
+                self._not_stored.over()
             except StoreError as error:
                 # Best effort, and worth no retry loop: it is stored again when the user next leaves.
-                log.warning("last seen not stored", users=len(self._saving), error=str(error))
+                self._not_stored.came(users=len(self._saving), error=str(error))
                 return
             except trio.Cancelled:
                 self._unsaved = self._saving | self._unsaved

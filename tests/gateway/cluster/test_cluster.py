@@ -1,11 +1,13 @@
 """Several nodes without their sockets, in one process on a virtual clock: commands find owners, deliveries readers."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+import structlog.testing
 import trio
 from trio.testing import MockClock
 
@@ -266,3 +268,26 @@ async def test_reads_that_the_own_owner_gives_back_at_once_wait_for_the_next_loo
             await trio.sleep(2)
         await trio.sleep(2)
         assert [reply.id for reply in a.edge.replies_to(alice)[1:]] == [71, 72, 73]  # type: ignore[union-attr]
+
+
+async def test_an_outage_of_the_store_is_a_few_lines_of_log_and_not_some_each_second(
+    autojump_clock: MockClock,
+) -> None:
+    async with world("a", "b") as each:
+        with structlog.testing.capture_logs() as lines:
+            each.coordination.away = True
+            await trio.sleep(100)
+            each.coordination.away = False
+            await trio.sleep(10)
+    said = Counter(line["event"] for line in lines if line["log_level"] == "warning")
+    nodes = len(each.parts)
+    assert said == {
+        "lease not renewed": 2 * nodes,  # when it begins, and once more in these 100 s
+        "leases not read": 2 * nodes,
+        "slot table not read or changed": 2 * nodes,
+        "lease in doubt: nothing is acknowledged until the store answers in time": nodes,
+        "lease renewed again": nodes,
+        "leases read again": nodes,
+        "slot table read again": nodes,
+        "lease sure again": nodes,
+    }
