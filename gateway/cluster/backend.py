@@ -176,7 +176,7 @@ class Backend:
         self._following = Following(
             node.hub.followers, directory, AllConnections(node), node.hub.connections_of, self._resyncs.everybody
         )
-        self._joined.on_gap = self._lost_parcels
+        self._joined.on_gap = self._may_have_missed
         if self.redis is not None and self._generations is not None:
             self.heads = RedisHeads(
                 self.redis, self._generations, self._lease.incarnation, self._joined.own_heads,
@@ -194,7 +194,7 @@ class Backend:
         )
         return self._joined
 
-    def _lost_parcels(self) -> None:
+    def _may_have_missed(self) -> None:
         if self._following is not None and self._resyncs is not None:
             self._following.lost()
             self._resyncs.everybody()
@@ -202,8 +202,7 @@ class Backend:
     def _begun(self, new: bool) -> None:
         log.info("redis can be used", new_generation=new)
         self._cluster().elsewhere.everybody()
-        if self._resyncs is not None:
-            self._resyncs.everybody()
+        self._may_have_missed()
 
     def _degraded(self) -> bool:
         cluster = self._cluster()

@@ -67,7 +67,10 @@ class Following:
             self._resync_all()
 
     def lost(self) -> None:
-        """Parcels got lost, and with them perhaps who has left: nobody follows anything until the next Sync."""
+        """Who has left may not have been told here: nobody follows anything until the next Sync.
+
+        Either parcels got lost, or Redis did not know of this node for a while and does again.
+        """
         self._followers.end_all()
 
     async def run(self) -> None:

@@ -204,6 +204,7 @@ class Node:
 
     def _on_generation(self, new: bool) -> None:
         self.world.count("new generation" if new else "redis back")
+        self.following.lost()
         self.resyncs.everybody()
 
     # --- Sessions ---------------------------------------------------------------------------------------------------
