@@ -283,6 +283,7 @@ class World:
                 done = isinstance(reply, SendAck)
                 if isinstance(reply, SendAck):
                     self.acknowledge(conversation_id, reply)
+                    self.show(creator, reply.seq)
                     self.record(
                         "ok", op, creator, call=call, conversation=conversation_id, seq=reply.seq,
                         duplicate=reply.duplicate,
