@@ -42,6 +42,7 @@ def draw_all(results: Mapping[str, Result], directory: Path) -> list[Path]:
     """Draw what there are results for; returns the files."""
     directory.mkdir(parents=True, exist_ok=True)
     drawers = {
+        "crowd": crowd,
         "density": density,
         "roundtrip": roundtrip,
         "fanout": fanout,
@@ -70,6 +71,25 @@ def density(result: Result, path: Path) -> None:
     _bars(time, {name: figures["connect_cpu_us"] for name, figures in servers.items()})
     time.set_title("microseconds of CPU to connect one")
     figure.suptitle(f"{result['connections']:,} parked connections; tidegate's are authenticated, the peers' bare")
+    _write(figure, path)
+
+
+def crowd(result: Result, path: Path) -> None:
+    """How many connections several nodes held behind one port, and what each took."""
+    figure, (held, memory) = plt.subplots(1, 2, figsize=(11, 2.2))
+    _bars(
+        held,
+        {
+            "all nodes": result["held"],
+            "the node with most": result["most_on_one_node"],
+            "the node with fewest": result["fewest_on_one_node"],
+        },
+        accent=lambda name: name == "all nodes",
+    )
+    held.set_title("connections that are alive")
+    _bars(memory, {"node": result["user_bytes_per_connection"], "must be at most": 512, "is to be": 256})
+    memory.set_title("bytes of user-space memory a connection")
+    figure.suptitle(f"{result['connections']:,} parked connections on {result['processes']} nodes behind one port")
     _write(figure, path)
 
 

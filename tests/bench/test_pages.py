@@ -25,6 +25,14 @@ PEER = {
 DELAYS = {"delivery_p50_ms": 5.0, "delivery_p99_ms": 9.0, "delivery_p999_ms": 12.0}
 
 FIGURES: dict[str, dict[str, Any]] = {
+    "crowd": {
+        "connections": 200_000,
+        "processes": 11,
+        "held": 200_000,
+        "user_bytes_per_connection": 250.0,
+        "most_on_one_node": 18_300,
+        "fewest_on_one_node": 18_000,
+    },
     "density": {"connections": 10_000, "connect_ratio": 0.3, "second_wave_growth_bytes": 1.0, **PEER},
     "roundtrip": {"busy_connections": 200, "parked": 10_000, "ratio": 1.1, **PEER},
     "fanout": {"members": 1_000, "ratio": 1.7, "limit_ratio": 0.8, **PEER},
@@ -73,7 +81,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
 }
 
-WITHOUT_PEERS = {"send", "send_cassandra", "send_cross", "takeover", "storm", "stall"}
+WITHOUT_PEERS = {"crowd", "send", "send_cassandra", "send_cross", "takeover", "storm", "stall"}
 
 
 @pytest.fixture
