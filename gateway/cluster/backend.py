@@ -11,7 +11,7 @@ from gateway.broker import EdgePort, channel_followed_by, followers_of
 from gateway.cassandra_access import cassandra_access
 from gateway.clock import clock_us
 from gateway.cluster.cluster import Cluster
-from gateway.cluster.degradation import Degradation
+from gateway.cluster.degradation import NO_REDIS_URL, Degradation
 from gateway.cluster.directory import SessionDirectory
 from gateway.cluster.following import Following
 from gateway.cluster.generation import Generation
@@ -106,7 +106,12 @@ class Backend:
         self._watch = Watch(self.coordination, self._lease, lease_s=settings.lease_s)
         self._directory: SessionDirectory | None = None
         self.heads: RedisHeads | None = None
-        self.degradation = Degradation(self._degraded, self.away_reason, directly=bool(settings.cluster_secret))
+        self.degradation = Degradation(
+            lambda: self._cluster().transport.away,
+            lambda: self._cluster().links.alone,
+            self.away_reason,
+            directly=bool(settings.cluster_secret),
+        )
         self.peers = (
             Peers(self._lease.incarnation, key_of(settings.cluster_secret), listening, lambda: self._watch.live)
             if listening is not None
@@ -172,7 +177,7 @@ class Backend:
             self._settings, self.store, self.coordination, transport, directory, edge, self._lease, self._watch,
             clock_us=clock_us,
         )  # fmt: skip
-        self._resyncs = Resyncs(AllConnections(node), self._degraded)
+        self._resyncs = Resyncs(AllConnections(node), lambda: self.degradation.now)
         self._following = Following(
             node.hub.followers, directory, AllConnections(node), node.hub.connections_of, self._resyncs.everybody
         )
@@ -204,13 +209,9 @@ class Backend:
         self._cluster().elsewhere.everybody()
         self._may_have_missed()
 
-    def _degraded(self) -> bool:
-        cluster = self._cluster()
-        return cluster.transport.away and not cluster.links.alone
-
     def away_reason(self) -> str:
         """Why this node does without Redis, where it does."""
-        return self.redis.away_reason if self.redis is not None else "there is no redis_url"
+        return self.redis.away_reason if self.redis is not None else NO_REDIS_URL
 
     def add_metrics(self, registry: MetricRegistry) -> None:
         """Tell what the cluster's parts count; call it once, behind ``join``."""

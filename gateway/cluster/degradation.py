@@ -1,19 +1,22 @@
 """Notices when this node has to go on without Redis although it is not alone, and when that is over; and says so.
 
 Sends are acknowledged all the same. Presence and typing pause, other nodes are reached directly, and clients read the
-store now and then: an operator has to know, because delivery is slower as long as it lasts.
+store now and then: an operator has to know, because delivery is slower as long as it lasts. A node that is alone asks
+Redis nothing, so it loses nothing by its absence; the next node that comes begins in degraded mode.
 """
 
 from collections.abc import Callable
 from typing import Final
 
-import structlog
 import trio
+
+from store.recurring import Recurring
 
 LOOK_S: Final = 1.0
 """Seconds between two looks: an outage that is over by the next one is in the log of the connection alone."""
 
-log = structlog.get_logger(__name__)
+NO_REDIS_URL: Final = "there is no redis_url"
+"""Why a node does without Redis that was given none: its operator knows."""
 
 
 class Degradation:
@@ -23,24 +26,32 @@ class Degradation:
         begun: times that it began, ever.
     """
 
-    def __init__(self, degraded: Callable[[], bool], reason: Callable[[], str], *, directly: bool) -> None:
+    def __init__(
+        self, away: Callable[[], bool], alone: Callable[[], bool], reason: Callable[[], str], *, directly: bool
+    ) -> None:
         """Describe what is watched.
 
         Args:
-            degraded: whether Redis is away and there are other nodes.
+            away: whether Redis is away.
+            alone: whether there is no other node.
             reason: why it is away.
             directly: whether other nodes can be reached without it.
         """
         self.begun = 0
-        self._degraded = degraded
+        self._away = away
+        self._alone = alone
         self._reason = reason
         self._directly = directly
-        self._since_s: float | None = None
+        self._trouble = Recurring(
+            "degraded mode begins: presence and typing pause, and clients read the store now and then",
+            "degraded mode ends",
+            "degraded mode goes on",
+        )
 
     @property
     def now(self) -> bool:
         """Whether this node goes on without Redis just now."""
-        return self._degraded()
+        return self._away() and not self._alone()
 
     async def run(self) -> None:
         """Look now and then, until cancelled."""
@@ -49,16 +60,18 @@ class Degradation:
             await trio.sleep(LOOK_S)
 
     def look(self) -> None:
-        """Say what has begun or ended since the last look."""
-        if self._degraded():
-            if self._since_s is None:
-                self._since_s = trio.current_time()
+        """Say what has begun or ended since the last look, and now and then what goes on."""
+        if self.now:
+            if not self._trouble.lasts:
                 self.begun += 1
-                log.warning(
-                    "degraded mode begins: presence and typing pause, and clients read the store now and then",
-                    reason=self._reason(),
-                    nodes_reached="directly" if self._directly else "not at all: there is no cluster_secret",
-                )
-        elif self._since_s is not None:
-            log.warning("degraded mode ends", lasted_s=round(trio.current_time() - self._since_s, 1))
-            self._since_s = None
+            self._trouble.came(
+                reason=self._reason(),
+                nodes_reached="directly" if self._directly else "not at all: there is no cluster_secret",
+            )
+        elif self._away():
+            self._trouble.over(
+                "degraded mode ends: no other node is left, and one alone needs no Redis; it is still away",
+                reason=self._reason(),
+            )
+        else:
+            self._trouble.over()
