@@ -42,6 +42,7 @@ def status(node: "Node") -> NodeStatus:
         draining=node.draining,
         redis=backend.away_reason() if cluster.transport.away else "",
         waiting=node.owner.backlog.waiting + cluster.router.waiting,
+        unrenewed_s={name: round(seconds, 1) for name, seconds in cluster.watch.unrenewed_s().items()},
     )
 
 

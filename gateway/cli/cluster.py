@@ -51,14 +51,17 @@ def status(as_json: bool, config_file: Path | None, **options: object) -> None:
     """Show nodes, their leases, slots and epochs, and what is wrong.
 
     Leases and slots are read from Cassandra; conversations and connections are what each node tells of itself. A node
-    that does not answer is looked at twice, some seconds apart, to see whether it renews its lease.
+    that tells nothing is looked at twice, some seconds apart, to see whether it renews its lease.
 
     \b
     serves     it answers
     drains     it answers, and leaves: it takes no slots and no clients
+    joins      it renews its lease since some seconds, and does not answer yet
     unreached  it does not answer, but renews its lease: it lives
-    silent     neither; the others take over from it when that has lasted a lease
+    refused    it lives and answers, but not this command: another cluster_secret
     unasked    it lives; this command was given no cluster_secret to ask it
+    silent     it does not renew its lease; the others take over from it when
+               that has lasted a lease
     dead       it owns nothing any more, or will in a moment
     """
     settings = _cluster_settings(config_file, options)
@@ -66,7 +69,7 @@ def status(as_json: bool, config_file: Path | None, **options: object) -> None:
     async def run(coordination: "Coordination") -> None:
         import msgspec
 
-        from gateway.cluster.overview import Observer
+        from gateway.cluster.observer import Observer
         from gateway.cluster.overview_text import as_text
         from gateway.cluster.peer_handshake import key_of
 

@@ -1,17 +1,28 @@
 """The cluster as somebody outside sees it: leases and slots from the store, and what each node tells of itself."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import trio
 from msgspec import Struct
 
-from gateway.cluster.questions import Asking, AskStatus, Declined, NodeStatus, NotAnswered
-from store.coordination import SLOTS, Coordination, LeaseRecord, SlotTable
+from gateway.cluster.questions import NodeStatus
+from store.coordination import SLOTS, LeaseRecord, SlotTable
 
-RENEWAL_MARGIN_S: Final = 1.0
-"""Seconds beyond the time from one renewal to the next after which a node that does not answer is looked at again."""
+YOUNG_RENEWALS: Final = 3
+"""Renewals of a lease up to which a node that does not answer is said to join: some seconds."""
+
+
+class NoAnswer(Struct, frozen=True):
+    """A node was asked and did not tell how it is.
+
+    Attributes:
+        reason: why.
+        refused: whether something answers there, and refuses.
+    """
+
+    reason: str
+    refused: bool = False
 
 
 class NodeView(Struct):
@@ -20,15 +31,18 @@ class NodeView(Struct):
     Attributes:
         node: its name.
         incarnation: which life of it.
-        state: ``serves``, ``drains``, ``unreached`` (it renews its lease and does not answer), ``silent`` (neither),
-            ``unasked`` (there is no secret to ask it with) or ``dead``.
+        state: ``serves``; ``drains``; of those that renew their lease ``joins`` (since some seconds, and does not
+            answer yet), ``unreached`` (it does not answer), ``refused`` (it answers, but not this command) and
+            ``unasked`` (there is no secret to ask it with); ``silent`` (its lease is not renewed in time); ``dead``.
         address: where other nodes reach it.
         owns: whether it takes slots.
         datacenter: of Cassandra, whose replicas alone it asks; empty: those of all, or it does not say.
         slots: that the table says are its.
         going, coming: of these, those that it is handing over, and those that others are handing over to it.
         epochs: lowest and highest of its slots; 0 and 0 without any.
-        trouble: why it does not answer; empty if it does.
+        trouble: why it does not answer; empty if it does, or was not asked.
+        unrenewed_s: seconds since its last renewal, at least: since the first of those who tell saw it; None: nobody
+            who tells watches it.
         told: what it tells of itself.
     """
 
@@ -43,6 +57,7 @@ class NodeView(Struct):
     coming: int
     epochs: tuple[int, int]
     trouble: str
+    unrenewed_s: float | None
     told: NodeStatus | None
 
 
@@ -53,6 +68,7 @@ class Overview(Struct):
         keyspace: where the cluster keeps its data.
         table_version: changes of the slot table so far.
         slots: that there are.
+        renew_s: after how many seconds leases are renewed.
         nodes: by name, the dead ones last.
         unowned: slots that nobody ever owned.
         concerns: what an operator should know, in sentences; empty: everything is in order.
@@ -61,62 +77,19 @@ class Overview(Struct):
     keyspace: str
     table_version: int
     slots: int
+    renew_s: float
     nodes: list[NodeView]
     unowned: int
     concerns: list[str]
-
-
-class Observer:
-    """Looks at a cluster from outside."""
-
-    def __init__(self, coordination: Coordination, keyspace: str, key: bytes | None, renew_s: float) -> None:
-        """Describe it.
-
-        Args:
-            coordination: where leases and slots are.
-            keyspace: its name, to be shown.
-            key: of the cluster's secret; None: nodes are not asked.
-            renew_s: how often nodes renew their leases, seconds.
-        """
-        self._coordination = coordination
-        self._keyspace = keyspace
-        self._key = key
-        self._renew_s = renew_s
-
-    async def look(self) -> Overview:
-        """How things are now. Takes some seconds when a node does not answer. Raises Unavailable."""
-        leases = await self._coordination.leases()
-        answers: dict[str, NodeStatus | str] = {}
-        if self._key is not None:
-            async with trio.open_nursery() as nursery:
-                for row in leases:
-                    if row.alive:
-                        nursery.start_soon(self._ask, row, self._key, answers)
-        renewing: Collection[str] = ()
-        if any(isinstance(answer, str) for answer in answers.values()):
-            await trio.sleep(self._renew_s + RENEWAL_MARGIN_S)
-            before, leases = {row.incarnation: row.nonce for row in leases}, await self._coordination.leases()
-            renewing = [row.incarnation for row in leases if row.nonce != before.get(row.incarnation)]
-        return overview(self._keyspace, leases, await self._coordination.slot_table(), answers, renewing)
-
-    @staticmethod
-    async def _ask(row: LeaseRecord, key: bytes, answers: dict[str, NodeStatus | str]) -> None:
-        try:
-            async with Asking(row.address, key, row.incarnation) as asking:
-                answer = await asking.ask(AskStatus())
-        except NotAnswered as error:
-            answers[row.incarnation] = str(error)
-        else:
-            declined = answer.reason if isinstance(answer, Declined) else "its answer is to another question"
-            answers[row.incarnation] = answer if isinstance(answer, NodeStatus) else declined
 
 
 def overview(
     keyspace: str,
     leases: Sequence[LeaseRecord],
     table: SlotTable,
-    answers: Mapping[str, NodeStatus | str],
-    renewing: Collection[str],
+    answers: Mapping[str, NodeStatus | NoAnswer],
+    still_s: Mapping[str, float],
+    renew_s: float,
 ) -> Overview:
     """Put together what was found.
 
@@ -125,11 +98,13 @@ def overview(
         leases: all of them.
         table: all slots.
         answers: what living nodes tell, or why they do not; empty if none was asked.
-        renewing: of those that do not, the incarnations that renew their leases.
+        still_s: who was watched and did not renew, and for how many seconds: longer than it may take.
+        renew_s: after how many seconds leases are renewed.
     """
     owners = Counter(slot.owner for slot in table.slots)
     going = Counter(slot.owner for slot in table.slots if slot.next_owner)
     coming = Counter(slot.next_owner for slot in table.slots if slot.next_owner)
+    unrenewed_s = _unrenewed_s(answers, still_s)
     known = {row.incarnation for row in leases}
     forgotten = [owner for owner in owners if owner and owner not in known]
     rows = [*leases, *(LeaseRecord(each, name_of(each), 0, False, "", True, False, 0) for each in forgotten)]
@@ -141,7 +116,7 @@ def overview(
             NodeView(
                 node=row.node,
                 incarnation=row.incarnation,
-                state=_state(row, answer, renewing),
+                state=_state(row, answer, still=row.incarnation in still_s),
                 address=row.address,
                 owns=row.owns,
                 datacenter=row.datacenter,
@@ -149,11 +124,12 @@ def overview(
                 going=going[row.incarnation],
                 coming=coming[row.incarnation],
                 epochs=(min(epochs, default=0), max(epochs, default=0)),
-                trouble=answer if isinstance(answer, str) else "",
+                trouble=answer.reason if isinstance(answer, NoAnswer) else "",
+                unrenewed_s=unrenewed_s.get(row.incarnation) if row.alive else None,
                 told=answer if isinstance(answer, NodeStatus) else None,
             )
         )
-    found = Overview(keyspace, table.version, SLOTS, nodes, owners[""], [])
+    found = Overview(keyspace, table.version, SLOTS, renew_s, nodes, owners[""], [])
     found.concerns = [concern for say in _SAYINGS for concern in say(found)]
     return found
 
@@ -163,21 +139,39 @@ def name_of(incarnation: str) -> str:
     return incarnation.rpartition(":")[0] or incarnation
 
 
-def _state(row: LeaseRecord, answer: NodeStatus | str | None, renewing: Collection[str]) -> str:
+def _state(row: LeaseRecord, answer: NodeStatus | NoAnswer | None, *, still: bool) -> str:
     if not row.alive:
         return "dead"
-    if isinstance(answer, str):
-        return "unreached" if row.incarnation in renewing else "silent"
-    if row.draining or (answer is not None and answer.draining):
-        return "drains"
-    return "serves" if answer is not None else "unasked"
+    if isinstance(answer, NodeStatus):
+        return "drains" if row.draining or answer.draining else "serves"
+    if still:
+        return "silent"
+    if answer is None:
+        return "drains" if row.draining else "unasked"
+    if answer.refused:
+        return "refused"
+    return "joins" if row.nonce <= YOUNG_RENEWALS else "unreached"
+
+
+def _unrenewed_s(answers: Mapping[str, NodeStatus | NoAnswer], still_s: Mapping[str, float]) -> dict[str, float]:
+    """Who watched longest saw the last renewal soonest."""
+    longest = dict(still_s)
+    for answer in answers.values():
+        if isinstance(answer, NodeStatus):
+            for incarnation, seconds in answer.unrenewed_s.items():
+                longest[incarnation] = max(seconds, longest.get(incarnation, 0.0))
+    return longest
+
+
+GONE: Final = frozenset(("silent", "dead"))
+"""States of nodes that nothing can be expected of."""
 
 
 # --- What is to be said -----------------------------------------------------------------------------------------------
 
 
 def _on_owners(found: Overview) -> list[str]:
-    living = [view for view in found.nodes if view.state != "dead"]
+    living = [view for view in found.nodes if view.state not in GONE]
     if not living:
         return ["no node is alive: start one; nothing that was acknowledged is lost"]
     if not any(view.owns for view in living):
@@ -220,14 +214,27 @@ def _on_the_unreached(found: Overview) -> list[str]:
         if view.state == "unreached":
             concerns.append(
                 f"{where}, but renews its lease: it lives; see that this machine, and the other nodes, reach that "
-                "address, and that cluster_secret is the same"
+                "address"
             )
-        elif view.state == "silent":
+        elif view.state == "joins":
+            concerns.append(f"{where}, and has joined just now: look again in some seconds")
+        elif view.state == "refused":
             concerns.append(
-                f"{where} and does not renew its lease: the others mark it dead when that has lasted a whole lease, "
-                "and take its slots over"
+                f"{view.node} refuses at {view.address} to tell how it is ({view.trouble}), and renews its lease: it "
+                "lives; give this command the cluster_secret that the nodes have, and use the tidegate of their version"
             )
     return concerns
+
+
+def _on_the_silent(found: Overview) -> list[str]:
+    return [
+        f"{view.node} "
+        + (f"does not answer at {view.address} ({view.trouble}) and " if view.trouble else "")
+        + f"does not renew its lease: it did so at least {view.unrenewed_s:.1f} s ago, and should every "
+        f"{found.renew_s:g} s; the others mark it dead when that has lasted a whole lease, and take its slots over"
+        for view in found.nodes
+        if view.state == "silent"
+    ]
 
 
 def _on_leases(found: Overview) -> list[str]:
@@ -272,6 +279,7 @@ _SAYINGS: Final[Sequence[Callable[[Overview], list[str]]]] = (
     _on_leases,
     _on_datacenters,
     _on_the_unreached,
+    _on_the_silent,
     _on_redis,
     _on_draining,
     _on_moving_slots,

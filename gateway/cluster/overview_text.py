@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from gateway.cluster.overview import NodeView, Overview
+from gateway.cluster.overview import GONE, NodeView, Overview
 
 _HEADINGS: Final = ("node", "state", "slots", "epochs", "conversations", "connections", "lease", "reached at")
 _NUMBERS: Final = frozenset(("slots", "conversations", "connections"))
@@ -10,10 +10,12 @@ _NUMBERS: Final = frozenset(("slots", "conversations", "connections"))
 
 def as_text(found: Overview) -> str:
     """Several lines."""
-    living = sum(view.state != "dead" for view in found.nodes)
+    living = sum(view.state not in GONE for view in found.nodes)
+    silent = sum(view.state == "silent" for view in found.nodes)
     lines = [
-        f"cluster in keyspace {found.keyspace}: {living} {'node' if living == 1 else 'nodes'} alive, {found.slots} "
-        f"slots, their table at version {found.table_version}",
+        f"cluster in keyspace {found.keyspace}: {living} {'node' if living == 1 else 'nodes'} alive, "
+        + (f"{silent} silent, " if silent else "")
+        + f"{found.slots} slots, their table at version {found.table_version}",
         "",
     ]
     if found.nodes:
@@ -48,6 +50,8 @@ def _row(view: NodeView) -> tuple[str, ...]:
     lease = ""
     if told is not None:
         lease = f"valid for {told.lease_s:g} s" if told.lease_s else "in doubt"
+    elif view.unrenewed_s is not None:
+        lease = f"renewed {view.unrenewed_s:.1f} s ago"
     return (
         view.node,
         view.state if view.owns else f"{view.state} (edge)",

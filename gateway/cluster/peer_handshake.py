@@ -96,7 +96,7 @@ async def dial(stream: trio.abc.Stream, incoming: Incoming, key: bytes, own: str
     proof = await incoming.exactly(PROOF_BYTES)
     agreed = nonce + other_nonce + names
     if not hmac.compare_digest(proof, _proof(key, b"listener", agreed)):
-        raise PeerRefused("it does not know this node's cluster_secret")
+        raise PeerRefused("its cluster_secret is not the same")
     await stream.send_all(_proof(key, b"dialer", agreed))
 
 

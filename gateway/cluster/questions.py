@@ -49,6 +49,7 @@ class NodeStatus(Struct, tag=1):
         draining: whether it leaves.
         redis: why it does without Redis; empty: it has it.
         waiting: commands that wait for the store, or for another node.
+        unrenewed_s: for each other incarnation that lives, seconds since this node saw its lease renewed.
     """
 
     version: str
@@ -61,6 +62,7 @@ class NodeStatus(Struct, tag=1):
     draining: bool
     redis: str
     waiting: int
+    unrenewed_s: dict[str, float] = {}
 
 
 class Drains(Struct, tag=2):
@@ -87,7 +89,15 @@ _decode_answer: Final = msgspec.msgpack.Decoder(Answer).decode
 
 
 class NotAnswered(Exception):
-    """A node could not be asked; the message says why."""
+    """A node could not be asked; the message says why.
+
+    Attributes:
+        refused: whether something answers there, and refuses.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class Asking:
@@ -113,7 +123,7 @@ class Asking:
             with trio.fail_after(HANDSHAKE_S):
                 self._stream = await trio.open_tcp_stream(*split_address(self._address))
         except LOSSES as error:
-            raise NotAnswered(_in_words(error)) from None
+            raise _not_answered(error) from None
         try:
             with trio.fail_after(HANDSHAKE_S):
                 self._incoming = Incoming(self._stream)
@@ -121,7 +131,7 @@ class Asking:
         except BaseException as error:
             await trio.aclose_forcefully(self._stream)
             if isinstance(error, LOSSES):
-                raise NotAnswered(_in_words(error)) from None
+                raise _not_answered(error) from None
             raise
         return self
 
@@ -146,7 +156,11 @@ class Asking:
                 answer: Answer = _decode_answer(await self._incoming.exactly(size))
                 return answer
         except (*LOSSES, msgspec.DecodeError) as error:
-            raise NotAnswered(_in_words(error)) from None
+            raise _not_answered(error) from None
+
+
+def _not_answered(error: BaseException) -> NotAnswered:
+    return NotAnswered(_in_words(error), refused=isinstance(error, PeerRefused | msgspec.DecodeError))
 
 
 def _in_words(error: BaseException) -> str:

@@ -76,6 +76,11 @@ class Watch:
         """Whether the last look did not find it alive. An empty name is nobody's, and so dead."""
         return incarnation not in self.live
 
+    def unrenewed_s(self) -> dict[str, float]:
+        """For each other living incarnation, seconds since this node saw its lease renewed, or saw it at all."""
+        now_s = self._clock()
+        return {name: now_s - since_s for name, (_nonce, since_s, _renewals) in self._watched.items()}
+
     @property
     def contested(self) -> bool:
         """Whether a node lives that asks another datacenter and began when this one did: one of them will give way."""

@@ -28,6 +28,7 @@ class FakeNode:
             lease=SimpleNamespace(remaining_s=7.25),
             transport=SimpleNamespace(away=False),
             router=SimpleNamespace(waiting=2),
+            watch=SimpleNamespace(unrenewed_s=lambda: {"other:x": 3.14159}),
             has_heirs=lambda: self.heirs,
         )
         self.backend = SimpleNamespace(away_reason=lambda: "Connection refused")
@@ -49,7 +50,7 @@ def ask(node: Any, question: object) -> Answer:
 
 def test_status(node: Any) -> None:
     told = ask(node, AskStatus())
-    assert told == NodeStatus("0.1.0", "http://127.0.0.1:8480", 9, 2, 7, 512, 7.2, False, "", 3)
+    assert told == NodeStatus("0.1.0", "http://127.0.0.1:8480", 9, 2, 7, 512, 7.2, False, "", 3, {"other:x": 3.1})
     node.cluster.transport.away = True
     told = ask(node, AskStatus())
     assert isinstance(told, NodeStatus)

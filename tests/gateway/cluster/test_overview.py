@@ -1,20 +1,15 @@
 """What an operator is shown of a cluster, in good and in bad days."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import pytest
-import trio
 from msgspec.structs import replace
 
-from gateway.cluster.overview import RENEWAL_MARGIN_S, Observer, Overview, name_of, overview
+from gateway.cluster.overview import NoAnswer, Overview, name_of, overview
 from gateway.cluster.overview_text import as_text
-from gateway.cluster.peer_handshake import key_of
-from gateway.cluster.peers import Peers, listen_for_peers
-from gateway.cluster.questions import NodeStatus, encode
+from gateway.cluster.questions import NodeStatus
 from store.coordination import SLOTS, LeaseRecord, Slot, SlotTable
-from tests.fakes.coordination import MemoryCoordination
 
-KEY = key_of("a secret that all nodes of this cluster have")
 A, B = "first:x", "second:y"
 
 
@@ -37,9 +32,12 @@ BOTH = [row(A), row(B)]
 
 
 def found(
-    leases: list[LeaseRecord], slots: SlotTable, answers: Mapping[str, NodeStatus | str], renewing: Collection[str] = ()
+    leases: list[LeaseRecord],
+    slots: SlotTable,
+    answers: Mapping[str, NodeStatus | NoAnswer],
+    still_s: Mapping[str, float] | None = None,
 ) -> Overview:
-    return overview("tidegate", leases, slots, answers, renewing)
+    return overview("tidegate", leases, slots, answers, still_s or {}, renew_s=2.0)
 
 
 def test_everything_in_order() -> None:
@@ -56,35 +54,52 @@ def test_everything_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("leases", "slots", "answers", "renewing", "states", "concern"),
+    ("leases", "slots", "answers", "still_s", "states", "concern"),
     [
-        ([], table(), {}, (), [], "no node is alive"),
-        ([row(A, owns=False)], table(), {A: told()}, (), ["serves"], "no living node has the owner role"),
-        ([row(A)], table(), {A: told()}, (), ["serves"], "1024 slots were never owned"),
+        ([], table(), {}, {}, [], "no node is alive"),
+        ([row(A, owns=False)], table(), {A: told()}, {}, ["serves"], "no living node has the owner role"),
+        ([row(A)], table(), {A: told()}, {}, ["serves"], "1024 slots were never owned"),
         (
-            [row(A), row(B, alive=False)], HALVES, {A: told()}, (), ["serves", "dead"],
+            [row(A), row(B, alive=False)], HALVES, {A: told()}, {}, ["serves", "dead"],
             "512 slots are still those of second",
         ),
-        ([row(A)], HALVES, {A: told()}, (), ["serves", "dead"], "512 slots are still those of second"),
-        (BOTH, HALVES, {A: told(), B: "Connection refused"}, (B,), ["serves", "unreached"], "but renews its lease"),
-        (BOTH, HALVES, {A: told(), B: "nothing answers"}, (), ["serves", "silent"], "does not renew its lease"),
-        (BOTH, HALVES, {A: told(), B: told(lease_s=0.0)}, (), ["serves"] * 2, "second is not sure of its lease"),
+        ([row(A)], HALVES, {A: told()}, {}, ["serves", "dead"], "512 slots are still those of second"),
         (
-            BOTH, HALVES, {A: told(), B: told(version="0.2.0")}, (), ["serves"] * 2,
+            BOTH, HALVES, {A: told(), B: NoAnswer("Connection refused")}, {}, ["serves", "unreached"],
+            "second does not answer at s:1 (Connection refused), but renews its lease",
+        ),
+        (
+            [row(A), row(B, nonce=2)], HALVES, {A: told(), B: NoAnswer("Connection refused")}, {}, ["serves", "joins"],
+            "second does not answer at s:1 (Connection refused), and has joined just now",
+        ),
+        (
+            BOTH, HALVES, {A: told(), B: NoAnswer("its cluster_secret is not the same", refused=True)}, {},
+            ["serves", "refused"],
+            "second refuses at s:1 to tell how it is (its cluster_secret is not the same), and renews its lease",
+        ),
+        (
+            BOTH, HALVES, {A: told(unrenewed_s={B: 8.2}), B: NoAnswer("nothing answers")}, {B: 3.1},
+            ["serves", "silent"],
+            "second does not answer at s:1 (nothing answers) and does not renew its lease: it did so at least 8.2 s "
+            "ago, and should every 2 s",
+        ),
+        (BOTH, HALVES, {A: told(), B: told(lease_s=0.0)}, {}, ["serves"] * 2, "second is not sure of its lease"),
+        (
+            BOTH, HALVES, {A: told(), B: told(version="0.2.0")}, {}, ["serves"] * 2,
             "nodes are of different versions (first 0.1.0, second 0.2.0)",
         ),
         (
             [row(A, datacenter="east"), row(B, datacenter="west"), row("third:z", datacenter="far", alive=False)],
-            HALVES, {A: told(), B: told()}, (), ["serves", "serves", "dead"],
+            HALVES, {A: told(), B: told()}, {}, ["serves", "serves", "dead"],
             "nodes ask different datacenters of Cassandra (first east, second west)",
         ),
-        (BOTH, HALVES, {A: told(), B: told(redis="Away")}, (), ["serves"] * 2, "second does without Redis (Away)"),
+        (BOTH, HALVES, {A: told(), B: told(redis="Away")}, {}, ["serves"] * 2, "second does without Redis (Away)"),
         (
-            [row(A), row(B, draining=True)], HALVES, {A: told(), B: told(draining=True)}, (), ["serves", "drains"],
+            [row(A), row(B, draining=True)], HALVES, {A: told(), B: told(draining=True)}, {}, ["serves", "drains"],
             "second drains: 512 slots and 1234 connections are left",
         ),
         (
-            BOTH, table((1000, Slot(A, 1)), (24, Slot(A, 1, B))), {A: told(), B: told()}, (), ["serves"] * 2,
+            BOTH, table((1000, Slot(A, 1)), (24, Slot(A, 1, B))), {A: told(), B: told()}, {}, ["serves"] * 2,
             "first is handing over 24 slots",
         ),
     ],
@@ -92,12 +107,12 @@ def test_everything_in_order() -> None:
 def test_what_is_wrong_is_said(
     leases: list[LeaseRecord],
     slots: SlotTable,
-    answers: dict[str, NodeStatus | str],
-    renewing: Collection[str],
+    answers: dict[str, NodeStatus | NoAnswer],
+    still_s: dict[str, float],
     states: list[str],
     concern: str,
 ) -> None:
-    seen = found(leases, slots, answers, renewing)
+    seen = found(leases, slots, answers, still_s)
     assert [view.state for view in seen.nodes] == states
     assert len(seen.concerns) == 1, seen.concerns
     assert concern in seen.concerns[0]
@@ -114,37 +129,28 @@ def test_without_the_secret_nobody_is_asked_and_that_is_said() -> None:
     assert "give this command their cluster_secret" in as_text(seen)
 
 
-async def test_living_nodes_are_asked_and_a_silent_one_is_watched(nursery: trio.Nursery) -> None:
-    listening = listen_for_peers("127.0.0.1", 0)
-    peers = Peers(A, KEY, listening, dict)
-    peers.answer = lambda _question: encode(told())
-    await nursery.start(peers.run)
-    closed = listen_for_peers("127.0.0.1", 0)
-    nowhere = f"127.0.0.1:{closed.getsockname()[1]}"
-    closed.close()
-    coordination = Renewing()
-    coordination.rows = {
-        A: row(A, address=f"127.0.0.1:{listening.getsockname()[1]}"),
-        B: row(B, address=nowhere),
-        "third:z": row("third:z", address=nowhere),
-        "dead:w": row("dead:w", alive=False),
-    }
-    coordination.table = HALVES
-    seen = await Observer(coordination, "tidegate", KEY, renew_s=-RENEWAL_MARGIN_S).look()
-    assert {view.node: view.state for view in seen.nodes} == {
-        "first": "serves", "second": "unreached", "third": "silent", "dead": "dead"
-    }  # fmt: skip
-    assert seen.nodes[0].told == told()
-    assert seen.nodes[1].trouble == "Connection refused"
+def test_a_silent_node_does_not_count_as_alive_and_its_last_renewal_is_told() -> None:
+    seen = found(BOTH, HALVES, {A: told(unrenewed_s={B: 8.2}), B: NoAnswer("nothing answers")}, {B: 3.1})
+    assert [view.unrenewed_s for view in seen.nodes] == [None, 8.2]
+    lines = as_text(seen).splitlines()
+    assert lines[0].startswith("cluster in keyspace tidegate: 1 node alive, 1 silent, 1024 slots")
+    assert "renewed 8.2 s ago" in lines[4]
 
 
-class Renewing(MemoryCoordination):
-    """The second node's lease is renewed between any two looks, which take no time."""
+def test_without_the_secret_a_silent_node_is_told_from_the_living() -> None:
+    seen = found(BOTH, HALVES, {}, {B: 3.1})
+    assert [view.state for view in seen.nodes] == ["unasked", "silent"]
+    assert seen.concerns[0].startswith("second does not renew its lease: it did so at least 3.1 s ago")
 
-    def __init__(self) -> None:
-        super().__init__(delay_s=0.0)
 
-    async def leases(self) -> list[LeaseRecord]:
-        rows = await super().leases()
-        self.rows[B] = replace(self.rows[B], nonce=self.rows[B].nonce + 1)
-        return rows
+def test_who_watched_a_lease_longest_is_believed() -> None:
+    third = row("third:z")
+    answers = {A: told(unrenewed_s={B: 0.4, "third:z": 1.0}), B: told(unrenewed_s={A: 0.7, "third:z": 1.6})}
+    seen = found([*BOTH, third], HALVES, {**answers, "third:z": told()})
+    assert [view.unrenewed_s for view in seen.nodes] == [0.7, 0.4, 1.6]
+
+
+def test_when_all_are_silent_nobody_is_alive() -> None:
+    seen = found(BOTH, HALVES, {A: NoAnswer("nothing answers"), B: NoAnswer("nothing answers")}, {A: 3.1, B: 3.1})
+    assert seen.concerns[0].startswith("no node is alive: start one")
+    assert as_text(seen).startswith("cluster in keyspace tidegate: 0 nodes alive, 2 silent, 1024 slots")

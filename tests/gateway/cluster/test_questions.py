@@ -58,7 +58,7 @@ async def test_several_questions_on_one_connection() -> None:
 @pytest.mark.parametrize(
     ("key", "incarnation", "reason"),
     [
-        (OTHER_KEY, "n1:x", "does not know this node's cluster_secret"),
+        (OTHER_KEY, "n1:x", "its cluster_secret is not the same"),
         (KEY, "n1:earlier", "closed the connection"),
     ],
 )
@@ -66,9 +66,10 @@ async def test_without_the_secret_or_for_another_life_nothing_is_asked(
     key: bytes, incarnation: str, reason: str
 ) -> None:
     async with running() as node:
-        with pytest.raises(NotAnswered, match=reason):
+        with pytest.raises(NotAnswered, match=reason) as refused:
             async with Asking(node.address, key, incarnation):
                 raise AssertionError("connected")
+        assert refused.value.refused
         assert node.asked == []
 
 
@@ -76,9 +77,10 @@ async def test_nobody_there() -> None:
     listening = listen_for_peers("127.0.0.1", 0)
     address = f"127.0.0.1:{listening.getsockname()[1]}"
     listening.close()
-    with pytest.raises(NotAnswered, match=r"^Connection refused$"):
+    with pytest.raises(NotAnswered, match=r"^Connection refused$") as nobody:
         async with Asking(address, KEY, "n1:x"):
             raise AssertionError("connected")
+    assert not nobody.value.refused
 
 
 async def test_a_node_that_is_stopped_is_not_waited_for(jumping_clock: MockClock) -> None:
