@@ -6,7 +6,8 @@ import click
 
 from gateway.cli.errors import FAILURE, UNAVAILABLE, CliError
 from gateway.cli.settings_options import settings_of, settings_options
-from gateway.upgrade.control import PeerUnknown, Refused, Several, Succeeded, UpgradeRefused, ask
+from gateway.config import Settings
+from gateway.upgrade.control import PeerUnknown, Refused, Several, Succeeded, UpgradeRefused, ask, running_pids
 from store.embedded_directory import holder_pid
 
 TIMEOUT_S = 90.0
@@ -14,7 +15,12 @@ TIMEOUT_S = 90.0
 
 
 @click.command()
-@click.option("--pid", type=click.IntRange(1), metavar="PID", help="the node's process; else found by --data-dir")
+@click.option(
+    "--pid",
+    type=click.IntRange(1),
+    metavar="PID",
+    help="the node's process; else the one that has --data-dir, which only nodes with the embedded store do",
+)
 @settings_options("data_dir")
 def command(pid: int | None, config_file: Path | None, **options: object) -> None:
     """Let a running node go on in a new program, with all its connections.
@@ -24,14 +30,16 @@ def command(pid: int | None, config_file: Path | None, **options: object) -> Non
     as before, and this command says why and fails. SIGUSR2 does the same without an answer.
 
     Several nodes behind one port (serve --processes) are upgraded one after the other by their supervisor, which goes
-    on in the new program first: give its process with --pid.
+    on in the new program first: give its process with --pid. So do it for a node of a cluster: with store = cassandra
+    no data directory leads to it. Without --pid, a failure names the processes there are.
 
     \b
-    Example, after an installation of a newer version:
+    Examples, after an installation of a newer version:
       tidegate upgrade --data-dir /var/lib/tidegate
+      tidegate upgrade --pid 4711
     """
     if pid is None:
-        pid = _find(settings_of(config_file, options).data_dir)
+        pid = _find(settings_of(config_file, options))
     outcome = _ask(pid)
     if isinstance(outcome, Succeeded):
         click.echo(_in_words(outcome, f"process {pid}"))
@@ -59,15 +67,33 @@ def _tell_of_several(pid: int, outcome: Several) -> None:
         raise CliError(f"not upgraded: {', '.join(failed)}; put that right, and upgrade again", FAILURE)
 
 
-def _find(data_dir: Path) -> int:
-    pid = holder_pid(data_dir)
-    if pid is None:
-        raise CliError(
-            f"no node runs on data directory {data_dir.absolute()}: give that of a running node with --data-dir, "
-            "or its process with --pid",
-            UNAVAILABLE,
+def _find(settings: Settings) -> int:
+    """The process of the node that has the data directory. Raises CliError."""
+    if settings.store != "embedded":
+        reason = (
+            f"store is {settings.store}: nodes with it are not found by a data directory; give the node's process with "
+            "--pid, or send it SIGUSR2"
         )
-    return pid
+    else:
+        pid = holder_pid(settings.data_dir)
+        if pid is not None:
+            return pid
+        reason = (
+            f"no node runs on data directory {settings.data_dir.absolute()}: give that of a running node with "
+            "--data-dir, or its process with --pid"
+        )
+    raise CliError(f"{reason}{_running()}", UNAVAILABLE)
+
+
+def _running() -> str:
+    """The nodes that there are, as the end of a sentence; empty if the kernel does not tell."""
+    try:
+        pids = running_pids()
+    except OSError:
+        return ""
+    if not pids:
+        return "; no node runs on this machine"
+    return f"; processes of nodes, or of supervisors of several, on this machine: {', '.join(map(str, pids))}"
 
 
 def _ask(pid: int) -> Succeeded | Several:

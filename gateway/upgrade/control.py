@@ -8,12 +8,20 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 _CREDENTIALS: Final = struct.Struct("3i")
+_NAME: Final = "tidegate-node-"
+_SOCKETS: Final = Path("/proc/net/unix")
+"""All Unix sockets of this network namespace, a line each: see proc_net_unix(5). Abstract names begin with @ there."""
+
+_LISTENING: Final = 0x1_0000
+"""The flag of a socket that listens (the kernel's __SO_ACCEPTCON)."""
+
 REQUEST: Final = b"upgrade\n"
 LINE_BYTES_MAX: Final = 4_096
 
@@ -76,7 +84,21 @@ class UpgradeRefused(Exception):
 
 def address_of(pid: int) -> str:
     """The address of a node's control socket."""
-    return f"\0tidegate-node-{pid}"
+    return f"\0{_NAME}{pid}"
+
+
+def running_pids() -> list[int]:
+    """Processes that can be asked for an upgrade, nodes and supervisors of several, in this network namespace.
+
+    Raises OSError: the kernel does not tell.
+    """
+    found = []
+    for line in _SOCKETS.read_text(errors="replace").splitlines()[1:]:
+        _number, _references, _protocol, flags, _kind, _state, _inode, *name = line.split(maxsplit=7)
+        pid = name[0].removeprefix(f"@{_NAME}") if name else ""
+        if int(flags, 16) & _LISTENING and pid.isdecimal():
+            found.append(int(pid))
+    return sorted(found)
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
