@@ -1,6 +1,7 @@
 """A whole node: start, drain, and the order of its end."""
 
 import time
+from types import SimpleNamespace
 
 import jwt
 import pytest
@@ -195,6 +196,19 @@ async def test_a_draining_node_is_not_ready_and_accepts_connections_for_its_lead
             assert isinstance(got[0], GoAway)
             assert got[-1] == 1012
     assert node.table.count == 0
+
+
+async def test_a_node_of_a_cluster_without_a_sure_lease_is_not_ready(make_node):
+    """Its Cassandra stands still and nobody sends: no write has failed, and none would be acknowledged."""
+    node = make_node()
+    lease = SimpleNamespace(valid=lambda: True)
+    node.cluster = SimpleNamespace(lease=lease)
+    node.started = True
+    assert all(check.ok for check in node.readiness())
+    lease.valid = lambda: False
+    (check,) = [check for check in node.readiness() if not check.ok]
+    assert check.name == "lease"
+    assert "Cassandra" in check.detail
 
 
 async def test_who_does_not_go_is_cut_when_the_grace_is_over(make_node, mock_clock):
