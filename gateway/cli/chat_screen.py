@@ -19,6 +19,7 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import TextArea
 
 from gateway.cli.chat_model import ChatModel
+from gateway.cli.chat_status import fitted
 
 STYLE = Style.from_dict(
     {
@@ -32,6 +33,9 @@ STYLE = Style.from_dict(
 
 REFRESH_S = 1.0
 """Seconds between two redraws without an event: typing ends by itself."""
+
+STATUS_LINES_MAX = 3
+"""Lines of the status: in a narrow terminal, why the connection is lost takes more than one."""
 
 
 class ChatScreen:
@@ -56,7 +60,12 @@ class ChatScreen:
         body = HSplit(
             [
                 Window(conversation, wrap_lines=True, always_hide_cursor=True),
-                Window(FormattedTextControl(self._status), height=1, style="class:status"),
+                Window(
+                    FormattedTextControl(self._status),
+                    height=Dimension(min=1, max=STATUS_LINES_MAX),
+                    dont_extend_height=True,
+                    style="class:status",
+                ),
                 self._input,
             ]
         )
@@ -124,10 +133,10 @@ class ChatScreen:
         return Point(0, lines - self._back_lines)
 
     def _status(self) -> StyleAndTextTuples:
-        fragments: StyleAndTextTuples = [*self._model.status(time.monotonic())]
+        status = self._model.status(time.monotonic())
         if self._back_lines:
-            fragments.append(("class:status", f" {self._back_lines} lines further down "))
-        return fragments
+            status.append(("class:status", f" {self._back_lines} lines further down "))
+        return [*fitted(status, self._application.output.get_size().columns, STATUS_LINES_MAX)]
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()

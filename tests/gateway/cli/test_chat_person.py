@@ -1,20 +1,24 @@
 """A person's chat, typed into prompt_toolkit's pipe instead of a terminal."""
 
+import io
 import random
+import re
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.data_structures import Size
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from prompt_toolkit.output.vt100 import Vt100_Output
 from trio.testing import MockClock
 
 from gateway.cli.chat_model import ChatModel
 from gateway.cli.chat_person import Person
 from gateway.cli.chat_screen import ChatScreen
 from gateway.cli.chat_session import Chat, Goal, open_chat
-from protocol.client import connect
+from protocol.client import Waiting, connect
 from protocol.frames import (
     Conversation,
     ConversationKind,
@@ -119,3 +123,23 @@ async def test_a_screen_that_was_closed_before_it_opened_does_not_open(patient_c
         screen = ChatScreen(ChatModel("alice", "bob", []), lambda text: None, lambda any_text: None)
         screen.close()
         await screen.run()
+
+
+async def test_a_status_that_is_wider_than_the_terminal_takes_more_lines() -> None:
+    """Rendered by prompt_toolkit into a narrow terminal that is a piece of memory."""
+    model = ChatModel("alice", "bob", [])
+    model.state = Waiting(3.2, "nobody listens at 127.0.0.1:8480")
+    written = io.StringIO()
+    output = Vt100_Output(written, lambda: Size(rows=12, columns=40), term="dumb")
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
+        screen = ChatScreen(model, lambda _line: None, lambda _any: None)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(screen.run)
+                while "8480" not in written.getvalue():  # noqa: ASYNC110 - a terminal tells nobody
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+    assert " ".join(shown.split()).startswith(
+        "bob connection lost, trying again in 3.2 s (nobody listens at 127.0.0.1:8480"
+    )
