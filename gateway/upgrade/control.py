@@ -16,8 +16,8 @@ from msgspec import Struct
 
 _CREDENTIALS: Final = struct.Struct("3i")
 _NAME: Final = "tidegate-node-"
-_SOCKETS: Final = Path("/proc/net/unix")
-"""All Unix sockets of this network namespace, a line each: see proc_net_unix(5). Abstract names begin with @ there."""
+_PROC: Final = Path("/proc")
+"""Where the kernel tells of processes and sockets: see proc(5)."""
 
 _LISTENING: Final = 0x1_0000
 """The flag of a socket that listens (the kernel's __SO_ACCEPTCON)."""
@@ -88,17 +88,27 @@ def address_of(pid: int) -> str:
 
 
 def running_pids() -> list[int]:
-    """Processes that can be asked for an upgrade, nodes and supervisors of several, in this network namespace.
+    """Processes that can be asked for an upgrade, in this network namespace: nodes, and supervisors of several nodes.
 
-    Raises OSError: the kernel does not tell.
+    Nodes that have a supervisor are left out: it upgrades them. Raises OSError: the kernel does not tell.
     """
-    found = []
-    for line in _SOCKETS.read_text(errors="replace").splitlines()[1:]:
+    found = set()
+    for line in (_PROC / "net" / "unix").read_text(errors="replace").splitlines()[1:]:
         _number, _references, _protocol, flags, _kind, _state, _inode, *name = line.split(maxsplit=7)
         pid = name[0].removeprefix(f"@{_NAME}") if name else ""
         if int(flags, 16) & _LISTENING and pid.isdecimal():
-            found.append(int(pid))
-    return sorted(found)
+            found.add(int(pid))
+    return sorted(pid for pid in found if _parent(pid) not in found)
+
+
+def _parent(pid: int) -> int | None:
+    """Who started a process; None if it has ended, or is of another process namespace."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    _state, parent, *_ = stat.rpartition(")")[2].split()  # behind its name, which may have anything in it
+    return int(parent)
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:

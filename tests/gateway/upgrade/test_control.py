@@ -3,6 +3,7 @@
 import os
 import socket
 
+from gateway.upgrade import control
 from gateway.upgrade.control import address_of, listen_for_control, running_pids
 
 
@@ -15,8 +16,20 @@ def test_a_process_that_listens_for_upgrades_is_found_while_it_does():
     assert os.getpid() not in running_pids()
 
 
-def test_names_that_are_no_processes_are_passed_over():
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.bind("\0tidegate-node-of-somebody else")
-        other.listen()
-        assert all(isinstance(pid, int) for pid in running_pids())
+def test_nodes_that_a_supervisor_upgrades_and_other_sockets_are_passed_over(monkeypatch, tmp_path):
+    monkeypatch.setattr(control, "_PROC", tmp_path)
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "unix").write_text(
+        "Num       RefCount Protocol Flags    Type St Inode Path\n"
+        "0000000000000000: 00000002 00000000 00010000 0001 01 11 @tidegate-node-50\n"
+        "0000000000000000: 00000002 00000000 00010000 0001 01 12 @tidegate-node-51\n"
+        "0000000000000000: 00000002 00000000 00010000 0001 01 13 @tidegate-node-9\n"
+        "0000000000000000: 00000003 00000000 00000000 0001 03 14 @tidegate-node-8\n"
+        "0000000000000000: 00000002 00000000 00010000 0001 01 15 @tidegate-node-of somebody else\n"
+        "0000000000000000: 00000002 00000000 00010000 0001 01 16 /run/a place/socket\n"
+        "0000000000000000: 00000003 00000000 00000000 0001 03 17\n"
+    )
+    for pid, parent in ((50, 1), (51, 50)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) name) S {parent} 50 50 0 -1")
+    assert running_pids() == [9, 50], "9 is of another process namespace"
