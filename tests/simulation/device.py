@@ -121,6 +121,8 @@ class Device:
             self._record("info", "resume", call=self._call)
         self.world.record("info", "disconnect", self.name, connection=self.connection)
         self.node = None
+        # What came behind a gap comes again: the next connection is judged by what is pushed to it.
+        self.seen = {seq for seq in self.seen if seq <= self.cursor}
         self._connected = trio.Event()
         waiting, self._waiting = self._waiting, {}
         for event, _, _ in waiting.values():
