@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from gateway.cluster.degradation import NO_REDIS_URL
 from gateway.cluster.questions import NodeStatus
 from store.coordination import SLOTS, LeaseRecord, SlotTable
 
@@ -270,6 +271,11 @@ def _on_redis(found: Overview) -> list[str]:
         "typing pause, nothing is lost"
         for view in found.nodes
         if several and view.told is not None and view.told.redis
+    ] or [
+        f"{view.node} is alone and does not reach Redis ({view.told.redis}): that costs nothing as long as no other "
+        "node comes; bring Redis back before you start one"
+        for view in found.nodes
+        if view.told is not None and view.told.redis not in ("", NO_REDIS_URL)
     ]
 
 

@@ -95,6 +95,10 @@ def test_everything_in_order() -> None:
         ),
         (BOTH, HALVES, {A: told(), B: told(redis="Away")}, {}, ["serves"] * 2, "second does without Redis (Away)"),
         (
+            [row(A), row(B, alive=False)], table((SLOTS, Slot(A, 1))), {A: told(redis="Away")}, {}, ["serves", "dead"],
+            "first is alone and does not reach Redis (Away): that costs nothing as long as no other node comes",
+        ),
+        (
             [row(A), row(B, draining=True)], HALVES, {A: told(), B: told(draining=True)}, {}, ["serves", "drains"],
             "second drains: 512 slots and 1234 connections are left",
         ),
@@ -119,7 +123,7 @@ def test_what_is_wrong_is_said(
     assert f"To know:\n- {seen.concerns[0]}" in as_text(seen)
 
 
-def test_one_node_without_redis_is_nothing_to_know() -> None:
+def test_one_node_that_was_given_no_redis_is_nothing_to_know() -> None:
     assert found([row(A)], table((SLOTS, Slot(A, 1))), {A: told(redis="there is no redis_url")}).concerns == []
 
 
