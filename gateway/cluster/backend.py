@@ -208,6 +208,7 @@ class Backend:
         log.info("redis can be used", new_generation=new)
         self._cluster().elsewhere.everybody()
         self._may_have_missed()
+        self._cluster().retelling.soon()
 
     def away_reason(self) -> str:
         """Why this node does without Redis, where it does."""

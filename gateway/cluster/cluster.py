@@ -29,6 +29,7 @@ from gateway.cluster.parcels import (
     TableChanged,
 )
 from gateway.cluster.ports import Directory, Heads, Transport
+from gateway.cluster.retelling import Retelling
 from gateway.cluster.routing import Router
 from gateway.cluster.slots import slot_of
 from gateway.cluster.standing import Standing
@@ -87,6 +88,7 @@ class Cluster:
         owner: the owner for the slots of this node.
         router: what the edge submits commands to.
         own_heads: the heads of the conversations that this node owns.
+        retelling: tells receipts again that other nodes may have missed.
         standing: says how conversations stand, whoever owns them.
         on_gap: called when parcels got lost, or heads turned out not to count, so that sessions have to resync.
         on_fenced: called once this incarnation was found dead.
@@ -125,6 +127,9 @@ class Cluster:
         )
         speaking = witnessed(self.ownership, lease.incarnation, settings.history_file)
         self.owner = Owner(settings, store, self.handing_on, speaking, clock_us)
+        self.retelling = Retelling(self.owner.tell_receipt_again, lambda: transport.away)
+        self.handing_on.on_receipt = self.retelling.note
+        self.handing_on.receipts_everywhere = lambda: self.retelling.everywhere
         self.router = Router(
             lease.incarnation, self.ownership, self.links, self.owner, edge, settings.pending_sends_max
         )
@@ -199,6 +204,7 @@ class Cluster:
             nursery.start_soon(self.links.run)
             nursery.start_soon(self.router.run)
             nursery.start_soon(self.elsewhere.run)
+            nursery.start_soon(self.retelling.run)
             await self.links.introduce()
             task_status.started()
 
@@ -305,6 +311,7 @@ class Cluster:
                 )
             case LinkBroken():
                 self.router.repeat(sender)
+                self.retelling.soon()
             case TableChanged():
                 if item.version > self.ownership.table.version:
                     self.ownership.wake()

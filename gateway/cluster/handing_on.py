@@ -36,7 +36,7 @@ from gateway.cluster.ports import Directory
 from gateway.cluster.rounds import Rounds
 from gateway.cluster.slots import slot_of_command
 from protocol.codec import decode_command_fast, encode_msgpack
-from protocol.frames import Command, Push, Reply
+from protocol.frames import Command, Push, ReceiptPush, Reply
 
 HELD_MAX: Final = 65_536
 """Deliveries and replies held back at once, above which deliveries are handed on unconfirmed: as many as sends may
@@ -135,6 +135,8 @@ class HandingOn:
 
     Attributes:
         on_delivery: called with a conversation's id before its delivery goes anywhere.
+        on_receipt: called with conversation and user of each receipt that other nodes may want to know.
+        receipts_everywhere: whether receipts have to go to all living nodes, wherever recipients are known to be.
         give_back: takes commands of this node's own connections that its owner gave back (the router).
         owner: the owner that gets what other nodes forward.
         rounds: which rounds of forwarded commands were given back.
@@ -146,6 +148,8 @@ class HandingOn:
         self, incarnation: str, local: EdgePort, links: Links, directory: Directory, watch: LiveIncarnations
     ) -> None:
         self.on_delivery: Callable[[str], None] = lambda _conversation_id: None
+        self.on_receipt: Callable[[str, str], None] = lambda _conversation_id, _user: None
+        self.receipts_everywhere: Callable[[], bool] = lambda: False
         self.give_back: Callable[[Origin, Command], None] = lambda _origin, _command: None
         self.owner: OwnerPort
         self.rounds = Rounds()
@@ -243,15 +247,27 @@ class HandingOn:
     def signal(self, recipients: Collection[str], push: Push, conversation_id: str, skip: Origin | None = None) -> None:
         """See EdgePort.signal."""
         self._local.signal(recipients, push, conversation_id, skip)
-        if not self._links.alone:
+        if self._links.alone:
+            return
+        if type(push) is ReceiptPush:
+            self.on_receipt(conversation_id, push.user)
+            if self.receipts_everywhere():
+                everywhere = tuple(each for each in self._watch.live if each != self._incarnation)
+                self._signal_to(dict.fromkeys(everywhere, recipients), push, conversation_id, skip)
+                return
 
-            def found(places: Mapping[str, tuple[str, ...]] | None) -> None:
-                encoded = encode_msgpack(push)
-                for incarnation, users in self._by_node(places or {}).items():
-                    session = _session(skip, incarnation)
-                    self._links.send(incarnation, Signalled(conversation_id, users, encoded, session))
+        def found(places: Mapping[str, tuple[str, ...]] | None) -> None:
+            self._signal_to(self._by_node(places or {}), push, conversation_id, skip)
 
-            self._directory.lookup(recipients, found)
+        self._directory.lookup(recipients, found)
+
+    def _signal_to(
+        self, by_node: Mapping[str, Collection[str]], push: Push, conversation_id: str, skip: Origin | None
+    ) -> None:
+        encoded = encode_msgpack(push)
+        for incarnation, users in by_node.items():
+            session = _session(skip, incarnation)
+            self._links.send(incarnation, Signalled(conversation_id, list(users), encoded, session))
 
     def deliver(self, delivery: Delivery) -> None:
         """See EdgePort.deliver."""

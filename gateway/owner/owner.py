@@ -184,6 +184,10 @@ class Owner:
         """Save and push the receipts that are held back, without waiting for their time. Cancelling is safe."""
         await self._receipts.save()
 
+    def tell_receipt_again(self, conversation_id: str, user: str) -> None:
+        """Push a member's pointers once more if the conversation is in memory."""
+        self._receipts.tell_again(conversation_id, user)
+
     async def release(self, concerns: Callable[[str], bool]) -> None:
         """Get ready to hand over the conversations that ``concerns`` says: settle, save receipts, and forget them.
 

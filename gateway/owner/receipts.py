@@ -179,8 +179,17 @@ class Receipts:
                 del self._unsaved[record.conversation_id]
 
     def _push(self, record: ReceiptRecord, origin: Origin | None) -> None:
-        if origin is None:
-            return
+        if origin is not None:
+            self._tell(record, origin)
+
+    def tell_again(self, conversation_id: str, user: str) -> None:
+        """Push a member's pointers, as they are saved, once more: somebody may have missed it."""
+        conversation = self._find(conversation_id)
+        member = conversation.members.get(user) if conversation is not None else None
+        if member is not None and self.unsaved(conversation_id, user) is None:  # else they are pushed soon anyway
+            self._tell(Unsaved(member, None).record(conversation_id), None)
+
+    def _tell(self, record: ReceiptRecord, origin: Origin | None) -> None:
         conversation = self._find(record.conversation_id)
         if conversation is None or (record.user not in conversation.members and not conversation.is_channel):
             return

@@ -206,6 +206,7 @@ class Node:
         self.world.count("new generation" if new else "redis back")
         self.following.lost()
         self.resyncs.everybody()
+        self.cluster.retelling.soon()
 
     # --- Sessions ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.config import Settings
 from protocol.errors import ErrorCode
-from protocol.frames import ErrorReply, GetConversation, Send
+from protocol.frames import ErrorReply, GetConversation, MarkReceipt, ReceiptPush, Send
 from tests.fakes.edge import FakeOrigin
 from tests.gateway.cluster.cluster_world import NodePart, World, create, world
 
@@ -291,3 +291,17 @@ async def test_an_outage_of_the_store_is_a_few_lines_of_log_and_not_some_each_se
         "slot table read again": nodes,
         "lease sure again": nodes,
     }
+
+
+async def test_a_receipt_that_got_lost_with_redis_is_told_when_it_is_back(autojump_clock: MockClock) -> None:
+    async with talk(owner="a", readers="b") as (each, a, b, alice, conversation_id, peer):
+        a.submit(FakeOrigin(peer), Send(2, conversation_id, "m1", "m1"))
+        await trio.sleep(1)
+        each.network.away = True
+        a.submit(alice, MarkReceipt(0, conversation_id, 2, 2))
+        await trio.sleep(30)
+        receipt = ReceiptPush(conversation_id, "alice", 2, 2)
+        assert receipt not in [signal.push for signal in b.edge.signals]
+        each.network.away = False
+        await trio.sleep(10)
+        assert receipt in [signal.push for signal in b.edge.signals]

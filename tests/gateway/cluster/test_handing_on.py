@@ -8,9 +8,10 @@ import pytest
 
 from gateway.broker import Delivery, channel_id_of, followers_of
 from gateway.cluster.handing_on import HandingOn
-from gateway.cluster.parcels import Delivered
+from gateway.cluster.parcels import Delivered, Signalled
 from gateway.cluster.ports import Found, Taken
-from protocol.frames import SendAck
+from protocol.codec import encode_msgpack
+from protocol.frames import ReceiptPush, SendAck, TypingPush
 from tests.fakes.edge import FakeOrigin, RecordingEdge
 
 NEWS = channel_id_of("n" * 24)
@@ -71,8 +72,12 @@ class RecordingLinks:
     def __init__(self) -> None:
         self.after_flush: Callable[[], None] = lambda: None
         self.sent: list[tuple[str, list[str], list[bytes]]] = []
+        self.signals: list[tuple[str, Signalled]] = []
 
     def send(self, incarnation: str, item: Any) -> None:
+        if isinstance(item, Signalled):
+            self.signals.append((incarnation, item))
+            return
         assert isinstance(item, Delivered)
         self.sent.append((incarnation, list(item.recipients), list(item.entries)))
 
@@ -244,3 +249,24 @@ def test_a_change_that_is_told_again_reaches_those_it_is_about_wherever_the_chan
     assert parts.links.sent[1:] == [("b", ["bob"], [b"1"])]
     parts.directory.prove()
     assert parts.handing_on.held == 0
+
+
+def test_receipts_go_to_all_nodes_where_the_directory_may_not_know_better_and_are_noted(parts: SimpleNamespace) -> None:
+    noted: list[tuple[str, str]] = []
+    parts.handing_on.on_receipt = lambda conversation_id, user: noted.append((conversation_id, user))
+    parts.directory.cache = {"ann": ("a",), "bob": ("b",)}
+    push = ReceiptPush("d1", "ann", 3, 2)
+    typing = TypingPush("d1", "ann", True)
+    parts.handing_on.signal(("ann", "bob"), push, "d1")
+    assert parts.links.signals == [("b", Signalled("d1", ["bob"], encode_msgpack(push), 0))]
+    parts.links.signals.clear()
+    parts.handing_on.receipts_everywhere = lambda: True
+    parts.handing_on.signal(("ann", "bob"), push, "d1")
+    parts.handing_on.signal(("ann", "bob"), typing, "d1")
+    everybody = Signalled("d1", ["ann", "bob"], encode_msgpack(push), 0)
+    assert parts.links.signals == [
+        ("b", everybody),
+        ("c", everybody),
+        ("b", Signalled("d1", ["bob"], encode_msgpack(typing), 0)),
+    ]
+    assert noted == [("d1", "ann"), ("d1", "ann")]

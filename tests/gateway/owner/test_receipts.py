@@ -196,3 +196,17 @@ async def test_devices_of_one_user_share_pointers(chat, autojump_clock):
     assert stored(world, conversation_id, "bob") == (7, 5)
     (signal,) = world.edge.signals
     assert signal.skip is desktop
+
+
+async def test_pointers_are_told_again_as_they_are_saved(chat, bob, autojump_clock):
+    world, conversation_id = chat
+    await world.ask(bob, MarkReceipt(1, conversation_id, 7, 6))
+    world.owner.tell_receipt_again(conversation_id, "bob")
+    assert world.edge.signals == [], "it is not saved yet, and pushed when it is"
+    await trio.sleep(3)
+    world.edge.forget()
+    world.owner.tell_receipt_again(conversation_id, "bob")
+    world.owner.tell_receipt_again(conversation_id, "somebody else")
+    world.owner.tell_receipt_again("another conversation", "bob")
+    (signal,) = world.edge.signals
+    assert (signal.push, signal.skip) == (ReceiptPush(conversation_id, "bob", 7, 6), None)
