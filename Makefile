@@ -58,8 +58,8 @@ nightly: install-dev ## hours: 2,000 simulated clusters, the larger models, fuzz
 
 lock: ## pin requirements anew, with hashes
 	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --output-file requirements/runtime.txt pyproject.toml requirements/build.in
-	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --extra cluster -c requirements/runtime.txt --output-file requirements/cluster.txt pyproject.toml requirements/build.in
-	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --extra dev --extra bench -c requirements/runtime.txt --output-file requirements/dev.txt pyproject.toml requirements/build.in
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --extra cluster -c requirements/runtime.txt --output-file requirements/cluster.txt pyproject.toml requirements/build.in requirements/older-python.in
+	@$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --extra dev --extra bench -c requirements/runtime.txt --output-file requirements/dev.txt pyproject.toml requirements/build.in requirements/older-python.in
 
 clean: ## remove .venv and caches (never ./data)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache build *.egg-info

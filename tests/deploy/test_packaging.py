@@ -209,3 +209,9 @@ def test_requirements_name_packages_and_hashes_and_no_place_to_get_them_from() -
                 file.name,
                 line,
             )
+
+
+@pytest.mark.parametrize("name", ["cluster.txt", "dev.txt"])
+def test_what_packages_need_under_an_older_python_is_pinned_whatever_python_made_the_lock(name: str) -> None:
+    """Debian 12 has Python 3.11.2, for which redis asks for one package more."""
+    assert re.search(r"^async-timeout==", (ROOT / "requirements" / name).read_text(), re.MULTILINE)
