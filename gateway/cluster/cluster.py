@@ -13,7 +13,7 @@ from gateway.broker import Delivery, EdgePort
 from gateway.check.witness import witnessed
 from gateway.cluster.elsewhere import Elsewhere
 from gateway.cluster.handing_on import HandingOn
-from gateway.cluster.joining import CannotJoin, asks_elsewhere, wait_for_place
+from gateway.cluster.joining import CannotJoin, wait_for_place
 from gateway.cluster.lease import Fenced, Lease
 from gateway.cluster.links import Links
 from gateway.cluster.own_heads import OwnHeads
@@ -251,14 +251,8 @@ class Cluster:
 
     def has_heirs(self) -> bool:
         """Whether other nodes could take this one's slots."""
-        own = self.lease.record
         return any(
-            row.owns
-            and not row.draining
-            and row.incarnation != self.incarnation
-            and understood(row.protocol)
-            and not asks_elsewhere(own, row)
-            for row in self.watch.live.values()
+            row.incarnation != self.incarnation and self.ownership.may_own(row) for row in self.watch.live.values()
         )
 
     async def release(self) -> None:

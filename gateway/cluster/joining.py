@@ -43,12 +43,12 @@ class DatacentersApart(CannotJoin):
     """A living node agrees with the replicas of another datacenter than this one would."""
 
 
-def asks_elsewhere(own: LeaseRecord, other: LeaseRecord) -> bool:
-    """Whether two nodes ask the replicas of different datacenters, as far as their leases say.
+def asks_elsewhere(own: str, other: str) -> bool:
+    """Whether two nodes ask the replicas of different datacenters: those given, empty where nothing is said of it.
 
     What one of them agrees with its replicas, leases and slots included, the other learns late or not at all.
     """
-    return bool(own.datacenter and other.datacenter) and own.datacenter != other.datacenter
+    return bool(own and other) and own != other
 
 
 def conflict(own: LeaseRecord, other: LeaseRecord) -> CannotJoin | None:
@@ -70,7 +70,7 @@ def conflict(own: LeaseRecord, other: LeaseRecord) -> CannotJoin | None:
             f"node {other.node!r} at {other.address} is of {'a newer' if newer else 'an older'} tidegate: it speaks "
             f"version {there} of the protocol between nodes, this one {here}; {remedy}"
         )
-    if asks_elsewhere(own, other):
+    if asks_elsewhere(own.datacenter, other.datacenter):
         return DatacentersApart(
             f"node {other.node!r} at {other.address} asks Cassandra's datacenter {other.datacenter!r}, this one "
             f"{own.datacenter!r}: both could order one conversation, because what is agreed in one datacenter is not "

@@ -21,7 +21,7 @@ from gateway.cluster.lease import Lease
 from gateway.cluster.slots import rightful_owners, slot_of
 from gateway.cluster.versions import understood
 from gateway.cluster.watch import Watch
-from store.coordination import SLOTS, Coordination, Slot, SlotTable
+from store.coordination import SLOTS, Coordination, LeaseRecord, Slot, SlotTable
 from store.interface import Unavailable
 from store.recurring import Recurring
 
@@ -203,12 +203,20 @@ class SlotOwnership:
             self._waits_for_look = False
             self.wake()
 
+    def may_own(self, row: LeaseRecord) -> bool:
+        """Whether a living node can be given slots."""
+        return (
+            row.owns
+            and not row.draining
+            and understood(row.protocol)
+            and not asks_elsewhere(self._lease.record.datacenter, row.datacenter)
+        )
+
     def _rightful(self) -> list[str]:
         """For each slot the incarnation that should own it; empty where nobody can."""
         candidates: dict[str, str] = {}
-        own = self._lease.record
         for row in self._watch.live.values():
-            if row.owns and not row.draining and understood(row.protocol) and not asks_elsewhere(own, row):
+            if self.may_own(row):
                 candidates[row.node] = max(row.incarnation, candidates.get(row.node, ""))
         return [candidates.get(node, "") for node in rightful_owners(candidates)]
 

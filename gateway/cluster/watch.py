@@ -84,8 +84,8 @@ class Watch:
     @property
     def contested(self) -> bool:
         """Whether a node lives that asks another datacenter and began when this one did: one of them will give way."""
-        own = self._lease.record
-        return self._young(self._clock()) and any(asks_elsewhere(own, row) for row in self.live.values())
+        here = self._lease.record.datacenter
+        return self._young(self._clock()) and any(asks_elsewhere(here, row.datacenter) for row in self.live.values())
 
     def _young(self, now_s: float) -> bool:
         return self._began_s is None or now_s - self._began_s < self._lease_s * YOUNG_SHARE

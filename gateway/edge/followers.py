@@ -43,6 +43,7 @@ class Followers:
             None on a single node.
         on_joined: called with a channel's id and users who were added to it while they were connected, if the
             directory may not know that yet; to be followed by ``joined`` when it does.
+        losses: times that changes of members got lost on the way here.
     """
 
     def __init__(self, connected: Container[str]) -> None:
@@ -58,7 +59,7 @@ class Followers:
         self._changed_seq: dict[str, int] = {}
         self._comparisons: dict[str, list[set[str]]] = {}
         self._registering: Counter[str] = Counter()
-        self._losses = 0
+        self.losses = 0
 
     def __contains__(self, channel: str) -> bool:
         return channel in self._users
@@ -137,7 +138,7 @@ class Followers:
         coming = {channel for channel in self._channels.get(user, ()) if channel not in self._registering}
         self._comparisons.setdefault(user, []).append(heard)
         try:
-            yield Comparison(self, user, heard, coming, self._losses)
+            yield Comparison(self, user, heard, coming)
         finally:
             others = [each for each in self._comparisons[user] if each is not heard]
             if others:
@@ -157,21 +158,14 @@ class Followers:
                 self.joined(channel)
 
     def compare(
-        self,
-        user: str,
-        channels: Collection[str],
-        heard: Container[str],
-        coming: Container[str],
-        losses: int,
-        *,
-        whole: bool,
+        self, user: str, channels: Collection[str], heard: Container[str], coming: Container[str], *, whole: bool
     ) -> bool:
         """Let a user follow channels; ``whole``: and no others. Whether what was read of them is enough.
 
         ``heard``: channels whose entries said that the user joined or left, since before it was read; ``coming``: those
-        whose pushes were coming by then; ``losses``: how often changes had been lost.
+        whose pushes were coming by then.
         """
-        if user not in self._connected or losses != self._losses:
+        if user not in self._connected:
             return True
         followed = self._channels.get(user, set())
         complete = True
@@ -219,7 +213,7 @@ class Followers:
 
     def end_all(self) -> None:
         """Nobody follows anything until the next Sync: what changed was lost on the way here."""
-        self._losses += 1
+        self.losses += 1
         for user in list(self._channels):
             self.departed(user)
 
@@ -242,12 +236,12 @@ class Comparison:
 
     __slots__ = ("_coming", "_followers", "_heard", "_losses", "_user")
 
-    def __init__(self, followers: Followers, user: str, heard: set[str], coming: set[str], losses: int) -> None:
+    def __init__(self, followers: Followers, user: str, heard: set[str], coming: set[str]) -> None:
         self._followers = followers
         self._user = user
         self._heard = heard
         self._coming = coming
-        self._losses = losses
+        self._losses = followers.losses
 
     async def take(self, channels: Collection[str], *, whole: bool) -> bool:
         """Follow the channels that were read; ``whole``: they are all. Whether that is all there is to do.
@@ -255,7 +249,9 @@ class Comparison:
         If not, their logs are to be read again: what was durable until now may not have been handed on to this node.
         A cancellation leaves them followed, which is harmless: the user is in them.
         """
-        complete = self._followers.compare(self._user, channels, self._heard, self._coming, self._losses, whole=whole)
+        if self._losses != self._followers.losses:
+            return True  # what was read may be older than what got lost
+        complete = self._followers.compare(self._user, channels, self._heard, self._coming, whole=whole)
         if not complete:
             await self._followers.register(channels)
         return complete

@@ -10,6 +10,7 @@ from msgspec.msgpack import Decoder, Encoder
 
 from gateway.auth import Verifier
 from gateway.cluster.backend import Backend
+from gateway.cluster.joining import asks_elsewhere
 from gateway.cluster.parcels import NODE_PROTOCOL
 from gateway.cluster.succession import Forebear, Inheritance
 from gateway.config import Settings
@@ -152,7 +153,7 @@ class ClusterHeir:
     def _check_datacenter(self) -> None:
         """Other replicas may not know yet what was agreed with those that the node has asked until now."""
         there, here = self._told.datacenter, self.backend.datacenter
-        if there and here and there != here:
+        if asks_elsewhere(here, there):
             raise HandOverFailed(
                 f"the node asks Cassandra's datacenter {there!r}, and this process would ask {here!r}: "
                 f"set cassandra_datacenter to {there}, or stop all nodes and start them with another one"
