@@ -189,50 +189,53 @@ def test_a_second_node_of_the_same_name_ends_and_the_first_one_goes_on(tmp_path:
     assert "lease lost" not in first.stderr_path.read_text()
 
 
-async def test_a_node_too_old_for_the_others_does_not_start(cassandra: Keyspace, nodes: ClusterNodes) -> None:
+async def refused_beside(
+    other: Lease, coordination: CassandraCoordination, tables: CassandraTables, nodes: ClusterNodes, name: str
+) -> str:
+    """What a node says that does not start while another one lives; it takes neither a lease nor slots."""
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(tables.run)
+            await nursery.start(other.run)
+            code, line = await trio.to_thread.run_sync(fails, "--node-name", name, *nodes.options)
+            assert code == UNAVAILABLE
+            assert [row.node for row in await coordination.leases()] == [other.record.node], (
+                "it has not even taken a lease"
+            )
+            assert (await coordination.slot_table()).version == 0
+            nursery.cancel_scope.cancel()
+    return line
+
+
+def tables_of(cassandra: Keyspace) -> CassandraTables:
     access = Access((cassandra.contact_points[0],), cassandra.port, cassandra.name, cassandra.datacenter)
-    tables = CassandraTables(access, requests_max=8)
+    return CassandraTables(access, requests_max=8)
+
+
+async def test_a_node_too_old_for_the_others_does_not_start(cassandra: Keyspace, nodes: ClusterNodes) -> None:
+    tables = tables_of(cassandra)
     coordination = CassandraCoordination(tables)
     far = Versions(OWN.newest + 1, OWN.newest + 2)
     newer = Lease(
         coordination, node="newer", address="10.0.0.9:8481", owns=True, protocol=far.packed, lease_s=10.0, renew_s=2.0
     )
-    with trio.fail_after(DEADLINE_S):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(tables.run)
-            await nursery.start(newer.run)
-            code, line = await trio.to_thread.run_sync(fails, "--node-name", "old", *nodes.options)
-            assert code == UNAVAILABLE
-            assert "node 'newer' at 10.0.0.9:8481 is of a newer tidegate: it speaks version" in line
-            assert "start this node with a tidegate as new as the others" in line
-            assert [row.node for row in await coordination.leases()] == ["newer"], "it has not even taken a lease"
-            assert (await coordination.slot_table()).version == 0
-            nursery.cancel_scope.cancel()
+    line = await refused_beside(newer, coordination, tables, nodes, "old")
+    assert "node 'newer' at 10.0.0.9:8481 is of a newer tidegate: it speaks version" in line
+    assert "start this node with a tidegate as new as the others" in line
 
 
 async def test_a_node_that_asks_another_datacenter_than_the_others_does_not_start(
     cassandra: Keyspace, nodes: ClusterNodes
 ) -> None:
-    access = Access((cassandra.contact_points[0],), cassandra.port, cassandra.name, cassandra.datacenter)
-    tables = CassandraTables(access, requests_max=8)
+    tables = tables_of(cassandra)
     coordination = CassandraCoordination(tables)
     there = Lease(
         coordination, node="there", address="10.0.0.9:8481", owns=True, protocol=OWN.packed, lease_s=10.0, renew_s=2.0
     )
     there.asks("far away")
-    with trio.fail_after(DEADLINE_S):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(tables.run)
-            await nursery.start(there.run)
-            code, line = await trio.to_thread.run_sync(fails, "--node-name", "here", *nodes.options)
-            assert code == UNAVAILABLE
-            assert (
-                "node 'there' at 10.0.0.9:8481 asks Cassandra's datacenter 'far away', this one 'datacenter1'" in line
-            )
-            assert "set cassandra_datacenter to far away here, or stop all nodes" in line
-            assert [row.node for row in await coordination.leases()] == ["there"], "it has not even taken a lease"
-            assert (await coordination.slot_table()).version == 0
-            nursery.cancel_scope.cancel()
+    line = await refused_beside(there, coordination, tables, nodes, "here")
+    assert "node 'there' at 10.0.0.9:8481 asks Cassandra's datacenter 'far away', this one 'datacenter1'" in line
+    assert "set cassandra_datacenter to far away here, or stop all nodes" in line
 
 
 @pytest.mark.parametrize(
