@@ -43,6 +43,12 @@ class InvalidFrame(Exception):
         self.request_id = request_id
 
 
+class _Seq(msgspec.Struct, array_like=True, gc=False):
+    """The first field of an encoded entry."""
+
+    seq: int
+
+
 class _Head(msgspec.Struct, array_like=True, gc=False):
     tag: int
     request_id: msgspec.Raw = msgspec.Raw(b"")
@@ -58,6 +64,7 @@ SERVER_TAGS: Final = frozenset((*range(40, 51), *range(80, 88)))
 encode_msgpack: Final = msgspec.msgpack.Encoder().encode
 encode_json: Final = msgspec.json.Encoder().encode
 decode_entry: Final = msgspec.msgpack.Decoder(Entry).decode
+_SEQ: Final = msgspec.msgpack.Decoder(_Seq)
 encode_entry: Final = encode_msgpack
 
 _COMMANDS: Final = msgspec.msgpack.Decoder(Command)
@@ -116,6 +123,11 @@ def _decode(decoder: _Decoder, data: bytes, json: bool, known: range | frozenset
         raise InvalidFrame(str(error), request_id) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CodecError(str(error)) from None
+
+
+def seq_of(encoded: bytes) -> int:
+    """The seq of an encoded entry, without decoding the rest."""
+    return _SEQ.decode(encoded).seq
 
 
 def _head(data: bytes, json: bool) -> tuple[int, int]:

@@ -425,6 +425,7 @@ class CassandraStore:
             conversation_id,
             involved.kind,
             title,
+            involved.joined_seq,
             last.seq,
             last.time_us,
             last_rows[-1].encoded,

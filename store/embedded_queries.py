@@ -42,7 +42,7 @@ _SELECT_INDEXED_OLDEST: Final = _SELECT_INDEXED.format("ASC")
 _SELECT_AT: Final = "SELECT position, encoded FROM entries WHERE position IN ({})"
 _SELECT_LAST_POSITION: Final = "SELECT coalesce(max(position), 0) FROM entries"
 _SELECT_MEMBERSHIPS: Final = """
-    SELECT c.key, c.id, c.kind, c.title, m.delivered_seq, m.read_seq, c.member_count, (
+    SELECT c.key, c.id, c.kind, c.title, m.joined_seq, m.delivered_seq, m.read_seq, c.member_count, (
         SELECT position FROM entry_index WHERE conversation = m.conversation ORDER BY seq DESC LIMIT 1)
     FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""
 _SELECT_INVOLVEMENTS: Final = f"""
@@ -222,7 +222,7 @@ def memberships(connection: sqlite3.Connection, generations: Generations, user: 
     newer = {key: last_position(generations, key, through) for key in indexed}
     encoded = _encoded_at(connection, [newer[key] or indexed[key] or 0 for key in indexed])
     found = []
-    for key, conversation_id, kind, title, delivered, read, count, _position in rows:
+    for key, conversation_id, kind, title, joined, delivered, read, count, _position in rows:
         last = encoded.get(newer[key] or indexed[key])
         if last is None:
             continue  # created after the generations were taken: not there yet
@@ -232,6 +232,7 @@ def memberships(connection: sqlite3.Connection, generations: Generations, user: 
                 conversation_id,
                 ConversationKind(kind),
                 title,
+                joined,
                 head.seq,
                 head.time_us,
                 last,

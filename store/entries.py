@@ -88,12 +88,14 @@ class Involvement(Struct, frozen=True, gc=False):
 class Membership(Struct, frozen=True, gc=False):
     """One conversation of a user, as the store sees it now.
 
-    ``last_encoded`` is the encoded last entry; ``peers`` the members of a direct conversation, empty for groups.
+    ``joined_seq`` is the seq of the entry by which the user is in; ``last_encoded`` the encoded last entry; ``peers``
+    the members of a direct conversation, empty for groups.
     """
 
     conversation_id: str
     kind: ConversationKind
     title: str
+    joined_seq: int
     head_seq: int
     head_time_us: int
     last_encoded: bytes

@@ -202,8 +202,9 @@ class Catchup:
             return await read()
         with self.followers.comparing(user) as comparison:
             found = await read()
-            channels = {each.conversation_id for each in found if each.kind is ConversationKind.CHANNEL}
-            complete = await comparison.take(channels, whole=whole)
+            channels = [each for each in found if each.kind is ConversationKind.CHANNEL]
+            joined_seqs = {each.conversation_id: each.joined_seq for each in channels}
+            complete = await comparison.take(joined_seqs, whole=whole)
         return found if complete else await read()
 
     async def _next_page(self, progress: "_SyncProgress", page: list[SyncedConversation]) -> None:

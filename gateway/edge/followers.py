@@ -16,6 +16,9 @@ is older, what made the difference is on its way. If changes got lost meanwhile,
 may be older than they are; all connections are told to sync then, and do so once more. Entries of one channel arrive in
 order, except for what a dead owner left behind; changes older than the last one are therefore passed over.
 
+An owner tells an entry again whose first deliveries may have been lost, and cannot name who was in by then. Who joined
+behind it is left out here: of each follower it is known by which entry it is in.
+
 A user who is not connected any more follows nothing.
 """
 
@@ -25,7 +28,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from gateway.broker import Delivery, followers_of
-from protocol.codec import decode_entry
+from protocol.codec import decode_entry, seq_of
 from protocol.frames import Entry
 from store.entries import changes_of
 
@@ -53,7 +56,8 @@ class Followers:
         self.on_joined: Callable[[str, list[str]], None] = lambda _channel, _users: None
         self.registered: Callable[[str], Awaitable[None]] | None = None
         self._connected = connected
-        self._users: dict[str, dict[str, None]] = {}
+        self._users: dict[str, dict[str, int]] = {}  # the seqs of the entries by which they are in
+        self._last_joined_seq: dict[str, int] = {}
         self._channels: dict[str, set[str]] = {}
         self._snapshots: dict[str, tuple[str, ...]] = {}
         self._changed_seq: dict[str, int] = {}
@@ -94,12 +98,23 @@ class Followers:
         channel = delivery.conversation_id
         everybody = followers_of(channel)
         named = [user for user in delivery.recipients if user != everybody]
-        here = self.here(channel) if len(named) < len(delivery.recipients) else ()
+        here = self._in_by(channel, delivery.entries[0]) if len(named) < len(delivery.recipients) else ()
         if not named:
             return here
-        others = tuple(user for user in named if not (here and self.is_following(user, channel)))
+        told = set(here)
+        others = tuple(user for user in named if user not in told)
         self._change(channel, decode_entry(delivery.entries[-1]), named)
         return here + others
+
+    def _in_by(self, channel: str, encoded: bytes) -> tuple[str, ...]:
+        """The followers here who were in when an entry was appended, or are by it."""
+        here = self.here(channel)
+        if not here:
+            return here
+        seq = seq_of(encoded)
+        if seq >= self._last_joined_seq[channel]:
+            return here
+        return tuple(user for user, joined_seq in self._users[channel].items() if joined_seq <= seq)
 
     def _change(self, channel: str, entry: Entry, named: Collection[str]) -> None:
         if entry.seq < self._changed_seq.get(channel, 0):
@@ -115,7 +130,7 @@ class Followers:
         unknown = channel not in self._users or self._registering[channel] > 0
         joined = [user for user in changes.added if user in named and user in self._connected]
         for user in joined:
-            self._follow(user, channel)
+            self._follow(user, channel, entry.seq)
         for user in changes.removed:
             if user in named:
                 self._end(user, channel)
@@ -158,20 +173,21 @@ class Followers:
                 self.joined(channel)
 
     def compare(
-        self, user: str, channels: Collection[str], heard: Container[str], coming: Container[str], *, whole: bool
+        self, user: str, channels: Mapping[str, int], heard: Container[str], coming: Container[str], *, whole: bool
     ) -> bool:
         """Let a user follow channels; ``whole``: and no others. Whether what was read of them is enough.
 
-        ``heard``: channels whose entries said that the user joined or left, since before it was read; ``coming``: those
-        whose pushes were coming by then.
+        ``channels``: what was read, with the seqs of the entries by which the user is in; ``heard``: those whose
+        entries said that the user joined or left, since before it was read; ``coming``: those whose pushes were coming
+        by then.
         """
         if user not in self._connected:
             return True
         followed = self._channels.get(user, set())
         complete = True
-        for channel in channels:
+        for channel, joined_seq in channels.items():
             if channel not in followed and channel not in heard:
-                self._follow(user, channel)
+                self._follow(user, channel, joined_seq)
                 complete = False
             elif channel in followed and (self._registering.get(channel) or channel not in coming):
                 complete = False
@@ -182,11 +198,12 @@ class Followers:
 
     # --- Beginning and ending ---------------------------------------------------------------------------------------
 
-    def _follow(self, user: str, channel: str) -> None:
+    def _follow(self, user: str, channel: str, joined_seq: int) -> None:
         users = self._users.get(channel)
         if users is None:
             users = self._users[channel] = {}
-        users[user] = None
+        users[user] = joined_seq
+        self._last_joined_seq[channel] = max(joined_seq, self._last_joined_seq.get(channel, 0))
         self._snapshots.pop(channel, None)
         self._channels.setdefault(user, set()).add(channel)
         if len(users) == 1:
@@ -203,7 +220,7 @@ class Followers:
         del users[user]
         self._snapshots.pop(channel, None)
         if not users:
-            del self._users[channel]
+            del self._users[channel], self._last_joined_seq[channel]
             self.on_last(channel)
 
     def departed(self, user: str) -> None:
@@ -219,16 +236,16 @@ class Followers:
 
     # --- Upgrade ----------------------------------------------------------------------------------------------------
 
-    def all(self) -> dict[str, list[str]]:
-        """Everything that is followed here, and by whom."""
-        return {channel: list(users) for channel, users in self._users.items()}
+    def all(self) -> dict[str, dict[str, int]]:
+        """Everything that is followed here, by whom, and the seqs of the entries by which they are in."""
+        return {channel: dict(users) for channel, users in self._users.items()}
 
-    def restore(self, followed: Mapping[str, Iterable[str]]) -> None:
+    def restore(self, followed: Mapping[str, Mapping[str, int]]) -> None:
         """Go on for another process, whose ``all`` this was."""
         for channel, users in followed.items():
-            for user in users:
+            for user, joined_seq in users.items():
                 if user in self._connected:
-                    self._follow(user, channel)
+                    self._follow(user, channel, joined_seq)
 
 
 class Comparison:
@@ -243,10 +260,11 @@ class Comparison:
         self._coming = coming
         self._losses = followers.losses
 
-    async def take(self, channels: Collection[str], *, whole: bool) -> bool:
+    async def take(self, channels: Mapping[str, int], *, whole: bool) -> bool:
         """Follow the channels that were read; ``whole``: they are all. Whether that is all there is to do.
 
-        If not, their logs are to be read again: what was durable until now may not have been handed on to this node.
+        ``channels``: with the seqs of the entries by which the user is in. If it is not all there is to do, their logs
+        are to be read again: what was durable until now may not have been handed on to this node.
         A cancellation leaves them followed, which is harmless: the user is in them.
         """
         if self._losses != self._followers.losses:

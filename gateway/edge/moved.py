@@ -90,6 +90,7 @@ def _membership(involvement: Involvement, head: Head) -> Membership:
         involvement.conversation_id,
         involvement.kind,
         "",
+        involvement.joined_seq,
         head.seq,
         head.time_us,
         b"",

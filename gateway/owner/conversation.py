@@ -222,8 +222,8 @@ class Conversation:
     def recipients_again(self, entry: Entry) -> tuple[str, ...]:
         """Who is to get a durable entry once more, because its first delivery may have been lost.
 
-        That is who was a member by it and is one still (in a channel all followers, and whom it added), and whom it
-        removed, unless they are in again.
+        That is who was a member by it and is one still, and whom it removed, unless they are in again. (In a channel:
+        whom it added, and all followers, of whom their nodes leave out who joined behind it.)
         """
         changes = changes_of(entry)
         removed = [user for user in changes.removed if self.excludes(user)]

@@ -66,7 +66,7 @@ class Begin(Struct, array_like=True, tag=4):
         monotonic_s: the machine's monotonic clock at the same moment.
         left_ago_s: watched users within the grace period of presence, and seconds since they left.
         estate: state of what the node owns besides (see ``ports.Estate``).
-        followed: channels that somebody follows, and who.
+        followed: channels that somebody follows, who, and the seqs of the entries by which they are in.
     """
 
     listeners: int
@@ -75,7 +75,7 @@ class Begin(Struct, array_like=True, tag=4):
     monotonic_s: float
     left_ago_s: dict[str, float]
     estate: bytes
-    followed: dict[str, list[str]] = {}
+    followed: dict[str, dict[str, int]] = {}
 
 
 class Extra(Struct, array_like=True):

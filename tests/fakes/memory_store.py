@@ -235,6 +235,7 @@ class MemoryStore:
             log.record.conversation_id,
             log.record.kind,
             log.title,
+            member.joined_seq,
             len(log.entries),
             decode_entry(log.entries[-1]).time_us,
             log.entries[-1],

@@ -32,7 +32,7 @@ async def test_when_redis_is_there_again_nobody_follows_a_channel_until_the_next
     backend.join(node)
     followers = hub.followers
     hub.by_user["bob"] = []  # type: ignore[assignment]
-    followers.restore({NEWS: ["bob"]})
+    followers.restore({NEWS: {"bob": 1}})
     assert followers.is_following("bob", NEWS)
     for notify in backend._generations.on_new:  # type: ignore[union-attr]
         notify(new)

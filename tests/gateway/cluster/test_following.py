@@ -84,7 +84,7 @@ class Part(NodePart):
 
     async def sync(self, user: str, *channels: str) -> None:
         with self.followers.comparing(user) as comparison:
-            await comparison.take(channels, whole=True)
+            await comparison.take(dict.fromkeys(channels, 1), whole=True)
 
     def got(self, user: str, channel: str) -> list[int]:
         """The seqs of a channel that were delivered here to a user."""

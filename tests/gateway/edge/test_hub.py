@@ -195,7 +195,7 @@ async def test_a_channels_entries_go_to_those_who_follow_it_and_no_further(edge)
     channel = channel_id_of("n" * 24)
     peers = {user: edge.connect(user) for user in ("a", "b", followers_of(channel))}
     with edge.hub.followers.comparing("a") as comparison:
-        await comparison.take([channel], whole=True)
+        await comparison.take({channel: 1}, whole=True)
     edge.hub.deliver(delivery((followers_of(channel),), 1, conversation=channel))
     assert {user: pushed(peer) for user, peer in peers.items()} == {
         "a": [(channel, 1)],

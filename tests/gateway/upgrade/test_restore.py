@@ -207,6 +207,6 @@ async def test_what_happens_in_channels_goes_on_being_pushed(halves):
     for user in ("alice", "bob"):
         old.edge.connect(user)
         with old.hub.followers.comparing(user) as comparison:
-            await comparison.take([channel] if user == "alice" else [], whole=True)
+            await comparison.take({channel: 1} if user == "alice" else {}, whole=True)
     move(old, new)
     assert new.hub.followers.here(channel) == ("alice",)
