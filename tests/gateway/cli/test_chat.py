@@ -17,7 +17,7 @@ from gateway.cli.errors import CliError
 from gateway.config import Settings
 from protocol.client import connect
 from protocol.errors import ErrorCode
-from protocol.frames import EntryKind, ErrorReply, Send
+from protocol.frames import EntryKind, ErrorReply, ReceiptPush, Send, SendAck
 from tests.fakes.node import FakeNode
 
 
@@ -55,6 +55,33 @@ async def test_json_prints_an_object_an_event(node: FakeNode, monkeypatch, capsy
     assert [entry["event"] for entry in events[0]["entries"]] == ["created", "message"]
     (sent,) = [event for event in events if event["event"] == "sent"]
     assert (sent["conversation_id"], sent["seq"]) == ("g", 3)
+
+
+async def test_json_prints_entries_in_the_order_of_their_seq_and_receipts_behind_them(
+    node: FakeNode, monkeypatch, capsys
+) -> None:
+    """Whatever the node tells together, and whichever task of the client runs first."""
+
+    async def answer_and_go_on(connection, send: Send) -> bool:
+        name = send.conversation_id
+        before, (own, _), behind = node.append(name, "b"), node.store_send(send), node.append(name, "a")
+        await connection.push_entry(name, behind)
+        await connection.put(SendAck(send.id, own.seq, own.time_us))
+        await connection.push_entry(name, before)
+        await connection.put(ReceiptPush(name, "bob", own.seq, own.seq))
+        return True
+
+    node.scripts[Send] = answer_and_go_on
+    lines = 20
+    await chat(node, Goal("alice", ["bob"], ""), "hello\n" * lines, monkeypatch, as_json=True)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    seqs = [event["seq"] for event in events if event["event"] in {"message", "sent"}]
+    assert seqs == sorted(set(seqs))
+    assert len([event for event in events if event["event"] == "sent"]) == lines
+    shown = 1
+    for event in events:
+        shown = event.get("seq", shown)
+        assert event.get("read_seq", 0) <= shown, f"{event} stands before the entry"
 
 
 async def test_a_refused_line_is_told_and_the_others_are_sent(node: FakeNode, monkeypatch, capsys) -> None:
