@@ -116,7 +116,11 @@ def test_a_package_of_the_extra_that_is_missing(
         *((f"['{name}', '--help']", 0, "Usage: tidegate") for name in ("cluster", "migrate", "serve")),
         ("['cluster', 'drain', '--help']", 0, "Usage: tidegate"),
         ("['migrate']", 69, "this needs the package cassandra, which is not installed; run: make install-dev"),
-        ("['serve', '--store', 'cassandra']", 69, "this needs the package cassandra, which is not installed"),
+        (
+            "['serve', '--store', 'cassandra', '--port', '0']",
+            69,
+            "this needs the package cassandra, which is not installed",
+        ),
     ],
 )
 def test_without_the_drivers_of_a_cluster_help_helps_and_the_rest_says_what_is_missing(
