@@ -35,8 +35,8 @@ HELLO_S: Final = 1.0
 """Seconds until a hello that was not answered is said again."""
 
 REACH_MAX_S: Final = 2.0
-"""Seconds that a node has to answer that it has read what was sent to it: many times what its inbox takes, and still
-less than clients may have to wait in a handover (``ownership.HANDOVER_MAX_S``)."""
+"""Seconds that a node has to answer that it has read what was sent to it: many times what its inbox takes, and what a
+handover leaves for it (``ownership.RELEASE_MAX_S``)."""
 
 NEWCOMER_S: Final = 30.0
 """Seconds that a node which said hello counts although no look has seen its lease: three leases."""

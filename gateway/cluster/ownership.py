@@ -29,8 +29,12 @@ TABLE_POLL_S: Final = 1.0
 """Seconds between two looks at the slot table when nothing says that it changed: a hint may be lost."""
 
 HANDOVER_MAX_S: Final = 5.0
-"""Seconds that a slot's pending appends may take before the handover is called off and the slot accepted again: as
-long as a client may have to wait for an acknowledgement when nodes are replaced."""
+"""Seconds that a handover may take: as long as a client may have to wait for an acknowledgement when nodes are
+replaced."""
+
+RELEASE_MAX_S: Final = 3.0
+"""Seconds of these that a slot's pending appends may take before the handover is called off and the slot accepted
+again. In the rest the next owner reads what was delivered to it (``links.REACH_MAX_S``)."""
 
 HANDOVER_RETRY_S: Final = 15.0
 """Seconds until a slot whose handover was called off is handed over again."""
@@ -256,14 +260,15 @@ class SlotOwnership:
         if announced != leaving and not await self._change(announced):
             self.wake()
             return
-        with trio.move_on_after(HANDOVER_MAX_S) as patience:
+        deadline_s = trio.current_time() + HANDOVER_MAX_S
+        with trio.move_on_after(RELEASE_MAX_S) as patience:
             await self._holder.release(announced)
         if patience.cancelled_caught:
             log.warning("slots not handed over: their appends are not settled in time", slots=len(announced))
             self._not_leaving = dict.fromkeys(announced, now_s + HANDOVER_RETRY_S)
             await self._change({number: Slot(own, slot.epoch) for number, slot in announced.items()})
             return
-        with trio.move_on_at(patience.deadline):  # whether they are reached decides no more than the order of pushes
+        with trio.move_on_at(deadline_s):  # whether they are reached decides no more than the order of pushes
             await self._holder.reach({slot.next_owner for slot in announced.values()})
         handed = {number: Slot(slot.next_owner, slot.epoch + 1) for number, slot in announced.items()}
         if await self._change(handed):

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from trio.testing import MockClock
 
 from gateway.cluster.joining import NameTaken
-from gateway.cluster.ownership import HANDOVER_MAX_S, SlotOwnership
+from gateway.cluster.links import REACH_MAX_S
+from gateway.cluster.ownership import HANDOVER_MAX_S, RELEASE_MAX_S, SlotOwnership
 from gateway.cluster.slots import rightful_owners, slot_of
 from store.coordination import SLOTS, LeaseRecord, Slot
 from tests.fakes.coordination import MemoryCoordination
@@ -24,6 +25,7 @@ class Holder:
         self.released: list[set[int]] = []
         self.reach_s = 0.0
         self.reached: list[set[str]] = []
+        self.read: list[set[str]] = []
         self.dropped = 0
 
     async def release(self, slots: Collection[int]) -> None:
@@ -33,6 +35,7 @@ class Holder:
     async def reach(self, heirs: Collection[str]) -> None:
         self.reached.append(set(heirs))
         await trio.sleep(self.reach_s)
+        self.read.append(set(heirs))
 
     def drop_all(self) -> None:
         self.dropped += 1
@@ -184,6 +187,27 @@ async def test_a_slot_is_handed_over_even_if_its_heir_does_not_answer_in_time(au
         assert first.holder.reached == [{second.lease.incarnation}]
         assert first.ownership.handovers == second.owned == rightful_owners(("a", "b")).count("b")
         assert_one_owner_each([first, second])
+
+
+async def test_an_heir_has_its_time_to_read_however_long_the_appends_took(autojump_clock: MockClock) -> None:
+    async with cluster("a") as (coordination, (first,), nursery):
+        first.holder.release_s, first.holder.reach_s = RELEASE_MAX_S - 0.1, REACH_MAX_S - 0.1
+        second = Part(coordination, "b")
+        await nursery.start(second.run)
+        while not first.holder.reached:  # noqa: ASYNC110  # virtual time
+            await trio.sleep(0.1)
+        while not second.owned:  # noqa: ASYNC110  # virtual time
+            await trio.sleep(0.1)
+        assert first.holder.read == [{second.lease.incarnation}]
+
+
+async def test_a_handover_is_called_off_while_its_heir_would_have_no_time_to_read(autojump_clock: MockClock) -> None:
+    async with cluster("a") as (coordination, (first,), nursery):
+        first.holder.release_s = RELEASE_MAX_S + 0.1
+        second = Part(coordination, "b")
+        await nursery.start(second.run)
+        await trio.sleep(HANDOVER_MAX_S + 3)
+        assert (first.holder.reached, second.owned) == ([], 0)
 
 
 @pytest.mark.parametrize("what", ["slots", "renew", "mark"])
