@@ -85,8 +85,8 @@ class Owner:
         self._memory = Memory(settings.loaded_conversations_max, self._has_unsaved, self.counters)
         self._find = self._memory.find
         self._use = self._memory.use
-        self._receipts = Receipts(settings, store, edge, self.counters, self._find)
-        self._typists = Typists(edge, self.counters, self._find)
+        self._receipts = Receipts(settings, store, edge, self.counters, self._find, self._may_speak)
+        self._typists = Typists(edge, self.counters, self._find, self._may_speak)
         self._reader = Reader(store, edge, self.counters, reads, self._find)
         self._loader = Loader(
             settings, store, edge, ownership, clock_us, self.counters, self.backlog, loads,
@@ -300,14 +300,12 @@ class Owner:
         match command:
             case Send() | AddMembers() | RemoveMembers() | Rename():
                 self._appender.submit(conversation, origin, command)
+            case _ if not self._may_speak(conversation):
+                raise NotOwner  # nothing that comes to be durable would show whether memory is old
             case MarkReceipt():
                 self._receipts.mark(conversation, origin, command)
             case Typing():
                 self._typists.submit(conversation, origin, command)
-            case History() | GetConversation() | ListMembers() | CreateConversation() if not self._may_speak(
-                conversation
-            ):
-                raise NotOwner
             case History():
                 self._reader.history(conversation, origin, command)
             case GetConversation():

@@ -52,12 +52,14 @@ class Receipts:
         edge: EdgePort,
         counters: OwnerCounters,
         find: Callable[[str], Conversation | None],
+        may_speak: Callable[[Conversation], bool],
     ) -> None:
         self._receipt_delay_s = settings.receipt_delay_s
         self._store = store
         self._edge = edge
         self._counters = counters
         self._find = find
+        self._may_speak = may_speak
         self._unsaved: dict[str, dict[str, Unsaved]] = {}
         self._wake = trio.Event()
         self._one_save = trio.Lock()
@@ -193,7 +195,8 @@ class Receipts:
         conversation = self._find(record.conversation_id)
         if conversation is None or (record.user not in conversation.members and not conversation.is_channel):
             return
-        if conversation.is_channel or len(conversation.members) > RECEIPT_PUSH_MEMBERS_MAX:
+        many = conversation.is_channel or len(conversation.members) > RECEIPT_PUSH_MEMBERS_MAX
+        if many or not self._may_speak(conversation):  # another owner may have removed some
             self._counters.receipts_unpushed += 1
             return
         push = ReceiptPush(record.conversation_id, record.user, record.delivered_seq, record.read_seq)

@@ -28,10 +28,17 @@ class Typist(Struct):
 class Typists:
     """Pushes who begins and who ends to type."""
 
-    def __init__(self, edge: EdgePort, counters: OwnerCounters, find: Callable[[str], Conversation | None]) -> None:
+    def __init__(
+        self,
+        edge: EdgePort,
+        counters: OwnerCounters,
+        find: Callable[[str], Conversation | None],
+        may_speak: Callable[[Conversation], bool],
+    ) -> None:
         self._edge = edge
         self._counters = counters
         self._find = find
+        self._may_speak = may_speak
         self._typists: dict[tuple[str, str], Typist] = {}
         self._ends: list[tuple[float, tuple[str, str]]] = []  # a heap: when to look at whom, once for each typist
         self._wake = trio.Event()
@@ -77,7 +84,7 @@ class Typists:
 
     def _push(self, conversation: Conversation, user: str, typing: bool) -> None:
         others = [other for other in conversation.recipients if other != user]
-        if others:
+        if others and self._may_speak(conversation):  # else another owner may have removed some of them
             self._counters.typing_pushed += 1
             push = TypingPush(conversation.conversation_id, user, typing)
             self._edge.signal(others, push, conversation.conversation_id)

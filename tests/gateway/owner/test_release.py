@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol.errors import ErrorCode
-from protocol.frames import AddMembers, ErrorReply, GetConversation, History, MarkReceipt, SendAck
+from protocol.frames import AddMembers, ErrorReply, GetConversation, History, MarkReceipt, SendAck, Typing
 from tests.fakes.edge import FakeOrigin, GivenBack
 
 
@@ -90,13 +91,36 @@ async def test_a_release_that_is_called_off_leaves_all_in_use(
     assert given_back(world) == []
 
 
-async def test_a_read_is_not_answered_from_a_memory_that_may_be_old(world, alice: FakeOrigin) -> None:
+@pytest.mark.parametrize("user", ["alice", "carol"])
+async def test_nobody_is_answered_from_a_memory_that_may_be_old(world, alice: FakeOrigin, user: str) -> None:
     conversation_id = await world.direct(alice, "bob")
     world.ownership.sure = False
-    commands = [History(7, conversation_id), GetConversation(8, conversation_id)]
+    commands = [
+        History(7, conversation_id),
+        GetConversation(8, conversation_id),
+        MarkReceipt(9, conversation_id, 1, 1),
+        MarkReceipt(10, conversation_id, 99),
+        Typing(11, conversation_id),
+    ]
     for command in commands:
-        world.owner.submit(alice, command)
+        world.owner.submit(FakeOrigin(user), command)
     assert given_back(world) == commands
+    assert len(world.edge.log) == len(commands), "neither a reply nor a push"
+
+
+async def test_nothing_is_pushed_to_members_whom_only_an_old_memory_knows(
+    world, alice: FakeOrigin, autojump_clock: MockClock
+) -> None:
+    conversation_id = await world.direct(alice, "bob")
+    bob = FakeOrigin("bob")
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 1, 1))
+    world.owner.submit(bob, Typing(0, conversation_id))
+    world.edge.forget()
+    world.ownership.sure = False
+    await trio.sleep(10)
+    assert world.store.logs[conversation_id].members["bob"].read_seq == 1, "it counts all the same"
+    world.owner.tell_receipt_again(conversation_id, "bob")
+    assert world.edge.log == []
 
 
 async def test_who_was_found_dead_acknowledges_nothing_more(world, alice: FakeOrigin) -> None:
