@@ -61,12 +61,11 @@ def type_text(kind: inspect.Type) -> str:
 def default_text(field: inspect.Field) -> str:
     if field.required:
         return "required"
-    default = [] if field.default_factory is list else field.default
-    return (
-        {None: "nil", True: "true", False: "false", "": "empty"}.get(default, str(default))
-        if default != []
-        else "empty"
-    )
+    if field.default_factory is list or field.default == "":
+        return "empty"
+    if field.default is None:
+        return "nil"
+    return str(field.default).lower()
 
 
 def rows_below(heading: str) -> list[list[str]]:
