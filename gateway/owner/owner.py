@@ -202,6 +202,8 @@ class Owner:
                     if not conversation.leaving and concerns(conversation.conversation_id):
                         leaving.append(conversation)
                         self._stop_accepting(conversation)
+                # Without those that could not be loaded, or were given up: nothing of them is pending.
+                leaving = [each for each in leaving if self._find(each.conversation_id) is each]
                 if all(conversation.settled for conversation in leaving):
                     break
                 await trio.sleep(DRAIN_CHECK_S)
@@ -375,7 +377,9 @@ class Owner:
         if conversation.leaving:
             self._stop_accepting(conversation)
             return
-        if conversation.barrier or conversation.outcomes is not None or conversation.waiting is None:
+        if conversation.waiting is None or not conversation.loaded:
+            return
+        if conversation.barrier or conversation.outcomes is not None:
             return
         waiting, conversation.waiting = conversation.waiting, None
         conversation.update_open()

@@ -137,3 +137,39 @@ async def test_who_was_found_dead_acknowledges_nothing_more(world, alice: FakeOr
     assert reply.code == ErrorCode.OUTCOME_UNKNOWN
     assert world.edge.deliveries == []
     assert world.owner.backlog.waiting == 0
+
+
+async def test_a_conversation_that_could_not_be_loaded_keeps_nobody_waiting(
+    world, alice: FakeOrigin, autojump_clock: MockClock
+) -> None:
+    world.store.gate = trio.Event()
+    world.owner.submit(alice, GetConversation(7, "g-that-nobody-created"))
+    await wait_all_tasks_blocked()
+    world.ownership.current = None
+    with trio.fail_after(2):
+        async with trio.open_nursery() as releasing:
+            releasing.start_soon(world.owner.release, lambda _: True)
+            await wait_all_tasks_blocked()
+            world.store.gate.set()
+    (reply,) = world.edge.errors
+    assert reply.code == ErrorCode.NOT_FOUND
+    assert world.owner.loaded == 0
+
+
+async def test_a_release_that_is_called_off_opens_nothing_that_is_not_loaded(
+    start_world, alice: FakeOrigin, autojump_clock: MockClock
+) -> None:
+    before = await start_world()
+    conversation_id = await before.direct(alice, "bob")
+    world = await start_world(before.store)
+    world.store.gate = trio.Event()
+    first = world.send(alice, conversation_id, "m1")
+    await wait_all_tasks_blocked()
+    with trio.move_on_after(1):
+        await world.owner.release(lambda _: True)
+    second = world.send(alice, conversation_id, "m2")
+    assert world.edge.log == []
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    assert [reply.id for reply in world.edge.replies if isinstance(reply, SendAck)] == [first.id, second.id]
+    assert world.owner.backlog.waiting == 0
