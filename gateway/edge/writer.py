@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection
 from itertools import islice
 from socket import SHUT_WR
 
+import structlog
+
 from gateway.edge.connection import CLOSED, CLOSING, GONE, QUEUED, Connection, ConnectionTable
 from protocol.errors import CloseCode
 from protocol.websocket import encode_close
@@ -34,6 +36,7 @@ ENDINGS_PER_SWEEP = 100
 READ = select.EPOLLIN
 READ_WRITE = select.EPOLLIN | select.EPOLLOUT
 
+log = structlog.get_logger(__name__)
 
 KNOWN_CODES = frozenset(int(code) for code in CloseCode)
 
@@ -152,29 +155,43 @@ class Writer:
             self._write_now(connection, data)
 
     def _write_now(self, connection: Connection, data: bytes) -> None:
-        if connection.flags & (GONE | QUEUED):
-            if not connection.flags & GONE:
-                self._enqueue(connection, data)
-            return
+        """Send, or queue. What goes wrong ends this connection alone: it comes back, and its sync brings the data."""
         try:
-            sent = connection.sock.send(data)
-        except BlockingIOError:
-            sent = 0
+            if connection.flags & (GONE | QUEUED):
+                if not connection.flags & GONE:
+                    self._enqueue(connection, data)
+                return
+            try:
+                sent = connection.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(data):
+                self.take_rest(connection, data, sent)
         except OSError:
             self.abort(connection)
-            return
-        if sent != len(data):
-            self.take_rest(connection, data, sent)
+        except Exception:
+            # Our bug, logged whole. Who is written to next must not miss what was acknowledged because of it.
+            log.exception("write failed", user=connection.user)
+            self.abort(connection)
 
     def take_rest(self, connection: Connection, data: bytes, sent: int) -> None:
         """Queue what a write of ``data`` left over after ``sent`` bytes."""
-        queue = self._queues[connection] = SendQueue(self._table.now)
-        connection.flags |= QUEUED
-        self._epoll.modify(connection.fd, READ_WRITE)
+        queue = SendQueue(self._table.now)
         queue.append(data)
         if sent:
             queue.consume(sent, self._table.now)
+        self._queues[connection] = queue
+        connection.flags |= QUEUED
         self.bytes_queued += queue.size
+        self._await(connection, READ_WRITE)
+
+    def _await(self, connection: Connection, events: int) -> None:
+        """Be told by the epoll of these events from now on; a connection that it does not take would wait for ever."""
+        try:
+            self._epoll.modify(connection.fd, events)
+        except OSError as error:
+            log.error("connection not watched", error=str(error))
+            self.abort(connection)
 
     def _enqueue(self, connection: Connection, data: bytes) -> None:
         queue = self._queues[connection]
@@ -210,7 +227,9 @@ class Writer:
         self.bytes_queued += queue.size
         if not queue.chunks:
             self._drop_queue(connection)
-            self._epoll.modify(connection.fd, READ)
+            self._await(connection, READ)
+            if connection.flags & CLOSED:
+                return
             if connection.flags & CLOSING:
                 self._shut_down(connection)
             for then in self._awaiting_room.pop(connection, ()):
@@ -242,7 +261,7 @@ class Writer:
         self._queues[connection] = queue
         connection.flags |= QUEUED
         self.bytes_queued += queue.size
-        self._epoll.modify(connection.fd, READ_WRITE)
+        self._await(connection, READ_WRITE)
 
     def restore_closing(self, connection: Connection, deadline: float) -> None:
         """Go on closing a connection to which another process has written the close frame, or queued it."""

@@ -1,9 +1,11 @@
 """Writing to full sockets, slow consumers, the close handshake."""
 
+import contextlib
+
 import pytest
 
 from gateway.broker import Delivery
-from gateway.edge.connection import CLOSING, QUEUED
+from gateway.edge.connection import CLOSED, CLOSING, QUEUED
 from gateway.edge.outgoing import PushBatch
 from gateway.edge.send_ring import RING_SOCKETS_MIN
 from gateway.edge.writer import CHUNK_BYTES, CLOSE_LINGER_S, ENDINGS_PER_SWEEP, SendQueue, Writer
@@ -312,3 +314,41 @@ def test_an_error_on_the_way_keeps_nothing_back(edge):
     assert peer.read() == b"1"
     edge.writer.write(peer.connection, b"2")
     assert peer.read() == b"12"
+
+
+def stuff(peer):
+    """Leave no room in a socket behind the writer's back."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            peer.connection.sock.send(FRAME)
+
+
+@pytest.mark.parametrize("fault", [OSError, ZeroDivisionError])
+def test_what_goes_wrong_with_one_connection_ends_that_one_alone(edge, monkeypatch, fault):
+    first, broken, last = edge.connect("first"), edge.connect("broken", buffer=TINY), edge.connect("last")
+    stuff(broken)
+    if fault is OSError:
+        edge.epoll.unregister(broken.connection.fd)  # it has to be watched for room, and cannot be
+    else:
+        monkeypatch.setattr(SendQueue, "append", lambda *_: 1 / 0)
+    with edge.writer.together:
+        for peer in (first, broken, last):
+            edge.writer.write(peer.connection, FRAME)
+    assert first.read() == last.read() == FRAME
+    assert broken.connection.flags & CLOSED
+    assert edge.gone_connections == [broken.connection]
+    assert edge.writer.bytes_queued == 0
+    broken.read()
+    assert broken.ended
+
+
+async def test_who_cannot_be_watched_any_more_is_ended_instead_of_kept_waiting(edge):
+    peer = edge.connect("a", buffer=TINY)
+    fill(edge, peer)
+    edge.writer.when_room(peer.connection, lambda: pytest.fail("it has ended"))
+    edge.epoll.unregister(peer.connection.fd)
+    for _ in range(20):
+        peer.read()
+        edge.writer.flush(peer.connection)
+    assert peer.connection.flags & CLOSED
+    assert edge.writer.bytes_queued == 0
