@@ -110,6 +110,9 @@ def _decode(payload: bytes, json: bool) -> Authenticate:
         raise _refused(error.request_id, ErrorCode.NOT_AUTHENTICATED, "authenticate first", json) from None
     if not isinstance(command, Authenticate):
         raise _refused(command.id, ErrorCode.NOT_AUTHENTICATED, "authenticate first", json)
+    if not command.device.isprintable():
+        # The rule of the URL.
+        raise _refused(command.id, ErrorCode.BAD_REQUEST, "device must be of printable characters - at `$[3]`", json)
     return command
 
 

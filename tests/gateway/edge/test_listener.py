@@ -176,13 +176,14 @@ async def test_a_token_in_the_first_frame_opens_too(door, json):
         (encode_masked_frame(2, encode_msgpack(Ping(7)), MASK), 4101, (7, ErrorCode.NOT_AUTHENTICATED)),
         (encode_masked_frame(2, encode_msgpack(Authenticate(8, "x.y.z")), MASK), 4101, (8, ErrorCode.TOKEN_REFUSED)),
         (encode_masked_frame(2, b"\x92\x01\x05", MASK), 4101, (5, ErrorCode.BAD_REQUEST)),
+        (encode_masked_frame(2, encode_msgpack(Authenticate(9, "x", "a\nb")), MASK), 4101, (9, ErrorCode.BAD_REQUEST)),
         (encode_masked_frame(2, b"\x92\x63\x05", MASK), 4101, (5, ErrorCode.NOT_AUTHENTICATED)),
         (encode_masked_frame(2, b"\xc1", MASK), CloseCode.BAD_FRAME, None),
         (encode_masked_frame(1, b"[1,1]", MASK), CloseCode.UNSUPPORTED_DATA, None),
         (encode_masked_frame(8, b"", MASK), CloseCode.NORMAL, None),
         (b"\x82\x01x", CloseCode.PROTOCOL_ERROR, None),
     ],
-    ids=("ping", "token", "field", "command", "garbage", "text", "close", "unmasked"),
+    ids=("ping", "token", "field", "device", "command", "garbage", "text", "close", "unmasked"),
 )
 async def test_another_first_frame_is_refused(door, frame, code, reply):
     stream = await door.connect(request(authorization=False))
