@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from gateway.cli.errors import CliError
-from gateway.cli.settings_options import settings_of, settings_options
+from gateway.cli.settings_options import embedded_data_dir, settings_options
 from store.backup import back_up
 from store.interface import StoreError
 
@@ -21,7 +21,7 @@ def command(file: Path, config_file: Path | None, **options: object) -> None:
 
     The development secret is not part of it. Example: tidegate backup tidegate-monday.db
     """
-    data_dir = settings_of(config_file, options).data_dir
+    data_dir = embedded_data_dir(config_file, options)
     try:
         contents = back_up(data_dir, file)
     except StoreError as error:

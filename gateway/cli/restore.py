@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from gateway.cli.errors import FAILURE, UNAVAILABLE, CliError
-from gateway.cli.settings_options import settings_of, settings_options
+from gateway.cli.settings_options import embedded_data_dir, settings_options
 from store.backup import restore
 from store.embedded_directory import DataDirLocked
 from store.interface import StoreError
@@ -20,7 +20,7 @@ def command(file: Path, config_file: Path | None, **options: object) -> None:
     The backup is checked first (pages, indexes, no gap in any conversation), and the store appears only when it is
     complete. No node may be using the directory. Start one on it afterwards: tidegate serve --data-dir DIR
     """
-    data_dir = settings_of(config_file, options).data_dir
+    data_dir = embedded_data_dir(config_file, options)
     try:
         contents = restore(file, data_dir)
     except StoreError as error:

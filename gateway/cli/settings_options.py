@@ -54,6 +54,19 @@ def settings_of(config_file: Path | None, options: Mapping[str, object]) -> Sett
     return effective(config_file, options).settings
 
 
+def embedded_data_dir(config_file: Path | None, options: Mapping[str, object]) -> Path:
+    """The data directory of a node that keeps its conversations there. Raises CliError if these settings' do not."""
+    found = effective(config_file, options)
+    if found.settings.store != "embedded":
+        raise CliError(
+            f"store is {found.settings.store} (from {found.sources['store']}): the conversations are in Cassandra, not "
+            "in a data directory; use Cassandra's own backups (nodetool snapshot), or give the settings of a single "
+            "node",
+            USAGE,
+        )
+    return found.settings.data_dir
+
+
 def _option(setting: Setting) -> Callable[[_Decorated], _Decorated]:
     # Values stay text here: the one place that judges them is config_load, whatever their source.
     return click.option(

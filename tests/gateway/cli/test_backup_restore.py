@@ -39,3 +39,19 @@ def test_errors_are_one_line_and_an_exit_code(tmp_path):
     assert "is in use by another tidegate process" in locked.stderr
     opened.close()
     assert tidegate("backup", cwd=tmp_path).returncode == 2
+
+
+def test_a_cluster_has_its_data_elsewhere(tmp_path):
+    """A store that lies in the data directory is then an old one: nobody may take a copy of it for a backup."""
+    EmbeddedStore.open(tmp_path / "data").close()
+    assert tidegate("backup", "copy.db", cwd=tmp_path).returncode == 0
+    (tmp_path / "tidegate.toml").write_text(
+        'store = "cassandra"\ncluster_secret = "01234567890123456789012345678901"\n'
+    )
+    for arguments in (("backup", "other.db"), ("restore", "copy.db", "--data-dir", "new")):
+        refused = tidegate(*arguments, cwd=tmp_path)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.startswith("tidegate: store is cassandra (from ")
+        assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "other.db").exists()
+    assert not (tmp_path / "new").exists()
