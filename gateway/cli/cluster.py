@@ -39,8 +39,8 @@ def command() -> None:
 
     \b
     Examples:
-      tidegate cluster status --config /etc/tidegate.toml
-      tidegate cluster drain node-2 --config /etc/tidegate.toml
+      tidegate cluster status --config /etc/tidegate/tidegate.toml
+      tidegate cluster drain node-2 --config /etc/tidegate/tidegate.toml
     """
 
 
