@@ -41,6 +41,11 @@ HELD_ENTRIES_MAX: Final = 1_000
 """Entries held back behind gaps, over all conversations: ten full syncs of a conversation."""
 
 
+OWN_ANSWER_S: Final = 0.5
+"""Seconds for which a gap may be the place of an own message, which is not pushed: its acknowledgement comes behind
+what was appended together with it (PROTOCOL.md 7), so the gap closes by itself a moment later."""
+
+
 class Follower:
     """Turns what a connection brings into events: each entry once, in order, nothing missed.
 
@@ -217,6 +222,10 @@ class Follower:
         """Fetch one page of what is missing, when the program has room for it."""
         await self._events.wait_half_empty()
         name = self._session.gap()
+        if name is not None and self._sends.awaits_answer(name):
+            with trio.move_on_after(OWN_ANSWER_S):
+                await self._sends.answered(name)
+            name = self._session.gap()
         if name is None:
             return
         before = self._session.cursor(name)

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -199,6 +200,16 @@ class SendQueue:
             return False
         self._settle(item, Sent(seq, time_us))
         return True
+
+    def awaits_answer(self, conversation_id: str) -> bool:
+        """Whether a message for this conversation was written to the connection and is not answered yet."""
+        return conversation_id in self._in_flight
+
+    async def answered(self, conversation_id: str) -> None:
+        """Wait until that message is settled, however often it is tried. Cancelling is safe."""
+        item, _ = self._in_flight[conversation_id]
+        with suppress(ClientError):
+            await item.wait_settled()
 
     async def run(self, connection: Connection, on_ack: Callable[[str, int], None]) -> None:
         """Send over one connection until cancelled; then what had no answer counts as not sent.

@@ -92,6 +92,41 @@ async def test_pushes_that_are_lost_repeated_or_out_of_order(autojump_clock, nod
         assert await bodies(events, 60) == [str(n) for n in range(60)]
 
 
+async def test_a_gap_that_an_acknowledgement_closes_is_not_asked_for(autojump_clock, node: FakeNode, connected) -> None:
+    async def acknowledge_last(connection: FakeConnection, command: Send) -> bool:
+        node.store_send(command)
+        for n in range(3):
+            await node.say("c", f"behind it {n}")
+        await wait_all_tasks_blocked()
+        return False
+
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.say("c", "before")
+        node.scripts[Send] = acknowledge_last
+        assert (await client.send("c", "own")).seq == 2
+        assert await bodies(events, 4) == ["before", "behind it 0", "behind it 1", "behind it 2"]
+    assert not commands(node, History)
+
+
+async def test_a_gap_is_asked_for_at_last_while_an_acknowledgement_does_not_come(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async def never(_connection: FakeConnection, _command: Send) -> bool:
+        node.append("c", "lost on its way")
+        await node.say("c", "behind it")
+        return True
+
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.say("c", "before")
+        node.scripts[Send] = never
+        client.submit("c", "own")
+        assert await bodies(events, 3) == ["before", "lost on its way", "behind it"]
+
+
 async def test_pushes_during_the_sync(autojump_clock, node: FakeNode, connected) -> None:
     async def push_first(connection: FakeConnection, command: Sync) -> bool:
         await node.say("c", "pushed before the sync is answered")
