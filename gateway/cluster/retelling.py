@@ -4,6 +4,9 @@ Nothing else would make up for them: who syncs reads entries and no receipts of 
 pointers were told lately, and all whose were while Redis was away; and when it is back, or another node says that
 parcels got lost, their pointers as they are then are told to all nodes. Pointers only rise, so a repeat does no harm.
 
+Where Redis never was, nothing can be made up for when it is back: only what was told lately is remembered, for parcels
+that get lost on the direct way.
+
 Best effort, as all receipts are: what this node does not own any more by then, another may tell with the next one.
 """
 
@@ -50,6 +53,7 @@ class Retelling:
         self._away = away
         self._noted_s: dict[tuple[str, str], float] = {}  # when told last; in this order
         self._forgotten = 0
+        self._met = False  # whether Redis was ever there
         self._pending = False
         self._telling = False
         self._wake = trio.Event()
@@ -57,7 +61,17 @@ class Retelling:
     @property
     def everywhere(self) -> bool:
         """Whether receipts have to go to all nodes, because the directory may not know who is where."""
-        return self._away() or self._pending
+        return self._is_away() or self._pending
+
+    @property
+    def _awaits_redis(self) -> bool:
+        """Whether Redis is away and was there: its return is what tells again."""
+        return self._is_away() and self._met
+
+    def _is_away(self) -> bool:
+        away = self._away()
+        self._met = self._met or not away
+        return away
 
     def note(self, conversation_id: str, user: str) -> None:
         """A receipt is being told."""
@@ -68,12 +82,13 @@ class Retelling:
         self._noted_s[member] = trio.current_time()
         if len(self._noted_s) > KEPT_MAX:
             del self._noted_s[next(iter(self._noted_s))]
-            self._forgotten += self.everywhere
-        if not self.everywhere:
+            self._forgotten += self._awaits_redis or self._pending
+        if not (self._awaits_redis or self._pending):
             self._forget_old()
 
     def soon(self) -> None:
         """Redis is back, or parcels got lost: tell again what may not have been heard."""
+        self._is_away()
         self._pending = True
         self._wake.set()
 
@@ -83,7 +98,7 @@ class Retelling:
             await self._wake.wait()
             await trio.sleep(RETELL_AFTER_S)
             self._wake = trio.Event()
-            if not self._away():
+            if not self._awaits_redis:
                 await self._tell_all()
             # Else its next return tells; until then nothing is forgotten.
             self._pending = self._wake.is_set()
@@ -99,7 +114,7 @@ class Retelling:
             await trio.sleep(PAUSE_S)
         if members:
             log.info("receipts told again", members=len(members), forgotten=self._forgotten)
-        if not self._away():
+        if not self._awaits_redis:
             self._forgotten = 0
             self._forget_old()
 

@@ -58,6 +58,8 @@ async def test_what_was_told_lately_or_while_redis_was_away_is_told_again_once(
 
 
 async def test_a_redis_that_is_lost_again_is_told_by_its_next_return(teller: Teller, autojump_clock: MockClock) -> None:
+    teller.retelling.soon()  # it is there for the first time
+    await trio.sleep(RETELL_AFTER_S + 1)
     teller.away = True
     teller.tell("d1", "ann")
     await trio.sleep(LATELY_S * 2)
@@ -84,3 +86,23 @@ async def test_there_is_a_bound_and_many_are_told_in_slices(
     teller.retelling.soon()
     await trio.sleep(RETELL_AFTER_S + 1)
     assert teller.told == [("d1", f"u{number}") for number in range(5, bound + 5)]
+
+
+async def test_a_node_without_redis_remembers_no_longer_than_it_takes_to_notice_a_loss(
+    teller: Teller, autojump_clock: MockClock
+) -> None:
+    teller.away = True
+    teller.tell("d1", "long ago")
+    await trio.sleep(LATELY_S + 1)
+    teller.tell("d1", "lately")
+    teller.told.clear()
+    teller.retelling.soon()
+    await trio.sleep(RETELL_AFTER_S + 1)
+    assert teller.told == [("d1", "lately")], "parcels get lost on the direct way, too"
+    await trio.sleep(LATELY_S + 1)
+    teller.tell("d1", "ann")
+    teller.told.clear()
+    teller.retelling.soon()
+    await trio.sleep(RETELL_AFTER_S + 1)
+    assert teller.told == [("d1", "ann")]
+    assert teller.retelling.everywhere
