@@ -63,7 +63,8 @@ class Conversation:
         outcomes: None while all goes well; otherwise the answers to flights so far, in their order.
         uncertain: so many flights, from the oldest, end with one that may be in the store though it was not confirmed.
         barrier: the newest pending entry changes members or title; commands wait until it is settled.
-        waiting: None while commands are handled as they come; otherwise they wait here, in order of arrival.
+        waiting: None while commands are handled as they come; otherwise they wait here, in order of arrival, but for
+            those of origins in ``lookups``.
         leaving: it is being handed over to another node: commands are not for this one any more.
         lookups: by id of the origin, commands that wait for a lookup of that origin; None when there is none.
         due_s: when its next entry is due at the pace it may have at most, seconds of trio's clock (see ``Pace``).
@@ -190,6 +191,14 @@ class Conversation:
         if self.waiting is None:
             self.waiting = deque()
         self.is_open = False
+
+    def wait_again(self, commands: deque[tuple[Origin, Command]]) -> None:
+        """Let commands go on waiting, before others; those of an origin for which a lookup has begun, behind that."""
+        commands.extend(self.waiting or ())
+        self.waiting = deque()
+        lookups = self.lookups or {}
+        for origin, command in commands:
+            lookups.get(id(origin), self.waiting).append((origin, command))
 
     def update_open(self) -> None:
         """Set is_open after waiting or lookups changed."""

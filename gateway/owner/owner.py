@@ -154,12 +154,13 @@ class Owner:
         conversation = self._find(conversation_id)
         if conversation is None:
             conversation = self._load(conversation_id)
-        if conversation.leaving:
-            raise NotOwner
+        # Behind a lookup even while everybody waits, or is given back: what it is for was not carried out yet.
+        behind = conversation.lookups.get(id(origin)) if conversation.lookups is not None else None
+        if behind is None:
+            if conversation.leaving:
+                raise NotOwner
+            behind = conversation.waiting
         self._use(conversation_id)
-        behind = conversation.waiting
-        if behind is None and conversation.lookups is not None:
-            behind = conversation.lookups.get(id(origin))
         if behind is None:
             self._carry_out(conversation, origin, command)
         elif self.backlog.full:
@@ -388,8 +389,7 @@ class Owner:
             self.backlog.waiting -= 1
             self.submit(origin, command)
         if waiting:
-            waiting.extend(conversation.waiting or ())
-            conversation.waiting = waiting
+            conversation.wait_again(waiting)
 
     def _drop(self, conversation: Conversation) -> None:
         """Forget a conversation whose appends failed; what waited goes on when it was loaded anew."""

@@ -9,7 +9,7 @@ from gateway.owner.deduplication import Repeats
 from protocol.errors import ErrorCode
 from protocol.frames import AddMembers, RemoveMembers, Rename, Send, SendAck
 from store.interface import Unavailable
-from tests.fakes.edge import FakeOrigin
+from tests.fakes.edge import FakeOrigin, GivenBack
 
 
 async def test_a_repeat_is_answered_from_memory_and_delivered_again(world, alice):
@@ -245,3 +245,58 @@ async def test_adding_is_the_same_if_it_names_those_whom_it_added(world, alice):
 
 def removal(conversation_id, *users):
     return RemoveMembers(5, conversation_id, "r1", list(users))
+
+
+async def test_commands_of_one_origin_keep_their_order_when_a_lookup_ends_before_a_barrier(world, alice, bob):
+    group = await world.group(alice, "bob")
+    world.store.gate = trio.Event()
+    world.send(alice, group, "m1", attempt=2)
+    world.send(alice, group, "m2")
+    await wait_all_tasks_blocked()
+    world.store.held = True
+    world.owner.submit(bob, Rename(90, group, "r1", "crew"))
+    world.send(alice, group, "m3")
+    await wait_all_tasks_blocked()
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    world.store.release()
+    await wait_all_tasks_blocked()
+    assert [entry.body for entry in world.edge.received("alice")] == ["crew", "m1", "m2", "m3"]
+    assert world.owner.backlog.waiting == 0
+
+
+async def test_commands_of_one_origin_keep_their_order_when_two_barriers_follow_each_other(world, alice, bob):
+    group = await world.group(alice, "bob")
+    world.store.held = True
+    world.owner.submit(bob, Rename(90, group, "r1", "crew"))
+    world.send(alice, group, "m1", attempt=2)
+    world.owner.submit(bob, Rename(91, group, "r2", "gang"))
+    world.send(alice, group, "m2")
+    world.store.gate = trio.Event()
+    await wait_all_tasks_blocked()
+    world.store.answer()
+    await wait_all_tasks_blocked()
+    world.send(alice, group, "m3")
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    world.store.release()
+    await wait_all_tasks_blocked()
+    assert [entry.body for entry in world.edge.received("alice")] == ["crew", "gang", "m1", "m2", "m3"]
+    assert world.owner.backlog.waiting == 0
+
+
+async def test_what_is_given_back_in_a_handover_comes_behind_a_lookup_that_was_under_way(
+    world, alice, nursery, autojump_clock
+):
+    group = await world.group(alice, "bob")
+    world.store.gate = trio.Event()
+    sent = [world.send(alice, group, "m1", attempt=2), world.send(alice, group, "m2")]
+    await wait_all_tasks_blocked()
+    world.ownership.current = None
+    nursery.start_soon(world.owner.release, lambda _: True)
+    await wait_all_tasks_blocked()
+    sent.append(world.send(alice, group, "m3"))
+    world.store.gate.set()
+    await trio.sleep(1)
+    assert [each.command for each in world.edge.log if isinstance(each, GivenBack)] == sent
+    assert world.owner.loaded == 0
