@@ -334,9 +334,12 @@ class Owner:
         if first is not None and not members.same_creation(first, command):
             raise client_msg_id_reused(command.client_msg_id, 1)
         conversation_id = conversation.conversation_id
-        if conversation.head_seq == 1:
+        if first is not None and conversation.head_seq == 1:
             self.counters.redelivered += 1
-            self._edge.deliver(Delivery(conversation_id, conversation.recipients, conversation.tail[:1], [origin]))
+            recipients = conversation.recipients
+            if conversation.is_channel:  # nobody follows it whom this did not tell
+                recipients = (*recipients, *(first.users or ()))
+            self._edge.deliver(Delivery(conversation_id, recipients, conversation.tail[:1], [origin]))
         if command.id:
             reply = ConversationReply(command.id, describe(conversation, origin.user))
             self._edge.reply(origin, reply, conversation_id)

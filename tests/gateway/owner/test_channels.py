@@ -31,6 +31,7 @@ from protocol.frames import (
 )
 from store.interface import Unavailable
 from tests.fakes.edge import FakeOrigin
+from tests.fakes.memory_store import LostAnswer
 
 
 @pytest.fixture
@@ -263,3 +264,13 @@ async def test_who_takes_over_tells_again_who_joined_and_left(start_world, world
         (("carol",), EntryKind.MEMBERS_ADDED),
         (("bob",), EntryKind.MEMBERS_REMOVED),
     ]
+
+
+async def test_a_creation_whose_answer_was_lost_is_told_to_the_first_members_by_its_repeat(world, alice):
+    world.store.verdicts.append(LostAnswer("the answer was lost"))
+    command = CreateConversation(1, ConversationKind.CHANNEL, ["bob"], client_msg_id="create", title="news")
+    refused = await world.ask(alice, command)
+    assert refused.code == ErrorCode.OUTCOME_UNKNOWN
+    reply = await world.ask(alice, command)
+    (delivery,) = world.edge.deliveries
+    assert set(delivery.recipients) == {followers_of(reply.conversation.conversation_id), "alice", "bob"}
