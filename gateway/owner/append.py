@@ -16,7 +16,7 @@ from gateway.owner.backlog import Backlog
 from gateway.owner.checks import check_message
 from gateway.owner.conversation import Conversation, Pending
 from gateway.owner.counters import OwnerCounters
-from gateway.owner.deduplication import Appending, Key, Repeats, same_content
+from gateway.owner.deduplication import Appending, Key, Repeats, key_of, same_content
 from gateway.owner.members import Draft, draft
 from gateway.owner.pace import Pace
 from gateway.owner.ports import Ownership
@@ -85,7 +85,7 @@ class Appender:
         """
         self._counters.sends += 1
         user = origin.user
-        key = (user, command.client_msg_id)
+        key = key_of(user, command.client_msg_id)
         if conversation.is_channel:
             conversation.require_known((user, *getattr(command, "users", ())))
         seq = conversation.recent.get(key)
@@ -105,12 +105,12 @@ class Appender:
             raise overloaded(self._backlog.waiting)
         if type(command) is Send:
             check_message(command)
-            self._assign(conversation, origin, command.id, key, MESSAGE, command.body, command.metadata, None)
+            self._assign(conversation, origin, command, key, MESSAGE, command.body, command.metadata, None)
             return
         self._require_voice(conversation)
         change = draft(conversation, user, command, self._settings)  # type: ignore[arg-type]
         if change is not None:
-            self._change(conversation, origin, command.id, key, change)
+            self._change(conversation, origin, command, key, change)
         elif command.id:
             self._edge.reply(origin, Ok(command.id), conversation.conversation_id)
 
@@ -119,8 +119,8 @@ class Appender:
         if not self._ownership.may_speak(conversation.conversation_id, conversation.epoch):
             raise NotOwner
 
-    def _change(self, conversation: Conversation, origin: Origin, request_id: int, key: Key, change: Draft) -> None:
-        self._assign(conversation, origin, request_id, key, change.kind, change.body, None, change.users)
+    def _change(self, conversation: Conversation, origin: Origin, command: Appending, key: Key, change: Draft) -> None:
+        self._assign(conversation, origin, command, key, change.kind, change.body, None, change.users)
         conversation.barrier = True
         conversation.close()
 
@@ -128,7 +128,7 @@ class Appender:
         self,
         conversation: Conversation,
         origin: Origin,
-        request_id: int,
+        command: Appending,
         key: Key,
         kind: int,
         body: str,
@@ -141,7 +141,7 @@ class Appender:
         if time_us <= conversation.last_time_us:
             time_us = conversation.last_time_us + 1
         seq = conversation.last_seq + 1
-        entry = Entry(seq, kind, time_us, key[0], key[1], body, metadata or None, users)
+        entry = Entry(seq, kind, time_us, origin.user, command.client_msg_id, body, metadata or None, users)
         stored = StoredEntry(entry, encode_entry(entry))
         conversation.last_seq = seq
         conversation.last_time_us = time_us
@@ -149,7 +149,7 @@ class Appender:
         if not conversation.unflushed:
             self._mark_dirty(conversation)
         conversation.unflushed.append(stored)
-        conversation.pending.append(Pending(origin, request_id, stored, self._arrived_s))
+        conversation.pending.append(Pending(origin, command.id, stored, key, self._arrived_s))
         self._backlog.waiting += 1
 
     def _mark_dirty(self, conversation: Conversation) -> None:

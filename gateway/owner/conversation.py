@@ -10,7 +10,7 @@ from collections.abc import Collection
 from msgspec import Struct
 
 from gateway.broker import Origin, followers_of, is_channel
-from gateway.owner.deduplication import Key
+from gateway.owner.deduplication import Key, key_of
 from gateway.refusals import not_found
 from protocol.codec import decode_entry
 from protocol.frames import Command, ConversationKind, Entry
@@ -25,6 +25,7 @@ class Pending(Struct, gc=False):
         origin: who is to be answered; None once answered (the entry is then delivered to that connection, too).
         request_id: the command's id.
         stored: the entry.
+        key: what a repeat would be recognised by.
         arrived_s: trio's clock when the first command of the same slice arrived.
         repeats: origins and ids of repeats that came meanwhile.
     """
@@ -32,6 +33,7 @@ class Pending(Struct, gc=False):
     origin: Origin | None
     request_id: int
     stored: StoredEntry
+    key: Key
     arrived_s: float
     repeats: list[tuple[Origin, int]] | None = None
 
@@ -147,7 +149,7 @@ class Conversation:
         self.head_seq = self.last_seq = loaded.head_seq
         self.last_time_us = loaded.head_time_us
         self.tail = [stored.encoded for stored in loaded.tail]
-        self._tail_keys = [(stored.entry.sender, stored.entry.client_msg_id) for stored in loaded.tail]
+        self._tail_keys = [key_of(stored.entry.sender, stored.entry.client_msg_id) for stored in loaded.tail]
         self.recent = {key: self.first_tail_seq + index for index, key in enumerate(self._tail_keys)}
 
     def excludes(self, user: str) -> bool:
@@ -207,9 +209,8 @@ class Conversation:
     def remember(self, sends: list[Pending], tail_entries_max: int) -> None:
         """Add what has become durable to the tail, and forget the oldest quarter of it when it grows too long."""
         for send in sends:
-            stored = send.stored
-            self.tail.append(stored.encoded)
-            self._tail_keys.append((stored.entry.sender, stored.entry.client_msg_id))
+            self.tail.append(send.stored.encoded)
+            self._tail_keys.append(send.key)
         self.head_seq += len(sends)
         excess = len(self.tail) - tail_entries_max
         if excess > 0:

@@ -7,12 +7,21 @@ from protocol.frames import AddMembers, Entry, EntryKind, RemoveMembers, Rename,
 Appending = Send | AddMembers | RemoveMembers | Rename
 """The commands that append one entry to an existing conversation, each under a client_msg_id."""
 
-Key = tuple[str, str]
-"""Sender and client_msg_id: what makes a repeat recognisable."""
+Key = str
+"""What makes a repeat recognisable, as ``key_of`` makes it."""
 
 REPEATS_MAX: Final = 16_384
 """Repeats that an owner remembers, the last ones: some 250 B each. Few commands are repeated, so that this reaches back
 for minutes even where a whole node's clients have come back."""
+
+
+def key_of(sender: str, client_msg_id: str) -> Key:
+    """The key of a command or an entry. A user's id has no unprintable character (``gateway.auth.claims``).
+
+    One string and no tuple: Python's collector looks at each new tuple. (They were nine of ten objects that it looked
+    at, up to 26,000 at a time for 50 ms.)
+    """
+    return f"{sender}\0{client_msg_id}"
 
 
 class Repeats:
