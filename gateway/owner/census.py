@@ -66,7 +66,7 @@ class Census:
             self._counters.overloaded += 1
             raise overloaded(self._backlog.waiting)
         self._counters.member_lookups += 1
-        begin_waiting(conversation, origin)
+        begin_waiting(conversation, origin, command)
 
     async def _look_up(
         self, conversation: Conversation, origin: Origin, command: Command, users: Collection[str]
@@ -81,6 +81,8 @@ class Census:
         if timeout.cancelled_caught:
             refusal = unavailable(f"the store did not say within {CENSUS_TIMEOUT_S:g} s who is in the channel")
         waiting = end_waiting(conversation, origin)
+        if waiting is None:
+            return
         if refusal is not None:
             self._edge.reply(origin, refusal.reply(command.id))
         else:

@@ -68,7 +68,7 @@ class Conversation:
         waiting: None while commands are handled as they come; otherwise they wait here, in order of arrival, but for
             those of origins in ``lookups``.
         leaving: it is being handed over to another node: commands are not for this one any more.
-        lookups: by id of the origin, commands that wait for a lookup of that origin; None when there is none.
+        lookups: by id of the origin, the command that is looked up and those that wait for it; None when there is none.
         due_s: when its next entry is due at the pace it may have at most, seconds of trio's clock (see ``Pace``).
         is_open: neither waiting nor lookups: the one thing that the hot path has to ask.
     """

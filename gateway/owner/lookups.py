@@ -64,7 +64,7 @@ class Lookups:
             self._counters.overloaded += 1
             raise overloaded(self._backlog.waiting)
         self._counters.lookups += 1
-        begin_waiting(conversation, origin)
+        begin_waiting(conversation, origin, command)
 
     async def _look_up(self, conversation: Conversation, origin: Origin, command: Appending) -> None:
         """Ask the store; what was cancelled is not answered."""
@@ -78,6 +78,8 @@ class Lookups:
         if timeout.cancelled_caught:
             refusal = unavailable(f"the store did not say within {LOOKUP_TIMEOUT_S:g} s whether this was sent before")
         waiting = end_waiting(conversation, origin)
+        if waiting is None:
+            return
         if refusal is not None:
             self._edge.reply(origin, refusal.reply(command.id))
         elif self._find(conversation.conversation_id) is conversation and conversation.waiting is None:
@@ -102,19 +104,30 @@ class Lookups:
                 return stored
 
 
-def begin_waiting(conversation: Conversation, origin: Origin) -> None:
+def begin_waiting(conversation: Conversation, origin: Origin, command: Command) -> None:
     """Let what else comes from an origin wait behind a command of its that the store is asked about."""
     if conversation.lookups is None:
         conversation.lookups = {}
-    conversation.lookups[id(origin)] = deque()
+    conversation.lookups[id(origin)] = deque([(origin, command)])
     conversation.update_open()
 
 
-def end_waiting(conversation: Conversation, origin: Origin) -> deque[tuple[Origin, Command]]:
-    """The store has answered: take out the commands that waited behind."""
-    assert conversation.lookups is not None
+def end_waiting(conversation: Conversation, origin: Origin) -> deque[tuple[Origin, Command]] | None:
+    """The store has answered: take out the commands that waited behind. None: ``give_up_lookups`` has taken them."""
+    if conversation.lookups is None:
+        return None
     waiting = conversation.lookups.pop(id(origin))
+    waiting.popleft()
     if not conversation.lookups:
         conversation.lookups = None
     conversation.update_open()
     return waiting
+
+
+def give_up_lookups(conversation: Conversation) -> list[deque[tuple[Origin, Command]]]:
+    """A conversation is forgotten: for each origin the command that the store is asked about, and those behind it.
+
+    What the store answers is not waited for any more, so that what comes after them cannot overtake them.
+    """
+    lookups, conversation.lookups = conversation.lookups or {}, None
+    return list(lookups.values())

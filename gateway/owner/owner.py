@@ -20,7 +20,7 @@ from gateway.owner.conversation import Conversation, MembersUnknown
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.deduplication import Appending
 from gateway.owner.loading import Loader
-from gateway.owner.lookups import Lookups
+from gateway.owner.lookups import Lookups, give_up_lookups
 from gateway.owner.memory import Memory
 from gateway.owner.ports import Ownership
 from gateway.owner.reads import Reader, describe
@@ -398,6 +398,9 @@ class Owner:
         """Forget a conversation whose appends failed; what waited goes on when it was loaded anew."""
         self._memory.drop(conversation)
         waiting, conversation.waiting = conversation.waiting or deque(), deque()
+        for behind in give_up_lookups(conversation):
+            waiting.extend(behind)
+            self.backlog.waiting += 1  # the first of them, which the store was asked about, is not counted
         self.backlog.waiting -= len(waiting)
         for origin, command in waiting:
             self.submit(origin, command)

@@ -8,7 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.owner.deduplication import Repeats
 from protocol.errors import ErrorCode
 from protocol.frames import AddMembers, RemoveMembers, Rename, Send, SendAck
-from store.interface import Unavailable
+from store.interface import NotWritten, Unavailable
 from tests.fakes.edge import FakeOrigin, GivenBack
 
 
@@ -300,3 +300,20 @@ async def test_what_is_given_back_in_a_handover_comes_behind_a_lookup_that_was_u
     await trio.sleep(1)
     assert [each.command for each in world.edge.log if isinstance(each, GivenBack)] == sent
     assert world.owner.loaded == 0
+
+
+async def test_commands_of_one_origin_keep_their_order_when_the_store_writes_nothing_during_a_lookup(world, alice, bob):
+    group = await world.group(alice, "bob")
+    world.store.gate = trio.Event()
+    world.send(alice, group, "m1", attempt=2)
+    world.send(alice, group, "m2")
+    await wait_all_tasks_blocked()
+    world.store.verdicts.append(NotWritten("no room"))
+    world.send(bob, group, "b1")
+    await wait_all_tasks_blocked()
+    assert [error.code for error in world.edge.errors] == [ErrorCode.UNAVAILABLE]
+    world.send(alice, group, "m3")
+    world.store.gate.set()
+    await wait_all_tasks_blocked()
+    assert [entry.body for entry in world.edge.received("alice")] == ["m1", "m2", "m3"]
+    assert world.owner.backlog.waiting == 0
