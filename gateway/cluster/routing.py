@@ -150,7 +150,7 @@ class Router:
             route = self._routes.get(slot)
             if owner == self._incarnation and route is None:
                 self.local.submit(origin, command)
-            elif type(command) is Typing:
+            elif type(command) is Typing and not command.id:
                 self._forward_typing(origin, command, slot, owner)
             else:
                 self._enqueue(origin, command, slot, route, owner)
@@ -230,7 +230,10 @@ class Router:
     # --- Queues -----------------------------------------------------------------------------------------------------
 
     def _forward_typing(self, origin: Origin, command: Typing, slot: int, owner: str) -> None:
-        """Typing waits for nothing: with no owner known, it is not worth a place in a queue."""
+        """Typing that wants no answer waits for nothing: with no owner known, it is not worth a place in a queue.
+
+        With an answer it needs a request's number: by the client's own id another command would be taken for answered.
+        """
         if owner and owner != self._incarnation:
             number = self._sessions.get(origin, (0, 0))[0]
             self._links.send(owner, Forwarded(number, origin.user, slot, 0, encode_msgpack(command)))

@@ -7,10 +7,10 @@ import trio
 from trio.testing import MockClock
 
 from gateway.broker import Origin
-from gateway.cluster.parcels import Forwarded, Item
+from gateway.cluster.parcels import Answered, Forwarded, Item
 from gateway.cluster.routing import FRESH_S, Router
-from protocol.codec import decode_command
-from protocol.frames import Command, Send
+from protocol.codec import decode_command, encode_msgpack
+from protocol.frames import Command, Ok, Send, Typing
 from tests.fakes.edge import FakeOrigin, RecordingEdge
 
 
@@ -22,6 +22,7 @@ class Place:
         self.on_change: list[Callable[[], None]] = []
         self.on_gap: list[Callable[[str], None]] = []
         self.attempts: list[int] = []
+        self.forwarded: list[Command] = []
         self.edge = RecordingEdge()
         self.router = Router("a:1", self, self, self, self.edge, 100)  # type: ignore[arg-type]
 
@@ -34,8 +35,9 @@ class Place:
     def send(self, incarnation: str, item: Item) -> None:
         assert isinstance(item, Forwarded)
         command = decode_command(item.command)
-        assert isinstance(command, Send)
-        self.attempts.append(command.attempt)
+        self.forwarded.append(command)
+        if isinstance(command, Send):
+            self.attempts.append(command.attempt)
 
     def submit(self, origin: Origin, command: Command) -> None:
         assert isinstance(command, Send)
@@ -76,3 +78,16 @@ async def test_so_may_what_an_owner_gave_back(autojump_clock: MockClock) -> None
     place.router.take_back(ALICE, SEND)
     place.found("b:1")
     assert place.attempts == [2]
+
+
+async def test_the_answer_to_who_types_is_nobody_elses(autojump_clock: MockClock) -> None:
+    place, bob = Place(), FakeOrigin("bob")
+    place.owner = "b:1"
+    place.router.submit(ALICE, SEND)
+    place.router.submit(bob, Typing(place.forwarded[0].id, "g-conversation"))
+    place.router.submit(bob, Typing(0, "g-conversation"))
+    sent, typed, unasked = place.forwarded
+    assert unasked.id == 0
+    place.router.answered(Answered(encode_msgpack(Ok(typed.id)), "g-conversation"))
+    assert place.edge.replies_to(ALICE) == []
+    assert place.edge.replies_to(bob) == [Ok(sent.id)]
