@@ -68,13 +68,13 @@ class Slots:
         await self._owner().release(lambda conversation_id: slot_of(conversation_id) in chosen)
         await self._handing_on().handed_on(lambda conversation_id: slot_of(conversation_id) in chosen)
 
-    async def reach(self, heirs: Collection[str]) -> None:
+    async def reach(self, heirs: Collection[str]) -> Collection[str]:
         """See SlotHolder.reach. So what an heir says comes behind at its own connections, too.
 
         At those of other nodes it does because each of these reads one inbox. The heir may find itself named in the
         table before it has read in its own what was delivered last.
         """
-        await self._links().reach(heirs)
+        return await self._links().reach(heirs)
 
     def drop_all(self) -> None:
         """See SlotHolder.drop_all."""
@@ -140,6 +140,7 @@ class Cluster:
         self.handing_on.give_back = self.router.take_back
         self.links.received = self._received
         self.links.on_gap.append(lambda _sender: self.on_gap())
+        self.links.on_standstill = lambda _seconds: self.on_gap()
         self.ownership.on_change.append(self._tell_others)
         self.ownership.on_removed.append(transport.forget)
         watch.on_change.append(self._tell_of_strangers)

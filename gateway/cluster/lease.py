@@ -63,6 +63,7 @@ class Lease:
 
     Attributes:
         incarnation: the unique name of this life of the node.
+        lease_s: seconds that a renewal is good for.
         renewals: renewals applied, ever.
     """
 
@@ -86,7 +87,7 @@ class Lease:
         self._record = LeaseRecord(self.incarnation, node, 0, True, address, owns, False, protocol)
         self._sent_s: dict[int, float] = {}  # by nonce: those whose renewal may be in the row, now or later
         self._tried = 0
-        self._lease_s = lease_s
+        self.lease_s = lease_s
         self._renew_s = renew_s
         self._clock = clock
         self._valid_until_s = -1.0
@@ -173,7 +174,7 @@ class Lease:
                     begun_s = trio.current_time()
                     await self._renew_until_known(nursery)
         raise Fenced(
-            f"{self.incarnation} was silent for longer than its lease of {self._lease_s:g} s and lost its slots"
+            f"{self.incarnation} was silent for longer than its lease of {self.lease_s:g} s and lost its slots"
         )
 
     async def release(self) -> None:
@@ -223,14 +224,14 @@ class Lease:
         over = trio.Event()
 
         async def ask() -> None:
-            with trio.move_on_after(self._lease_s):  # what is known of a longer time ago is of no use
+            with trio.move_on_after(self.lease_s):  # what is known of a longer time ago is of no use
                 await question()
             over.set()
             self._tell()
 
         nursery.start_soon(ask)
         known = self._record.nonce
-        with trio.move_on_after(self._lease_s * ANSWER_MAX_SHARE):
+        with trio.move_on_after(self.lease_s * ANSWER_MAX_SHARE):
             while not over.is_set() and self._record.nonce == known:
                 await self._news.wait()
 
@@ -286,7 +287,7 @@ class Lease:
         sent_s = self._sent_s[nonce]
         self._sent_s = {tried: when for tried, when in self._sent_s.items() if tried > nonce}
         self._record = replace(self._record, nonce=nonce)
-        self._valid_until_s = sent_s + self._lease_s * (1 - LEASE_MARGIN_SHARE)
+        self._valid_until_s = sent_s + self.lease_s * (1 - LEASE_MARGIN_SHARE)
         self._tell()
         self._trouble.over()
         if self._doubt_since_s is not None and self.valid():

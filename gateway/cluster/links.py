@@ -4,7 +4,7 @@ Parcels travel at most once. That something is missing shows in the numbers; wha
 listen: sessions resync, commands are sent again. So nothing here keeps or repeats a parcel.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol
 
@@ -36,7 +36,11 @@ HELLO_S: Final = 1.0
 
 REACH_MAX_S: Final = 2.0
 """Seconds that a node has to answer that it has read what was sent to it: many times what its inbox takes, and what a
-handover leaves for it (``ownership.RELEASE_MAX_S``)."""
+handover waits for (``ownership.RELEASE_MAX_S``)."""
+
+STANDSTILL_S: Final = SILENCE_S
+"""Seconds from one look of a node at its clock to the next, of which there is one each second, after which it takes
+itself for one that stood still: as long as others must be silent before they are looked into."""
 
 NEWCOMER_S: Final = 30.0
 """Seconds that a node which said hello counts although no look has seen its lease: three leases."""
@@ -55,12 +59,14 @@ class LinksState(Struct, array_like=True):
         expected: number of the next parcel of each sender.
         welcomes: nodes that know this one.
         kept: encoded parcels that came during the pause.
+        hellos: number of the last hello.
     """
 
     sent: dict[str, int]
     expected: dict[str, int]
     welcomes: list[str]
     kept: list[bytes]
+    hellos: int = 0
 
 
 class LiveIncarnations(Protocol):
@@ -77,19 +83,24 @@ class Links:
         received: called with the sender and the items of each parcel, in order.
         on_gap: called with a sender some of whose parcels got lost on the way, before the next items are handed over;
             so are those of a sender that lives and is not heard of.
+        on_standstill: called before the next items are handed over when this node itself stood still, with seconds.
+            (Parcels may have got lost meanwhile, and those of others come before the next one of a sender shows it.)
         heads_from: tells what parcels say of this node's heads.
         on_heads_void: called with a sender that says that hashes of its heads do not count any more.
         before_flush, after_flush: called when a pass's parcels are about to leave, and when they have been sent.
+        sleep: waits between two looks at the clock; a simulated node that stands still does not come back in time.
         parcels, gaps: parcels sent and gaps noticed, ever.
     """
 
     def __init__(self, incarnation: str, transport: Transport, watch: LiveIncarnations) -> None:
         self.received: Callable[[str, Sequence[Item]], None] = lambda _sender, _items: None
         self.on_gap: list[Callable[[str], None]] = []
+        self.on_standstill: Callable[[float], None] = lambda _seconds: None
         self.heads_from: Callable[[], int] = lambda: 0
         self.on_heads_void: Callable[[str], None] = lambda _sender: None
         self.before_flush: list[Callable[[], None]] = []
         self.after_flush: Callable[[], None] = lambda: None
+        self.sleep: Callable[[float], Awaitable[None]] = trio.sleep
         self.parcels = 0
         self.gaps = 0
         self._incarnation = incarnation
@@ -104,8 +115,11 @@ class Links:
         self._heard_s: dict[str, float] = {}
         self._heads_from: dict[str, int] = {}
         self._silences = Silences(incarnation)
+        self._awake_s = inf
         self._newcomers: dict[str, float] = {}  # since when nodes are known that the last look did not see yet
         self._welcomes: set[str] = set()
+        self._hellos = 0
+        self._answered: dict[str, int] = {}  # the last hello that each node has answered
         self._welcomed = trio.Event()
         self._wake = trio.Event()
         self._kept: list[bytes] | None = None  # what comes during a pause; None: there is none
@@ -149,32 +163,30 @@ class Links:
         """
         await self._greet(lambda: set(self._watch.live) - self._welcomes - {self._incarnation})
 
-    async def reach(self, incarnations: Collection[str]) -> None:
-        """Say hello to nodes once more, and return when they have answered: they have read all that was sent before.
+    async def reach(self, incarnations: Collection[str]) -> Collection[str]:
+        """Say hello to nodes once more; answers which have read all that was sent to them before.
 
         Who does not answer within REACH_MAX_S is not waited for. Nor is anybody while Redis is away: nothing is sure to
-        arrive in order then. Cancelling is safe.
+        arrive in order then, so that all count as ready. Cancelling is safe.
         """
         if self._transport.away:
             await trio.lowlevel.checkpoint()
-            return
-        known = self._welcomes.intersection(incarnations)
-        self._welcomes -= known
-        try:
-            with trio.move_on_after(REACH_MAX_S) as patience:
-                await self._greet(lambda: set(incarnations) - self._welcomes)
-        finally:
-            self._welcomes |= known
-        if patience.cancelled_caught:
-            log.warning(
-                "a node did not answer in time that it has read what was sent to it", nodes=sorted(incarnations)
-            )
+            return incarnations
+        number = self._hellos + 1
+        with trio.move_on_after(REACH_MAX_S):
+            await self._greet(lambda: [each for each in incarnations if self._answered.get(each, 0) < number])
+        ready = {each for each in incarnations if self._answered.get(each, 0) >= number}
+        silent = sorted(set(incarnations) - ready)
+        if silent:
+            log.warning("nodes do not answer in time that they have read what was sent to them", nodes=silent)
+        return ready
 
     async def _greet(self, missing: Callable[[], Collection[str]]) -> None:
         """Say hello to those who are missing, again and again, until nobody is."""
         while missing():
+            self._hellos += 1
             for incarnation in missing():
-                self.send(incarnation, Hello())
+                self.send(incarnation, Hello(self._hellos))
             with trio.move_on_after(HELLO_S):
                 while missing():
                     await self._welcomed.wait()
@@ -197,7 +209,9 @@ class Links:
 
     def state(self) -> LinksState:
         """What a process has to know that goes on with these links; call it during a pause, when ``idle``."""
-        return LinksState(dict(self._sent), dict(self._expected), list(self._welcomes), list(self._kept or ()))
+        return LinksState(
+            dict(self._sent), dict(self._expected), list(self._welcomes), list(self._kept or ()), self._hellos
+        )
 
     def restore(self, state: LinksState) -> None:
         """Go on with the links of a process that sends and reads nothing any more; call it before ``run``.
@@ -208,6 +222,7 @@ class Links:
         self._sent, self._sent_s = dict(state.sent), dict.fromkeys(state.sent, now_s)
         self._expected, self._heard_s = dict(state.expected), dict.fromkeys(state.expected, now_s)
         self._welcomes = set(state.welcomes)
+        self._hellos = state.hellos
         self._kept = [*state.kept, *(self._kept or ())]
 
     def flush_soon(self) -> None:
@@ -242,8 +257,11 @@ class Links:
         self.after_flush()
 
     async def _keep_alive(self) -> None:
+        self._awake_s = trio.current_time()
         while True:
-            await trio.sleep(EMPTY_PARCEL_S / 2)
+            await self.sleep(EMPTY_PARCEL_S / 2)
+            self._look_at_itself()
+            self._awake_s = trio.current_time()
             quiet_s = trio.current_time() - EMPTY_PARCEL_S / 2
             for incarnation in self._watch.live:
                 if incarnation != self._incarnation and self._sent_s.get(incarnation, -1.0) <= quiet_s:
@@ -264,6 +282,7 @@ class Links:
             for ended in [each for each, heard_s in self._heard_s.items() if heard_s < forgotten_s]:
                 del self._expected[ended], self._heard_s[ended]
                 self._heads_from.pop(ended, None)
+                self._answered.pop(ended, None)
 
     def _look_for_silence(self) -> None:
         if self._transport.away:
@@ -272,6 +291,13 @@ class Links:
         for sender in self._silences.look(self._watch.live, self._heard_s):
             log.warning("a node renews its lease and is not heard of", sender=sender, silent_s=SILENCE_S)
             self._note_gap(sender)
+
+    def _look_at_itself(self) -> None:
+        now_s = trio.current_time()
+        if now_s - self._awake_s > STANDSTILL_S:
+            stood_still_s, self._awake_s = now_s - self._awake_s, now_s
+            log.warning("this node stood still", seconds=round(stood_still_s, 1))
+            self.on_standstill(stood_still_s)
 
     def _note_gap(self, sender: str) -> None:
         self.gaps += 1
@@ -288,6 +314,7 @@ class Links:
         except msgspec.DecodeError as error:
             log.error("parcel not understood", error=str(error), bytes=len(encoded))
             return  # its number is missing from now on, and that has consequences
+        self._look_at_itself()
         sender = parcel.sender
         self._heard_s[sender] = trio.current_time()
         expected = self._expected.get(sender, 1)
@@ -309,9 +336,10 @@ class Links:
         if type(item) is Hello:
             if sender not in self._watch.live:
                 self._newcomers[sender] = trio.current_time()
-            self.send(sender, Welcome())
+            self.send(sender, Welcome(item.number))
         elif type(item) is Welcome:
             self._welcomes.add(sender)
+            self._answered[sender] = max(item.number, self._answered.get(sender, 0))
             self._welcomed.set()
             self._welcomed = trio.Event()
         else:

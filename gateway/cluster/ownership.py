@@ -28,13 +28,10 @@ from store.recurring import Recurring
 TABLE_POLL_S: Final = 1.0
 """Seconds between two looks at the slot table when nothing says that it changed: a hint may be lost."""
 
-HANDOVER_MAX_S: Final = 5.0
-"""Seconds that a handover may take: as long as a client may have to wait for an acknowledgement when nodes are
-replaced."""
-
 RELEASE_MAX_S: Final = 3.0
-"""Seconds of these that a slot's pending appends may take before the handover is called off and the slot accepted
-again. In the rest the next owner reads what was delivered to it (``links.REACH_MAX_S``)."""
+"""Seconds that a slot's pending appends may take before the handover is called off and the slot accepted again. With
+the time in which the next owner has to read what was delivered to it (``links.REACH_MAX_S``) these are the five that a
+client may have to wait for an acknowledgement when nodes are replaced."""
 
 HANDOVER_RETRY_S: Final = 15.0
 """Seconds until a slot whose handover was called off is handed over again."""
@@ -51,8 +48,8 @@ class SlotHolder(Protocol):
         New commands for them are refused meanwhile, because ``Ownership.epoch`` says so. Cancelling is safe.
         """
 
-    async def reach(self, heirs: Collection[str]) -> None:
-        """Wait until these nodes have read what this one told them, if they answer. Cancelling is safe."""
+    async def reach(self, heirs: Collection[str]) -> Collection[str]:
+        """Wait a while until these nodes have read what this one told them; answers who has. Cancelling is safe."""
 
     def drop_all(self) -> None:
         """Forget everything at once, answering that outcomes are unknown: this node owns nothing any more."""
@@ -90,6 +87,7 @@ class SlotOwnership:
         self._accepted = [0] * SLOTS  # the same without those that are being handed over
         self._adopted_s = watch.now_s()
         self._not_leaving: dict[int, float] = {}
+        self._silent_since_s: dict[str, float] = {}
         self._wake = trio.Event()
         self._go_on = trio.Event()
         self._go_on.set()
@@ -260,21 +258,42 @@ class SlotOwnership:
         if announced != leaving and not await self._change(announced):
             self.wake()
             return
-        deadline_s = trio.current_time() + HANDOVER_MAX_S
         with trio.move_on_after(RELEASE_MAX_S) as patience:
             await self._holder.release(announced)
         if patience.cancelled_caught:
             log.warning("slots not handed over: their appends are not settled in time", slots=len(announced))
-            self._not_leaving = dict.fromkeys(announced, now_s + HANDOVER_RETRY_S)
-            await self._change({number: Slot(own, slot.epoch) for number, slot in announced.items()})
+            await self._call_off(announced)
             return
-        with trio.move_on_at(deadline_s):  # whether they are reached decides no more than the order of pushes
-            await self._holder.reach({slot.next_owner for slot in announced.values()})
-        handed = {number: Slot(slot.next_owner, slot.epoch + 1) for number, slot in announced.items()}
-        if await self._change(handed):
+        ready = await self._ready_heirs({slot.next_owner for slot in announced.values()})
+        handed = {
+            number: Slot(slot.next_owner, slot.epoch + 1)
+            for number, slot in announced.items()
+            if slot.next_owner in ready
+        }
+        if handed and await self._change(handed):
             self.handovers += len(handed)
             log.info("slots handed over", slots=len(handed))
+        await self._call_off({number: slot for number, slot in announced.items() if number not in handed})
         self.wake()
+
+    async def _ready_heirs(self, heirs: set[str]) -> set[str]:
+        """Which of these nodes may become owners.
+
+        Who does not read its inbox would push new entries ahead of what waits there, and answer nobody either. But this
+        node may be leaving: then who was silent for a whole lease, and is not dead, gets what there is at last.
+        """
+        ready = set(await self._holder.reach(heirs))
+        now_s = trio.current_time()
+        self._silent_since_s = {heir: self._silent_since_s.get(heir, now_s) for heir in heirs - ready}
+        if self._lease.draining:
+            ready |= {heir for heir, since_s in self._silent_since_s.items() if now_s - since_s >= self._lease.lease_s}
+        return ready
+
+    async def _call_off(self, announced: Mapping[int, Slot]) -> None:
+        """Accept slots again that cannot be handed over now, and leave them alone for a while unless there is none."""
+        again = {number: Slot(slot.owner, slot.epoch) for number, slot in announced.items()}
+        if again and await self._change(again) and not self._lease.draining:
+            self._not_leaving.update(dict.fromkeys(again, trio.current_time() + HANDOVER_RETRY_S))
 
     async def _take_back(self, rightful: list[str]) -> None:
         """Accept again what was to go to somebody who is no more."""

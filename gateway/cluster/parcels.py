@@ -76,11 +76,23 @@ class TableChanged(Struct, tag=7, array_like=True, gc=False):
 
 
 class Hello(Struct, tag=8, array_like=True, gc=False):
-    """The sender has just begun to live, and lets no client in before everybody who lives knows that."""
+    """The sender wants to know that the receiver has read all up to here: before it lets clients in, or hands over.
+
+    Attributes:
+        number: of the hello among all of its sender's.
+    """
+
+    number: int = 0
 
 
 class Welcome(Struct, tag=9, array_like=True, gc=False):
-    """The answer to Hello: from now on this node counts with the receiver."""
+    """The answer to Hello, at once: from now on this node counts with the receiver.
+
+    Attributes:
+        number: that of the hello.
+    """
+
+    number: int = 0
 
 
 Item = Forwarded | Answered | GivenBack | Delivered | Signalled | LinkBroken | TableChanged | Hello | Welcome

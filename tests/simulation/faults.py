@@ -165,7 +165,7 @@ class Faults:
         """A node drains while the others read late what it sends them."""
         for other in self.world.nodes.values():
             other.place.redis_late_inbox = True
-            other.place.redis_late_s = self.rng.uniform(0.2, 0.8)  # there and back within links.REACH_MAX_S
+            other.place.redis_late_s = self.rng.uniform(0.2, 1.0)
             other.place.redis_late_until_s = trio.current_time() + 10.0
         await node.drain()
 

@@ -124,6 +124,7 @@ class Node:
             self.followers, self.directory, self, self._connections_of, self.resyncs.everybody  # type: ignore[arg-type]
         )  # fmt: skip
         self.catchup.followers = self.followers
+        self.cluster.links.sleep = self._sleep
         self.cluster.on_gap = self._on_gap
         self.cluster.on_fenced = self._fenced
         self.generations.on_new.append(self._on_generation)
@@ -195,6 +196,11 @@ class Node:
     def _fenced(self) -> None:
         self.world.count("fenced")
         self.end()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Longer if it is paused then."""
+        if not await self.place.wait(seconds):
+            await trio.sleep_forever()
 
     def _on_gap(self) -> None:
         self.world.count("gap")

@@ -1,13 +1,13 @@
 """Links between two nodes: numbers without a repeat, and a pause in which nothing is lost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.cluster.links import GATHER_ITEMS_MIN, GATHER_S, HELLO_S, REACH_MAX_S, Links
+from gateway.cluster.links import GATHER_ITEMS_MIN, GATHER_S, HELLO_S, REACH_MAX_S, STANDSTILL_S, Links
 from gateway.cluster.parcels import Hello, Item, Parcel, TableChanged, Welcome, decode_parcel, encode_parcel
 from gateway.cluster.ports import Taken
 
@@ -45,6 +45,29 @@ async def test_who_said_hello_gets_no_number_twice_though_no_look_has_seen_it_ye
     await wait_all_tasks_blocked()
     assert [parcel.number for parcel in wires.sent] == [1, 2]
     assert [parcel.items for parcel in wires.sent] == [[Welcome()], [TableChanged(1)]]
+
+
+async def test_who_stood_still_may_have_missed_something_before_the_next_parcel_is_read(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object()}))
+    told: list[object] = []
+    links.on_standstill = lambda seconds: told.append(seconds > STANDSTILL_S)
+    links.received = lambda _sender, items: told.extend(items)
+    nursery.start_soon(links.run)
+    await trio.sleep(100)
+    wires.bring(1, TableChanged(1))
+    autojump_clock.jump(STANDSTILL_S - 1.5)
+    wires.bring(2, TableChanged(2))
+    await trio.sleep(2)
+    autojump_clock.jump(STANDSTILL_S + 1)
+    wires.bring(3, TableChanged(3))
+    await trio.sleep(2)
+    assert told == [TableChanged(1), TableChanged(2), True, TableChanged(3)]
+    autojump_clock.jump(STANDSTILL_S + 1)
+    await trio.sleep(2)
+    assert told[4:] == [True]
 
 
 async def test_what_comes_during_a_pause_is_read_after_it_in_order(
@@ -194,11 +217,11 @@ async def test_nodes_are_reached_once_all_of_them_have_answered(
     links.send("b", TableChanged(1))
     nursery.start_soon(reach)
     await trio.sleep(HELLO_S / 2)
-    assert [parcel.items for parcel in wires.sent] == [[TableChanged(1), Hello()], [Hello()]]
-    wires.bring(2, Welcome())
+    assert [parcel.items for parcel in wires.sent] == [[TableChanged(1), Hello(1)], [Hello(1)]]
+    wires.bring(2, Welcome(1))
     await trio.sleep(HELLO_S / 4)
     assert not reached.is_set()
-    wires.received(encode_parcel(Parcel("c", 1, [Welcome()])))
+    wires.received(encode_parcel(Parcel("c", 1, [Welcome(1)])))
     await wait_all_tasks_blocked()
     assert reached.is_set()
 
@@ -211,11 +234,33 @@ async def test_who_does_not_answer_is_asked_again_and_not_waited_for_long(
     nursery.start_soon(links.run)
     wires.bring(1, Welcome())
     began_s = trio.current_time()
-    await links.reach({"b"})
+    assert not await links.reach({"b"})
     assert trio.current_time() - began_s == pytest.approx(REACH_MAX_S)
-    assert sum(Hello() in parcel.items for parcel in wires.sent) == REACH_MAX_S / HELLO_S
+    assert [parcel.items for parcel in wires.sent if parcel.items] == [[Hello(1)], [Hello(2)]]
     with trio.fail_after(HELLO_S / 2):
         await links.introduce()  # it goes on counting as one that knows this node
+
+
+async def test_an_answer_that_was_given_up_does_not_count_for_the_next_question(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wires = Wires()
+    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": SimpleNamespace(nonce=1)}))
+    nursery.start_soon(links.run)
+    assert not await links.reach({"b"})
+    found: list[Collection[str]] = []
+
+    async def reach() -> None:
+        found.append(await links.reach({"b"}))
+
+    nursery.start_soon(reach)
+    await wait_all_tasks_blocked()
+    wires.bring(1, Welcome(1), Welcome(2))
+    await trio.sleep(HELLO_S / 2)
+    assert not found
+    wires.bring(2, Welcome(3))
+    await wait_all_tasks_blocked()
+    assert found == [{"b"}]
 
 
 async def test_nobody_is_waited_for_while_redis_is_away(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

@@ -10,11 +10,13 @@ from trio.testing import MockClock
 
 from gateway.cluster.joining import NameTaken
 from gateway.cluster.links import REACH_MAX_S
-from gateway.cluster.ownership import HANDOVER_MAX_S, RELEASE_MAX_S, SlotOwnership
+from gateway.cluster.ownership import HANDOVER_RETRY_S, RELEASE_MAX_S, SlotOwnership
 from gateway.cluster.slots import rightful_owners, slot_of
 from store.coordination import SLOTS, LeaseRecord, Slot
 from tests.fakes.coordination import MemoryCoordination
 from tests.gateway.cluster.cluster_parts import lease_of, watch_of
+
+HANDOVER_MAX_S = RELEASE_MAX_S + REACH_MAX_S
 
 
 class Holder:
@@ -25,17 +27,17 @@ class Holder:
         self.released: list[set[int]] = []
         self.reach_s = 0.0
         self.reached: list[set[str]] = []
-        self.read: list[set[str]] = []
+        self.silent = ""
         self.dropped = 0
 
     async def release(self, slots: Collection[int]) -> None:
         await trio.sleep(self.release_s)
         self.released.append(set(slots))
 
-    async def reach(self, heirs: Collection[str]) -> None:
+    async def reach(self, heirs: Collection[str]) -> Collection[str]:
         self.reached.append(set(heirs))
-        await trio.sleep(self.reach_s)
-        self.read.append(set(heirs))
+        await trio.sleep(min(self.reach_s, REACH_MAX_S))
+        return [heir for heir in heirs if self.reach_s < REACH_MAX_S and heir.split(":")[0] not in self.silent]
 
     def drop_all(self) -> None:
         self.dropped += 1
@@ -178,15 +180,21 @@ async def test_a_slot_that_cannot_be_released_stays(autojump_clock: MockClock) -
         assert second.owned
 
 
-async def test_a_slot_is_handed_over_even_if_its_heir_does_not_answer_in_time(autojump_clock: MockClock) -> None:
+async def test_only_an_heir_that_reads_what_it_is_told_gets_slots(autojump_clock: MockClock) -> None:
     async with cluster("a") as (coordination, (first,), nursery):
-        first.holder.reach_s = 60
-        second = Part(coordination, "b")
+        first.holder.silent = "b"
+        second, third = Part(coordination, "b"), Part(coordination, "c")
         await nursery.start(second.run)
+        await nursery.start(third.run)
         await trio.sleep(HANDOVER_MAX_S + 3)
-        assert first.holder.reached == [{second.lease.incarnation}]
-        assert first.ownership.handovers == second.owned == rightful_owners(("a", "b")).count("b")
-        assert_one_owner_each([first, second])
+        assert set().union(*first.holder.reached) == {second.lease.incarnation, third.lease.incarnation}
+        assert (second.owned, third.owned) == (0, rightful_owners(("a", "b", "c")).count("c"))
+        assert first.ownership.handovers == third.owned
+        assert all(first.ownership._accepted[slot] for slot in range(SLOTS) if first.ownership._epochs[slot])
+        first.holder.silent = ""
+        await trio.sleep(HANDOVER_RETRY_S + 3)
+        assert second.owned == rightful_owners(("a", "b", "c")).count("b")
+        assert_one_owner_each([first, second, third])
 
 
 async def test_an_heir_has_its_time_to_read_however_long_the_appends_took(autojump_clock: MockClock) -> None:
@@ -198,7 +206,7 @@ async def test_an_heir_has_its_time_to_read_however_long_the_appends_took(autoju
             await trio.sleep(0.1)
         while not second.owned:  # noqa: ASYNC110  # virtual time
             await trio.sleep(0.1)
-        assert first.holder.read == [{second.lease.incarnation}]
+        assert first.holder.reached == [{second.lease.incarnation}]
 
 
 async def test_a_handover_is_called_off_while_its_heir_would_have_no_time_to_read(autojump_clock: MockClock) -> None:
