@@ -110,11 +110,11 @@ async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_
 
 async def test_a_slot_is_handed_over_when_all_that_its_owner_said_is_handed_on(autojump_clock: MockClock) -> None:
     async with talk(owner="a", readers="b") as (each, a, b, alice, conversation_id, _peer):
-        each.network.delay_s = 0.6
+        each.network.delay_s = 0.4
         a.submit(alice, Send(100, conversation_id, "m", "m"))
         each.nursery.start_soon(a.cluster.leave)
-        await trio.sleep(1.0)
-        assert not a.acks(alice), "the barrier takes 1.2 seconds"
+        await trio.sleep(0.7)
+        assert not a.acks(alice), "the barrier takes 0.8 seconds"
         assert each.owner_of(conversation_id) is a
         await trio.sleep(5)
         assert a.acks(alice) == [100]
