@@ -96,6 +96,8 @@ def _run(stack: ExitStack, server: ServerProcess, port: int) -> None:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", port)) == 0
 
+    if answers():
+        raise ServerFailed(f"port {port}, which {server.name} needs, is another program's: end that one first")
     server.start_until(answers, START_TIMEOUT_S, f"answer on port {port}")
     stack.callback(server.stop)
 

@@ -33,6 +33,7 @@ persistence false
 log_type error
 user root
 max_queued_messages 0
+set_tcp_nodelay true
 """
 
 

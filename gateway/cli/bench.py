@@ -44,8 +44,10 @@ def _output_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def _count(name: str, default: int, help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option(f"--{name}", type=click.IntRange(1), default=default, show_default=True, help=help_text)
+def _count(
+    name: str, default: int, help_text: str, least: int = 1
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(f"--{name}", type=click.IntRange(least), default=default, show_default=True, help=help_text)
 
 
 @command.command()
@@ -74,7 +76,7 @@ def roundtrip(as_json: bool, save: Path | None, **options: Any) -> None:
 
 
 @command.command()
-@_count("members", 1_000, "connected members of the conversation; above 1,024 the limit is raised for the run")
+@_count("members", 1_000, "connected members of one conversation; above 1,024 its limit is raised for it", least=200)
 @_count("repeats", 5, "windows of each server, in turn; medians count")
 @_output_options
 def fanout(as_json: bool, save: Path | None, **options: Any) -> None:

@@ -51,7 +51,8 @@ def _run(access: "Access", dry_run: bool, copies: int | None) -> None:
     cluster = open_cluster(access)
     try:
         if copies is not None and not dry_run and create_keyspace(cluster, access, copies):
-            click.echo(f"made keyspace {access.keyspace} with {copies} copies of everything")
+            each = "one copy" if copies == 1 else f"{copies} copies"
+            click.echo(f"made keyspace {access.keyspace} with {each} of everything")
         session = connect(cluster, access)
         if dry_run:
             found, migrations = schema_number(session), cassandra_migrations()

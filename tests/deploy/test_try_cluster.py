@@ -1,12 +1,15 @@
 """What ``make cluster`` prints and writes can be used as it stands."""
 
 import shlex
+import socket
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from deploy import try_cluster
+from deploy.processes import ServerFailed, ServerProcess
 from gateway.cli.main import tidegate
 from gateway.config_load import load_effective
 
@@ -41,3 +44,12 @@ def test_every_command_that_is_printed_is_one(tmp_path: Path, monkeypatch: pytes
             assert command is not None
             command.make_context(arguments[0], arguments[1:], parent=context).close()
         assert load_effective({}, {}, Path(arguments[arguments.index("--config") + 1])).settings.auth_secret
+
+
+def test_a_port_of_another_program_is_not_taken_for_the_server_s(tmp_path: Path) -> None:
+    server = ServerProcess("node-1", ["true"], tmp_path / "node-1.log")
+    with socket.create_server(("127.0.0.1", 0)) as other, ExitStack() as stack:
+        port = other.getsockname()[1]
+        with pytest.raises(ServerFailed, match=f"port {port}, which node-1 needs"):
+            try_cluster._run(stack, server, port)
+    assert not server.running
