@@ -43,10 +43,12 @@ class InvalidFrame(Exception):
         self.request_id = request_id
 
 
-class _Seq(msgspec.Struct, array_like=True, gc=False):
-    """The first field of an encoded entry."""
+class EntryHead(msgspec.Struct, array_like=True, gc=False):
+    """The first fields of an encoded entry, for those who need no more of it."""
 
     seq: int
+    kind: int
+    time_us: int
 
 
 class _Head(msgspec.Struct, array_like=True, gc=False):
@@ -64,7 +66,7 @@ SERVER_TAGS: Final = frozenset((*range(40, 51), *range(80, 88)))
 encode_msgpack: Final = msgspec.msgpack.Encoder().encode
 encode_json: Final = msgspec.json.Encoder().encode
 decode_entry: Final = msgspec.msgpack.Decoder(Entry).decode
-_SEQ: Final = msgspec.msgpack.Decoder(_Seq)
+decode_entry_head: Final = msgspec.msgpack.Decoder(EntryHead).decode
 encode_entry: Final = encode_msgpack
 
 _COMMANDS: Final = msgspec.msgpack.Decoder(Command)
@@ -123,11 +125,6 @@ def _decode(decoder: _Decoder, data: bytes, json: bool, known: range | frozenset
         raise InvalidFrame(str(error), request_id) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CodecError(str(error)) from None
-
-
-def seq_of(encoded: bytes) -> int:
-    """The seq of an encoded entry, without decoding the rest."""
-    return _SEQ.decode(encoded).seq
 
 
 def _head(data: bytes, json: bool) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from protocol.codec import decode_entry
+from protocol.codec import decode_entry_head
 from protocol.frames import ConversationKind
 from store import cassandra_reads as reads
 from store.cassandra_append import Appender
@@ -418,7 +418,7 @@ class CassandraStore:
             title, count = described.title, described.member_count
         if not last_rows:
             return None  # its first entry is being written
-        last = decode_entry(last_rows[-1].encoded)
+        last = decode_entry_head(last_rows[-1].encoded)
         direct = involved.kind is ConversationKind.DIRECT
         peers = tuple(sorted({user, involved.peer})) if direct else ()
         return Membership(

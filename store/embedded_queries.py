@@ -5,10 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
 from typing import Final, TypeVar
 
-from msgspec import Struct
-from msgspec.msgpack import Decoder
-
-from protocol.codec import decode_entry
+from protocol.codec import decode_entry, decode_entry_head
 from protocol.frames import ConversationKind
 from store.embedded_recent import Generations, last_position, last_seq, places
 from store.entries import ConversationRecord, Involvement, Loaded, MemberRecord, Membership, StoredEntry
@@ -63,17 +60,6 @@ _SELECT_LAST_SEEN: Final = "SELECT user, seen_ms FROM last_seen WHERE user IN ({
 
 
 T = TypeVar("T")
-
-
-class _Head(Struct, array_like=True, gc=False):
-    """The first fields of an encoded entry: what a list of conversations needs of it."""
-
-    seq: int
-    kind: int
-    time_us: int
-
-
-_decode_head: Final = Decoder(_Head).decode
 
 
 def load(
@@ -226,7 +212,7 @@ def memberships(connection: sqlite3.Connection, generations: Generations, user: 
         last = encoded.get(newer[key] or indexed[key])
         if last is None:
             continue  # created after the generations were taken: not there yet
-        head = _decode_head(last)
+        head = decode_entry_head(last)
         found.append(
             Membership(
                 conversation_id,

@@ -17,7 +17,7 @@ from gateway.cluster.ports import Heads, SlotView
 from gateway.cluster.slots import slot_of
 from gateway.cluster.table_looks import TableLooks
 from gateway.edge.hub import Caller
-from protocol.codec import decode_entry
+from protocol.codec import decode_entry_head
 from protocol.frames import ConversationReply, Entry, GetConversation, Reply
 from store.coordination import SlotTable
 from store.interface import Unavailable
@@ -144,7 +144,7 @@ def _time_us(entry: Entry | Raw | None) -> int:
     """When an entry was appended; 0: it is not known."""
     if entry is None:
         return 0
-    return entry.time_us if isinstance(entry, Entry) else decode_entry(bytes(entry)).time_us
+    return entry.time_us if isinstance(entry, Entry) else decode_entry_head(bytes(entry)).time_us
 
 
 def _owns(table: SlotTable, view: SlotView) -> bool:

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from gateway.broker import Delivery, followers_of
-from protocol.codec import decode_entry, seq_of
+from protocol.codec import decode_entry, decode_entry_head
 from protocol.frames import Entry
 from store.entries import changes_of
 
@@ -111,7 +111,7 @@ class Followers:
         here = self.here(channel)
         if not here:
             return here
-        seq = seq_of(encoded)
+        seq = decode_entry_head(encoded).seq
         if seq >= self._last_joined_seq[channel]:
             return here
         return tuple(user for user, joined_seq in self._users[channel].items() if joined_seq <= seq)

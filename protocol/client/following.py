@@ -40,7 +40,6 @@ OnReply = Callable[[Reply], None]
 HELD_ENTRIES_MAX: Final = 1_000
 """Entries held back behind gaps, over all conversations: ten full syncs of a conversation."""
 
-
 OWN_ANSWER_S: Final = 0.5
 """Seconds for which a gap may be the place of an own message, which is not pushed: its acknowledgement comes behind
 what was appended together with it (PROTOCOL.md 7), so the gap closes by itself a moment later."""
