@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import jwt
@@ -48,6 +48,20 @@ class Front:
         claims = {"sub": user, "aud": "tidegate", "exp": int(time.time()) + 3600}
         token = jwt.encode(claims, SECRET, "HS256")
         return connect(self.url, token=token, opener=self.open, **options)
+
+    async def connect_elsewhere(self, busy: str, stack: AsyncExitStack) -> Client:
+        """A client of a node other than ``busy``, which has the most connections.
+
+        The first one goes there, unless the machine is so slow that a node missed its checks: that one comes back.
+        Connected only when those before it are online: HAProxy's threads count for themselves, and two that connect
+        in the same moment may be sent to the same node.
+        """
+        while True:
+            client = await stack.enter_async_context(self.connect("note"))
+            await client.wait_online()
+            if client.node != busy:
+                return client
+            await stack.aclose()
 
     def get(self, path: str, context: ssl.SSLContext | None = None) -> int:
         connection = http.client.HTTPSConnection(self.address, FRONT, timeout=30, context=context or self.context)
@@ -107,10 +121,9 @@ def balanced(tmp_path: Path, certificate_for: Callable[[str], Certificate]):
 
 async def test_clients_connect_through_tls_and_go_elsewhere_when_a_node_drains(balanced) -> None:
     with balanced() as front, trio.fail_after(DEADLINE_S):
-        async with front.connect("alice") as alice, front.connect("note") as other:
+        async with front.connect("alice") as alice, AsyncExitStack() as others:
             await alice.wait_online()
-            await other.wait_online()
-            assert {alice.node, other.node} == {"node-0", "node-1"}  # the one with the fewest connections
+            other = await front.connect_elsewhere(alice.node, others)
             conversation = (await alice.note_to_self()).conversation_id
             await alice.send(conversation, "hello")
             draining = front.node_of(alice)
