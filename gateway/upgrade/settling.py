@@ -51,9 +51,12 @@ class Rest:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.http.finish_open, SETTLE_S)
             nursery.start_soon(node.listener.put_off_handshakes, SETTLE_S)
+        if node.http.connections:  # requests whose heads were not complete when the others were told to end
+            await trio.sleep(BEGIN_S)
+            await node.http.finish_open(SETTLE_S)
         self._close_unmovable()
-        await node.owner.save_receipts()
         with trio.move_on_after(SETTLE_S):
+            await node.owner.save_receipts()
             while self._estate.busy:  # noqa: ASYNC110 - once per upgrade
                 await trio.sleep(LOOK_S)
 
@@ -70,7 +73,8 @@ class Rest:
             node.refreshes.put_off_all()
             node.presences.save_soon()
             if not node.owner.backlog.waiting:
-                await node.owner.save_receipts()
+                with trio.move_on_after(max(0.0, until_s - time.monotonic())):
+                    await node.owner.save_receipts()
             if node.catchup.idle:
                 node.writer.release_waiting()
             self._estate.rest()
