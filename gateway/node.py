@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
+from math import inf
 from select import epoll
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,8 @@ class Node:
     """One gateway process. Implements ``gateway.api.ports.NodePort``.
 
     Attributes:
-        started: whether it has accepted connections.
+        started: whether it has connections to look after: it has accepted some, or another process has left it its own.
+        listening: whether it has begun to accept connections.
         cluster: its part of the cluster; None when it is alone with its store.
         fenced: whether other nodes found this one dead and took its slots over: it has to end, and may begin anew.
     """
@@ -151,6 +153,7 @@ class Node:
         self._drain_ends_s = 0.0
         self._life = trio.CancelScope()
         self.started = False
+        self.listening = False
         self.metrics = Metrics(self)
         self._face_operators()
         self.hub.fanout.on_written = self.metrics.observe_delivery
@@ -268,10 +271,12 @@ class Node:
         """Serve until ``drain`` is through, or cancelled.
 
         The store is started first and ended last: what the owner accepted before its end is stored, and its senders
-        are answered as long as they are connected.
+        are answered as long as they are connected. A drain may be through before it is ``listening``.
         """
         with self._life:
             await self._run(task_status)
+        if not self.listening:
+            task_status.started()  # whoever waits for that is not to take it for a fault
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as foundations:
@@ -317,6 +322,8 @@ class Node:
         self.fenced = True
         self.drain()
         self._drain_ends_s = trio.current_time() + FENCED_GRACE_S
+        if not self.listening:
+            self._life.cancel()
 
     async def _accept(self, parts: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
         """Accept connections until ``drain``."""
@@ -327,7 +334,8 @@ class Node:
             gc.freeze()
             await parts.start(self.metrics.run)  # behind that pause, which disturbs nobody
             log.info("listening", address=self.address, node=self.name, version=version("tidegate"))
-            self.started = True
+            self.started = self.listening = True
+            self._life.deadline = inf
             task_status.started()
             await self._draining.wait()
             await trio.sleep(0 if self.fenced else self.settings.drain_lead_s)
@@ -348,8 +356,13 @@ class Node:
             lead_s, grace_s = settings.drain_lead_s, settings.drain_grace_s
             log.info("draining", connections=self.table.count, lead_s=lead_s, grace_s=grace_s)
             self._draining.set()
-            if not self.started and self.cluster is not None:
-                self._life.cancel()  # what it waits for may never come, and nobody is connected
+            if self.listening:
+                return
+            # What it waits for may never come.
+            if self.started:
+                self._life.deadline = self._drain_ends_s
+            elif self.cluster is not None:
+                self._life.cancel()
 
     @property
     def draining(self) -> bool:
@@ -456,9 +469,10 @@ async def serve(node: Node, announce: Callable[[Node], None], upgrades: Upgrades
             nursery.start_soon(heed_supervisor, node, link, scope, partial(obey, upgrades, link))
         async with trio.open_nursery() as running:
             await running.start(node.run)
-            await nursery.start(heed_upgrades, lambda asker: upgrades.upgrade(asker.reached, asker.leave))
-            announce(node)
-            systemd.notify("READY=1")
-            if link is not None:
-                link.say_ready(node.own_address)
+            if node.listening:
+                await nursery.start(heed_upgrades, lambda asker: upgrades.upgrade(asker.reached, asker.leave))
+                announce(node)
+                systemd.notify("READY=1")
+                if link is not None:
+                    link.say_ready(node.own_address)
         scope.cancel()

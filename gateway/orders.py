@@ -17,7 +17,7 @@ class Drainable(Protocol):
 
     @property
     def started(self) -> bool:
-        """Whether it has accepted connections, so that there may be something to finish."""
+        """Whether it has connections to look after, so that there may be something to finish."""
 
     def drain(self) -> None:
         """Let it finish and return."""

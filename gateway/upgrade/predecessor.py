@@ -4,11 +4,14 @@ The table of states stands in the package's docstring.
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
+from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
@@ -34,6 +37,9 @@ ANSWERS_MAX: Final = 2 * CHUNKS_UNACKNOWLEDGED_MAX
 """Messages of a successor that may be unread when it is ended; more than there can be."""
 
 CONTAINER_INIT_PID: Final = 1
+
+ORDERS_TO_END: Final = (signal.SIGTERM, signal.SIGINT)
+"""Signals that a process which stands still does not heed any more; who takes over gets them."""
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +84,7 @@ class Upgrades:
         estate = self._estate
         rest = Rest(self._node, estate)
         try:
-            with self._successor(given) as candidate:
+            with self._successor(given) as candidate, _noting(ORDERS_TO_END) as orders:
                 self._enter("starting", tell)
                 await self._await_ready(candidate, estate)
                 self._enter("settling", tell)
@@ -91,6 +97,9 @@ class Upgrades:
                 count = self._hand_over(candidate.channel, estate)
                 self._taken = True
                 now_s = time.monotonic()
+                for number in orders:
+                    with suppress(ProcessLookupError):
+                        os.kill(candidate.pid, number)
                 if given is None:
                     systemd.notify(f"MAINPID={candidate.pid}")
                 leave(Succeeded(candidate.pid, count, (now_s - paused_s) * 1e3, (now_s - stood_still_s) * 1e3))
@@ -196,6 +205,27 @@ class Upgrades:
             channel.receive(Ack, until_s=until_s)
         channel.receive(Taken, until_s=until_s)
         return len(connections)
+
+
+@contextmanager
+def _noting(numbers: Sequence[signal.Signals]) -> Iterator[list[int]]:
+    """The signals of these that somebody here heeds, as they come; whoever heeds them gets them as ever."""
+    came: list[int] = []
+
+    def note(heed: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        heed(number, frame)
+
+    before = {number: heed for number in numbers if callable(heed := signal.getsignal(number))}
+    noting = {number: partial(note, heed) for number, heed in before.items()}
+    for number, call in noting.items():
+        signal.signal(number, call)
+    try:
+        yield came
+    finally:
+        for number, call in noting.items():
+            if signal.getsignal(number) is call:
+                signal.signal(number, before[number])
 
 
 def _require_not_taken(channel: Channel) -> None:

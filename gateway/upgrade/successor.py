@@ -98,6 +98,7 @@ async def _succeed(settings: Settings, verifier: Verifier, channel: Channel, lin
                 channel.send(Taken(), until_s=time.monotonic() + MESSAGE_TIMEOUT_S)
             except Gone:  # it has ended after it had given everything: nobody but this process can go on
                 log.warning("the predecessor ended before it was told")
+            node.started = True  # from now on a signal drains it, whatever it still waits for
             heir.taken()
             channel.close()
             gc.freeze()  # nearly all of it stays, and a collection comes soon

@@ -1,5 +1,6 @@
 """A whole node: start, drain, and the order of its end."""
 
+import socket
 import time
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import trio
 
 from gateway.api.server import HTTP_CONNECTIONS_MAX
-from gateway.auth import Verifier
+from gateway.auth import Identity, Verifier
 from gateway.broker import Delivery
 from gateway.config import Settings
 from gateway.drain import SETTLE_S
@@ -107,6 +108,70 @@ async def test_a_signal_during_the_start_drains_once_started(make_node, autojump
         running.start_soon(node.run)
         await trio.testing.wait_all_tasks_blocked()
         node.drain()
+
+
+async def held_up(node):
+    """A node that another process has left its connections waits for something before it accepts, as in a cluster."""
+    go_on = trio.Event()
+    node.before_serving = lambda: setattr(node, "started", True)
+    node._reception.close = go_on.wait
+    return go_on
+
+
+async def test_a_successor_that_is_told_to_drain_before_it_accepts_drains_its_connections(make_node, nursery):
+    node = make_node()
+    go_on = await held_up(node)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as running:
+            running.start_soon(node.run)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            identity = Identity("alice", time.time() + 3600)
+            node.sessions.open(ours, identity, "phone", json=False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+            node.drain()
+            go_on.set()
+            got = await everything(stream)
+            assert isinstance(got[1], GoAway)
+            assert got[-1] == 1012
+
+
+async def test_a_successor_that_never_accepts_ends_within_the_grace_all_the_same(make_node, autojump_clock):
+    node = make_node(drain_grace_s=7.0)
+    await held_up(node)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as running:
+            running.start_soon(running_anyhow, running, node)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            node.drain()
+            began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(7.0, abs=4.0)
+    assert not node.listening
+
+
+@pytest.mark.parametrize("successor", [False, True])
+async def test_a_node_that_is_found_dead_before_it_accepts_ends_and_says_so(make_node, successor):
+    node = make_node()
+
+    async def run(*, task_status):
+        with trio.CancelScope() as scope:
+            node._fence()
+            scope.cancel()
+            await trio.sleep_forever()
+
+    node.cluster = SimpleNamespace(run=run)
+    node.before_serving = lambda: setattr(node, "started", successor)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as running:
+            await running.start(node.run)
+    assert node.fenced
+    assert not node.listening
+
+
+async def running_anyhow(nursery, node):
+    """Whoever waits for the start of a node that ends before is not told that this is a fault."""
+    await nursery.start(node.run)
 
 
 async def test_a_store_that_stands_still_costs_nobody_the_close_frame(make_node, nursery):

@@ -189,6 +189,30 @@ async def test_a_new_program_that_fails_changes_nothing(tmp_path: Path, program:
             await pushed(bob, b"and there")
 
 
+SIGNALLED = {
+    "before": "import gateway.upgrade.restore as r\n"
+    "finish = r.Restorer.finish\n"
+    "def f(self): os.kill(os.getppid(), signal.SIGTERM); finish(self)\n"
+    "r.Restorer.finish = f",
+    "behind": "import gateway.upgrade.heirs as h\n"
+    "h.EmbeddedHeir.taken = lambda _: os.kill(os.getpid(), signal.SIGTERM)",
+}
+"""What the new program does: has its predecessor, which stands still, told to drain, or itself behind taking over."""
+
+
+@pytest.mark.parametrize("moment", SIGNALLED)
+async def test_an_order_to_drain_that_comes_in_the_middle_is_obeyed(tmp_path: Path, moment: str) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    with NodeProcess(tmp_path / "data", environment={"PYTHONPATH": str(site)}) as node, trio.fail_after(DEADLINE_S):
+        async with connected(node, "alice", device="a") as alice:
+            (site / "sitecustomize.py").write_text(f"import os, signal\n{SIGNALLED[moment]}")
+            done = await upgrade(node.data_dir)
+            assert done.returncode == 0, done.stderr.decode()
+            assert (await alice.closed()).code == CloseCode.SERVICE_RESTART
+        assert "Traceback" not in node.stderr_path.read_text()
+
+
 async def test_a_bad_configuration_is_named(tmp_path: Path) -> None:
     config = tmp_path / "node.toml"
     config.write_text("idle_timeout_s = 90\n")
