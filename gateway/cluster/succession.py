@@ -101,6 +101,7 @@ class Succession:
         self._peers = peers
         self._following = following
         self._resting = False
+        self._generation = ""
 
     def objection(self) -> str:
         """Why now is no moment to begin, in words for an operator; empty where there is no reason."""
@@ -164,7 +165,7 @@ class Succession:
         )
 
     def restore(self, state: Inheritance) -> None:
-        """Go on with what a forebear gave; call it before anything runs but what connects."""
+        """Go on with what a forebear gave; call it before anything runs but what connects, and then ``go_on``."""
         cluster, redis = self._cluster, self._redis
         cluster.lease.resume(state.lease)
         cluster.links.restore(state.links)
@@ -175,6 +176,11 @@ class Succession:
             cluster.standing.shared.restore(state.heads)
         if redis is not None:
             redis.inbox.handed_over = state.inbox or redis.inbox.handed_over
-            redis.generations.resume(state.generation)
+        self._generation = state.generation
         if state.resync:
             self._resyncs.everybody()
+
+    def go_on(self) -> None:
+        """The connections are here, too: whatever hints were lost meanwhile can be made up for."""
+        if self._redis is not None:
+            self._redis.generations.resume(self._generation)

@@ -32,7 +32,7 @@ class Heir(Protocol):
         """A node that has the estate, not yet serving. A plain call."""
 
     def taken(self) -> None:
-        """The predecessor will do nothing any more."""
+        """The predecessor will do nothing any more, and its connections are the node's."""
 
     def estate(self) -> Estate:
         """What the node has now, for the next successor."""

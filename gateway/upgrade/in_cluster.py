@@ -182,6 +182,7 @@ class ClusterHeir:
 
     def taken(self) -> None:
         """See Heir.taken. Nothing names a process."""
+        self.backend.succession.go_on()
 
     def estate(self) -> Estate:
         """See Heir.estate."""

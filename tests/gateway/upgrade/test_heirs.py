@@ -8,13 +8,20 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from gateway.auth import Verifier
+from gateway.broker import channel_id_of
+from gateway.cluster.backend import Backend
+from gateway.cluster.ports import Command, Identity
+from gateway.cluster.redis_keys import sessions
 from gateway.config import Settings
+from gateway.node import Node
 from gateway.upgrade.channel import HandOverFailed
 from gateway.upgrade.heirs import EmbeddedHeir, heir_of
 from gateway.upgrade.in_cluster import ClusterHeir, Told, same
 from gateway.upgrade.messages import FORMAT, Offer, encode
 
 SECRET = "a secret that two processes of one node share"
+NEWS = channel_id_of("n" * 24)
 
 
 def offer_of(settings: Settings, estate: bytes = b"") -> Offer:
@@ -108,3 +115,28 @@ def test_the_incarnation_and_the_port_for_other_nodes_go_on(tmp_path: Path) -> N
         assert heir.backend.peers is not None
         with heir.backend.peers.listening as inherited:
             assert inherited.getsockname() == listening.getsockname()
+
+
+async def test_what_redis_lost_is_made_up_for_when_the_connections_are_there() -> None:
+    """Redis came back with nothing, and the node had not noticed when it gave up its place."""
+    settings = Settings(store="cassandra", node_name="first", redis_url="redis://127.0.0.1:1", auth_secret=SECRET)
+    verifier = Verifier.from_settings(settings)
+    heir = heir_of(offer_of(settings, encode(Told("first:abc", "x:1", False, False))), [], settings)
+    assert isinstance(heir, ClusterHeir)
+    generations, redis = heir.backend._generations, heir.backend.redis
+    assert generations is not None
+    assert redis is not None
+    asked: list[Command] = []
+    redis.submit = lambda commands, _answer: asked.extend(commands)  # type: ignore[method-assign]
+    generations.back(Identity("run", "replication"))
+    generations._named([None, b"key"])
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        forebear = Backend(settings, "first", "x:1")
+        Node(settings, forebear.store, verifier, [sock], forebear)
+        node = heir.take(verifier, [sock], encode(forebear.succession.state()), [])  # type: ignore[arg-type]
+        node.hub.by_user["bob"] = []  # type: ignore[assignment]
+        node.hub.followers.restore({NEWS: {"bob": 1}})
+        asked.clear()
+        heir.taken()
+    assert ("SADD", sessions("bob"), "first:abc") in asked
+    assert not node.hub.followers.is_following("bob", NEWS), "who has left meanwhile was not told here"
