@@ -213,10 +213,12 @@ class Node:
 
     def _gone(self, connection: Connection) -> None:
         """A connection has left the open state: nobody may keep it."""
-        self.hub.remove(connection)
-        self.parking.forget(connection)
-        self.presences.forget(connection)
-        self.keepalive.forget(connection)
+        for forget in (self.hub.remove, self.parking.forget, self.presences.forget, self.keepalive.forget):
+            try:
+                forget(connection)
+            except Exception:
+                # One connection's end must not be everybody's: it is our bug, logged whole.
+                log.exception("connection not forgotten", user=connection.user)
 
     @property
     def address(self) -> str:

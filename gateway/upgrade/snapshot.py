@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gateway.edge.connection import JSON, TLS, Connection, Devices
+from gateway.edge.connection import CLOSED, JSON, TLS, Connection, Devices
 from gateway.upgrade.messages import CONNECTIONS_PER_CHUNK, Chunk, Extra
 
 if TYPE_CHECKING:
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def movable_connections(node: "Node") -> list[Connection]:
     """The open connections, user by user as the hub has them, then the closing ones.
 
-    Those whose TLS ends in this process cannot be moved; by now they are closing at most.
+    Those whose TLS ends in this process cannot be moved; by now they are closing at most. Nor can one that is closed,
+    and was not forgotten by a fault of ours.
     """
     found: list[Connection] = []
     for target in node.hub.by_user.values():
@@ -23,7 +24,7 @@ def movable_connections(node: "Node") -> list[Connection]:
         else:
             found.append(target)
     found += node.writer.closing()
-    return [connection for connection in found if not connection.flags & TLS]
+    return [connection for connection in found if not connection.flags & (TLS | CLOSED)]
 
 
 def chunks_of(node: "Node", connections: list[Connection]) -> Iterator[tuple[Chunk, list[int]]]:

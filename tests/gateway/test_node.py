@@ -174,6 +174,23 @@ async def running_anyhow(nursery, node):
     await nursery.start(node.run)
 
 
+@pytest.mark.parametrize("part", ["hub.remove", "parking.forget", "presences.forget", "keepalive.forget"])
+async def test_a_fault_at_the_end_of_one_connection_does_not_end_the_node(make_node, nursery, monkeypatch, part):
+    node = make_node()
+    owner, _, name = part.partition(".")
+    monkeypatch.setattr(getattr(node, owner), name, lambda _connection: 1 / 0)
+    with trio.fail_after(30):
+        await nursery.start(node.run)
+        alice, bob = [await connect(node, user) for user in ("alice", "bob")]
+        await alice.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert node.table.count == 1
+        assert ("alice" in node.hub.by_user) == (part == "hub.remove"), "the others forget it all the same"
+        await bob.send_all(b"\x89\x80\x00\x00\x00\x00")  # a ping
+        assert await bob.receive_some() == b"\x8a\x00"
+        await bob.aclose()
+
+
 async def test_a_store_that_stands_still_costs_nobody_the_close_frame(make_node, nursery):
     node = make_node(drain_grace_s=0.2)
     node.owner.backlog.waiting = 1  # an append that the disk does not answer

@@ -169,6 +169,17 @@ async def test_a_closing_connection_is_in_no_hub_and_keeps_its_deadline(halves):
     assert new.table.count == 0
 
 
+async def test_a_closed_connection_that_the_hub_did_not_forget_is_left_behind(halves):
+    old, new = halves
+    old.edge.connect("alice")
+    (connection,) = old.hub.connections_of("alice")
+    old.writer.on_gone = lambda _connection: None
+    old.writer.abort(connection)
+    old.edge.connect("bob")
+    move(old, new)
+    assert list(new.hub.by_user) == ["bob"]
+
+
 async def test_watch_lists_notices_and_those_who_just_left_go_over(halves):
     old, new = halves
     watcher, noticed = old.edge.connect("alice"), old.edge.connect("carol")
