@@ -271,7 +271,7 @@ class Listener:
         if not fields.keys() <= {"device"}:
             # Tokens in URLs end up in logs; and a misspelt field would be ignored for ever.
             raise Refused(400, "the only query field is device; a token goes into the Authorization header")
-        device = fields["device"][-1]
+        device = fields.get("device", [""])[-1]  # a query of nothing but ampersands has no field at all
         if len(device) > limits.DEVICE_ID_CHARS_MAX or not device.isprintable():
             raise Refused(400, f"device must be at most {limits.DEVICE_ID_CHARS_MAX} printable characters")
         return device

@@ -144,8 +144,9 @@ async def test_a_bearer_token_opens_at_once_and_the_welcome_follows_the_upgrade(
     await stream.aclose()
 
 
-async def test_a_device_id_is_made_up_where_none_is_given(door):
-    stream = await door.connect(request())
+@pytest.mark.parametrize("path", ["/v1/connect", "/v1/connect?", "/v1/connect?&", "/v1/connect?device="])
+async def test_a_device_id_is_made_up_where_none_is_given(door, path):
+    stream = await door.connect(request(path=path))
     _, rest = await receive_head(stream)
     (welcome,) = await receive_frames(stream, rest, 1)
     assert len(welcome.device) == 12
