@@ -56,6 +56,8 @@ ACCEPT_PAUSE_S = 0.1
 RETRY_AFTER_S = 5
 """Seconds that a client is told to stay away when the node is full; clients add jitter of their own."""
 
+GOING_AWAY = "the node is going away"
+
 HANDSHAKES_CHECK_S = 0.005
 """Seconds between two looks at whether all handshakes are done, for an upgrade."""
 
@@ -260,7 +262,7 @@ class Listener:
         if origin is not None and origin not in self._settings.allowed_origins:
             raise Refused(403, "this origin is not allowed: the operator lists origins in allowed_origins")
         if self._table.count + self._upgraded >= self._connections_max or not self.accepting:
-            reason = "the node is full" if self.accepting else self.why_not or "the node is going away"
+            reason = "the node is full" if self.accepting else self.why_not or GOING_AWAY
             raise Refused(503, f"{reason}: try again, or another node", (("Retry-After", str(RETRY_AFTER_S)),))
 
     def _device(self, head: RequestHead) -> str:
@@ -310,7 +312,7 @@ class Listener:
                 if request is not None:
                     await self._finish(arrival, request)
             if deadline.cancelled_caught:
-                self._too_late(arrival.sock, request)
+                self._too_late(arrival, request)
         except Refused as refused:
             self._refuse(arrival.sock, arrival.peer, refused)
         except NotLetIn as ended:
@@ -318,7 +320,8 @@ class Listener:
         except OSError:
             arrival.sock.close()  # the peer went away
         except trio.Cancelled:
-            arrival.sock.close()  # the node ends; whoever is cancelled still has the socket
+            # The node ends; whoever is cancelled still has the socket.
+            self._send_away(arrival, request, f"{self.why_not or GOING_AWAY}: try again, or another node")
             raise
         except Exception:
             log.exception("handshake failed", client=arrival.peer[0])
@@ -345,14 +348,19 @@ class Listener:
         finally:
             self._putting_off = False
 
-    def _too_late(self, sock: socket.socket, request: Request | None) -> None:
+    def _send_away(self, arrival: Arrival, request: Request | None, reason: str) -> None:
+        """Tell whoever is not done with the handshake to come back."""
+        if request is None or request.token:
+            refused = Refused(503, reason, (("Retry-After", str(RETRY_AFTER_S)),))
+            self._refuse(arrival.sock, arrival.peer, refused)
+        else:
+            farewell(arrival.sock, encode_close(CloseCode.SERVICE_RESTART, reason))
+
+    def _too_late(self, arrival: Arrival, request: Request | None) -> None:
         if self._putting_off:
-            message = "the node is being upgraded: try again"
-            if request is None or request.token:
-                raise Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),))
-            farewell(sock, encode_close(CloseCode.SERVICE_RESTART, message))
+            self._send_away(arrival, request, "the node is being upgraded: try again")
             return
-        limit_s = self._settings.handshake_timeout_s
+        sock, limit_s = arrival.sock, self._settings.handshake_timeout_s
         if request is None:
             raise Refused(408, f"no complete request within {limit_s:g} s")
         if request.token:
