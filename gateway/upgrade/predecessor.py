@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -36,7 +37,13 @@ has thirty times too much to do; a first fetch of public keys takes up to ten. N
 ANSWERS_MAX: Final = 2 * CHUNKS_UNACKNOWLEDGED_MAX
 """Messages of a successor that may be unread when it is ended; more than there can be."""
 
-CONTAINER_INIT_PID: Final = 1
+FIRST_PID: Final = 1
+
+FIRST_NAME: Final = Path("/proc/1/comm")
+
+INITS_THAT_END: Final = frozenset({"tini", "docker-init", "podman-init", "dumb-init", "catatonit"})
+"""First processes of containers that end, and the container with them, when the process does that they have started
+(``docker run --init``)."""
 
 ORDERS_TO_END: Final = (signal.SIGTERM, signal.SIGINT)
 """Signals that a process which stands still does not heed any more; who takes over gets them."""
@@ -120,10 +127,10 @@ class Upgrades:
         """Raises UpgradeFailed if there is no sense in trying."""
         if self.state != "idle":
             raise UpgradeFailed(f"an upgrade is under way already ({self.state}): wait for its outcome")
-        if os.getpid() == CONTAINER_INIT_PID:
+        if _ends_the_container():
             raise UpgradeFailed(
-                "this node is process 1 of its container, which ends with it: let an init process run it "
-                "(docker run --init), or replace the container"
+                "the container of this node ends with this process: replace the container, or let several processes "
+                "share the port (--processes), whose supervisor can be upgraded"
             )
         if self._supervised and given is None:
             raise UpgradeFailed(
@@ -205,6 +212,16 @@ class Upgrades:
             channel.receive(Ack, until_s=until_s)
         channel.receive(Taken, until_s=until_s)
         return len(connections)
+
+
+def _ends_the_container() -> bool:
+    """Whether nothing goes on where this process ends."""
+    if os.getpid() == FIRST_PID:
+        return True
+    try:
+        return os.getppid() == FIRST_PID and FIRST_NAME.read_text().strip() in INITS_THAT_END
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -204,7 +204,7 @@ async def test_a_fault_of_our_own_does_not_end_the_node(node, monkeypatch):
     await serves(node, "bob")
 
 
-async def test_what_cannot_be_upgraded_says_why(node, monkeypatch):
+async def test_what_cannot_be_upgraded_says_why(node, monkeypatch, tmp_path):
     async def reason(upgrades: Upgrades) -> str:
         with pytest.raises(UpgradeFailed) as failed:
             await upgrades.upgrade(lambda _state: None, leave)
@@ -215,9 +215,16 @@ async def test_what_cannot_be_upgraded_says_why(node, monkeypatch):
     estate.wrong = "the disk is full"
     assert await reason(Upgrades(node, estate)) == "the disk is full"
     assert "cannot be started" in await reason(Upgrades(node, FakeEstate(), ["/no/such/program"]))
-    monkeypatch.setattr(predecessor.os, "getpid", lambda: 1)
-    assert "docker run --init" in await reason(Upgrades(node, FakeEstate()))
-    monkeypatch.undo()
+    with monkeypatch.context() as first:
+        first.setattr(predecessor.os, "getpid", lambda: 1)
+        assert "the container of this node ends with this process" in await reason(Upgrades(node, FakeEstate()))
+    with monkeypatch.context() as child_of_the_first:
+        child_of_the_first.setattr(predecessor.os, "getppid", lambda: 1)
+        child_of_the_first.setattr(predecessor, "FIRST_NAME", tmp_path / "comm")
+        (tmp_path / "comm").write_text("docker-init\n")
+        assert "the container of this node ends with this process" in await reason(Upgrades(node, FakeEstate()))
+        (tmp_path / "comm").write_text("systemd\n")
+        assert "cannot be started" in await reason(Upgrades(node, FakeEstate(), ["/no/such/program"]))
     node.drain()
     assert await reason(Upgrades(node, FakeEstate())) == "the node drains"
 
