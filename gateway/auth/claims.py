@@ -76,11 +76,11 @@ class ClaimRules(Struct, frozen=True, gc=False):
             TokenRefused: a rule is broken; the message says which and what is allowed.
         """
         if claims.exp <= now_s - limits.TOKEN_LEEWAY_S:
-            raise TokenRefused(f"the token expired {_ago(now_s - claims.exp)} ago; get a new one")
+            raise TokenRefused(f"the token expired {_between(claims.exp, now_s)} ago; get a new one")
         if claims.nbf > now_s + limits.TOKEN_LEEWAY_S:
-            raise TokenRefused(f"the token is not valid yet: its nbf is {_ago(claims.nbf - now_s)} ahead")
+            raise TokenRefused(f"the token is not valid yet: its nbf is {_between(now_s, claims.nbf)} ahead")
         if claims.iat > now_s + limits.TOKEN_LEEWAY_S:
-            raise TokenRefused(f"the token was issued in the future: its iat is {_ago(claims.iat - now_s)} ahead")
+            raise TokenRefused(f"the token was issued in the future: its iat is {_between(now_s, claims.iat)} ahead")
         if claims.aud != self.audience:
             self._check_audience(claims.aud)
         if self.issuer and claims.iss != self.issuer:
@@ -103,5 +103,6 @@ class ClaimRules(Struct, frozen=True, gc=False):
             raise TokenRefused(f"the token is for another audience; its aud must name {self.audience!r}")
 
 
-def _ago(seconds: float) -> str:
-    return f"{min(max(seconds, 0), EXPIRY_S_MAX):.0f} s"
+def _between(earlier_s: float, later_s: float) -> str:
+    """How long it is, in words; whole numbers too large for a float are among what tokens say."""
+    return f"{min(min(later_s, EXPIRY_S_MAX) - max(earlier_s, -EXPIRY_S_MAX), EXPIRY_S_MAX):.0f} s"

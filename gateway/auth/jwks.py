@@ -1,11 +1,14 @@
 """Public keys from a JWKS URL: fetched at start, again from time to time, and when a token names an unknown one."""
 
+import io
+import socket
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import IO, Any, Final
 
 import structlog
@@ -39,27 +42,83 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         raise FetchFailed(f"answered {code}, a redirect; configure the final URL")
 
 
+class _UntilEnd(io.RawIOBase):
+    """What a socket receives until ``end_s`` (of the monotonic clock), however little comes how often."""
+
+    def __init__(self, sock: socket.socket, end_s: float) -> None:
+        self._sock = sock
+        self._received = sock.makefile("rb", buffering=0)
+        self._end_s = end_s
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """See io.RawIOBase. Raises TimeoutError at the end of the time."""
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left_s)
+        return self._received.readinto(buffer)
+
+    def close(self) -> None:
+        self._received.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """A response that has to be complete by ``end_s``, its head as well as its body."""
+
+    def __init__(self, end_s: float, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_UntilEnd(sock, end_s))
+
+
+class _InTime(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens http and https URLs, whose responses have to be complete by ``end_s``."""
+
+    def __init__(self, end_s: float) -> None:
+        super().__init__()
+        self._end_s = end_s
+
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, HTTPConnection), req)
+
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, HTTPSConnection), req)
+
+    def _connection(self, kind: type[HTTPConnection], host: str, **options: Any) -> HTTPConnection:
+        connection = kind(host, **options)
+        connection.response_class = partial(_Response, self._end_s)  # type: ignore[assignment]
+        return connection
+
+
 def fetch(url: str) -> bytes:
     """Get the document at an http or https URL, within FETCH_TIMEOUT_S and JWKS_BYTES_MAX. Blocks: call in a thread.
+
+    Finding and reaching its host may take as long besides, for each of its addresses.
 
     Raises:
         FetchFailed: no answer in time, not status 200, or too large.
     """
-    end = time.monotonic() + FETCH_TIMEOUT_S
+    end_s = time.monotonic() + FETCH_TIMEOUT_S
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - checked at start
     document = b""
     try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=FETCH_TIMEOUT_S) as response:
+        with urllib.request.build_opener(_NoRedirects, _InTime(end_s)).open(
+            request, timeout=FETCH_TIMEOUT_S
+        ) as response:
             if response.status != 200:
                 raise FetchFailed(f"answered status {response.status}; expected 200")
             while chunk := response.read1(65_536):
                 document += chunk
                 if len(document) > JWKS_BYTES_MAX:
                     raise FetchFailed(f"sent more than {JWKS_BYTES_MAX} bytes")
-                if time.monotonic() > end:
-                    raise FetchFailed(f"took longer than {FETCH_TIMEOUT_S} s")
     except urllib.error.HTTPError as error:
         raise FetchFailed(f"answered status {error.code}; expected 200") from None
+    except TimeoutError:
+        raise FetchFailed(f"took longer than {FETCH_TIMEOUT_S} s") from None
     except (OSError, HTTPException, ValueError) as error:
         raise FetchFailed(str(error) or type(error).__name__) from None
     return document

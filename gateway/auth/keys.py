@@ -123,7 +123,10 @@ def _key_of(jwk: object, algorithm: str) -> tuple[str, PublicKey]:
         raise AuthMisconfigured("not an object")
     if jwk.get("kty") != _KEY_TYPES[algorithm]:
         raise AuthMisconfigured(f"its kty is not {_KEY_TYPES[algorithm]}")
-    if jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ("verify",)):
+    operations = jwk.get("key_ops", ["verify"])
+    if not isinstance(operations, list):
+        raise AuthMisconfigured("its key_ops is not a list")
+    if jwk.get("use", "sig") != "sig" or "verify" not in operations:
         raise AuthMisconfigured("not for verifying signatures")
     if jwk.get("alg", algorithm) != algorithm:
         raise AuthMisconfigured(f"its alg is not {algorithm}")

@@ -1,5 +1,6 @@
 import contextlib
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.auth import TokenRefused, UnknownKey, Verifier
+from gateway.auth import jwks as jwks_module
 from gateway.auth.jwks import JWKS_BYTES_MAX, REFRESH_INTERVAL_MIN_S, FetchFailed, check_url, fetch
 from gateway.auth.keys import AuthMisconfigured, parse_jwks
 from gateway.config import Settings
@@ -201,12 +203,14 @@ def test_keys_that_do_not_fit_are_passed_over_by_name() -> None:
             {"kty": "EC", "kid": "empty"},
             secret_key,
             public_jwk("ES256", 0, kid=5),
+            public_jwk("ES256", 0, kid="no operations", key_ops=None),
+            public_jwk("ES256", 0, kid="a number of operations", key_ops=5),
             "nonsense",  # type: ignore[arg-type]
         ),
         "ES256",
     )
     assert list(keys) == ["good"]
-    assert len(passed_over) == 11
+    assert len(passed_over) == 13
     assert all(reason.startswith("key ") for reason in passed_over)
     assert private_key("ES256", 0).public_key() == keys["good"]
 
@@ -289,6 +293,41 @@ def test_answers_that_are_no_jwks(
 ) -> None:
     with http_answer(status, body, headers) as url, pytest.raises(FetchFailed, match=complaint):
         fetch(url)
+
+
+@pytest.mark.parametrize("piece", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X-Slow: yes\r\n", b"5\r\nslow!\r\n"])
+def test_a_provider_that_goes_on_and_on_is_left_in_time(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read brings something at once; a thread that waits for the end would hold up all later fetches."""
+    monkeypatch.setattr(jwks_module, "FETCH_TIMEOUT_S", 0.2)
+    left_in_time = threading.Event()
+    begins = {b"H": b"", b"X": b"HTTP/1.1 200 OK\r\n", b"5": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"}
+
+    def go_on(listening: socket.socket) -> None:
+        sock, _ = listening.accept()
+        with sock:
+            sock.sendall(begins[piece[:1]])
+            sock.settimeout(0.05)
+            sock.recv(65_536)  # the request
+            for _ in range(200):
+                sock.sendall(piece)
+                try:
+                    sock.recv(1)
+                except TimeoutError:
+                    continue
+                except ConnectionResetError:
+                    pass
+                left_in_time.set()
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=go_on, args=(listening,))
+        thread.start()
+        try:
+            with pytest.raises(FetchFailed, match=r"took longer than 0\.2 s"):
+                fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/jwks.json")
+        finally:
+            thread.join()
+    assert left_in_time.is_set()
 
 
 def test_nobody_answers() -> None:
