@@ -56,11 +56,17 @@ class Slots:
     """Implements ``gateway.cluster.ownership.SlotHolder`` with an owner, what hands on what it says, and the links."""
 
     def __init__(
-        self, owner: Callable[[], Owner], handing_on: Callable[[], HandingOn], links: Callable[[], Links]
+        self,
+        owner: Callable[[], Owner],
+        handing_on: Callable[[], HandingOn],
+        links: Callable[[], Links],
+        on_gap: Callable[[], None],
     ) -> None:
+        """``on_gap``: called when parcels count as lost."""
         self._owner = owner
         self._handing_on = handing_on
         self._links = links
+        self._on_gap = on_gap
 
     async def release(self, slots: Collection[int]) -> None:
         """See SlotHolder.release. The next owner's deliveries and acknowledgements come behind all of this one's."""
@@ -75,6 +81,11 @@ class Slots:
         table before it has read in its own what was delivered last.
         """
         return await self._links().reach(heirs)
+
+    async def read_up(self) -> None:
+        """See SlotHolder.read_up."""
+        if not await self._links().read_up():
+            self._on_gap()
 
     def drop_all(self) -> None:
         """See SlotHolder.drop_all."""
@@ -118,7 +129,7 @@ class Cluster:
         self._coordination = coordination
         self._renew_s = settings.lease_renew_s
         self._strangers: set[str] = set()
-        holder = Slots(lambda: self.owner, lambda: self.handing_on, lambda: self.links)
+        holder = Slots(lambda: self.owner, lambda: self.handing_on, lambda: self.links, self._may_have_missed)
         self.ownership = SlotOwnership(coordination, lease, watch, holder)
         self.links = Links(lease.incarnation, transport, watch)
         self.handing_on = HandingOn(lease.incarnation, edge, self.links, directory, watch)
@@ -273,6 +284,10 @@ class Cluster:
         version = self.ownership.table.version
         if self.ownership.wrote_version == version:
             self.links.send_all(TableChanged(version))
+
+    def _may_have_missed(self) -> None:
+        """What the dead delivered here last is not read, or not in time."""
+        self.on_gap()
 
     def _received(self, sender: str, items: Sequence[Item]) -> None:
         with self._edge.together():

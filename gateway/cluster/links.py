@@ -60,6 +60,7 @@ class LinksState(Struct, array_like=True):
         welcomes: nodes that know this one.
         kept: encoded parcels that came during the pause.
         hellos: number of the last hello.
+        heads_from: number of the first hash of each node's heads that counts.
     """
 
     sent: dict[str, int]
@@ -67,6 +68,7 @@ class LinksState(Struct, array_like=True):
     welcomes: list[str]
     kept: list[bytes]
     hellos: int = 0
+    heads_from: dict[str, int] = {}
 
 
 class LiveIncarnations(Protocol):
@@ -122,6 +124,7 @@ class Links:
         self._answered: dict[str, int] = {}  # the last hello that each node has answered
         self._welcomed = trio.Event()
         self._wake = trio.Event()
+        self._running = False
         self._kept: list[bytes] | None = None  # what comes during a pause; None: there is none
         transport.received = self._receive
 
@@ -181,6 +184,26 @@ class Links:
             log.warning("nodes do not answer in time that they have read what was sent to them", nodes=silent)
         return ready
 
+    async def read_up(self) -> bool:
+        """Whether this node has read all that others sent to it before, those that have ended among them.
+
+        It says hello to itself to find out. That takes no longer than REACH_MAX_S, and no time while Redis is away, or
+        these links rest: what waits in the inbox is read later then, or never. Cancelling is safe.
+        """
+        if not self._running or self._kept is not None or self._transport.away:
+            await trio.lowlevel.checkpoint()
+            return not self._running and self._kept is None  # nobody knows this node yet
+        self._hellos += 1
+        number = self._hellos
+        hello = Parcel(self._incarnation, number, [])
+        self._transport.send(self._incarnation, encode_parcel(hello), _ignore)
+        with trio.move_on_after(REACH_MAX_S):
+            while self._answered.get(self._incarnation, 0) < number:
+                await self._welcomed.wait()
+            return True
+        log.warning("this node does not read its inbox in time: what ended nodes sent last counts as lost")
+        return False
+
     async def _greet(self, missing: Callable[[], Collection[str]]) -> None:
         """Say hello to those who are missing, again and again, until nobody is."""
         while missing():
@@ -210,8 +233,9 @@ class Links:
     def state(self) -> LinksState:
         """What a process has to know that goes on with these links; call it during a pause, when ``idle``."""
         return LinksState(
-            dict(self._sent), dict(self._expected), list(self._welcomes), list(self._kept or ()), self._hellos
-        )
+            dict(self._sent), dict(self._expected), list(self._welcomes), list(self._kept or ()), self._hellos,
+            dict(self._heads_from),
+        )  # fmt: skip
 
     def restore(self, state: LinksState) -> None:
         """Go on with the links of a process that sends and reads nothing any more; call it before ``run``.
@@ -223,6 +247,7 @@ class Links:
         self._expected, self._heard_s = dict(state.expected), dict.fromkeys(state.expected, now_s)
         self._welcomes = set(state.welcomes)
         self._hellos = state.hellos
+        self._heads_from = dict(state.heads_from)
         self._kept = [*state.kept, *(self._kept or ())]
 
     def flush_soon(self) -> None:
@@ -231,6 +256,7 @@ class Links:
 
     async def run(self) -> None:
         """Send what passes of the loop gather until cancelled; what is not sent then is lost."""
+        self._running = True
         self.resume()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_alive)
@@ -281,6 +307,7 @@ class Links:
                     del self._sent[ended], self._sent_s[ended]
             for ended in [each for each, heard_s in self._heard_s.items() if heard_s < forgotten_s]:
                 del self._expected[ended], self._heard_s[ended]
+                self._welcomes.discard(ended)
                 self._heads_from.pop(ended, None)
                 self._answered.pop(ended, None)
 
@@ -316,6 +343,9 @@ class Links:
             return  # its number is missing from now on, and that has consequences
         self._look_at_itself()
         sender = parcel.sender
+        if sender == self._incarnation:
+            self._note_answer(sender, parcel.number)  # a hello of ``read_up``
+            return
         self._heard_s[sender] = trio.current_time()
         expected = self._expected.get(sender, 1)
         if parcel.number < expected:
@@ -339,12 +369,15 @@ class Links:
             self.send(sender, Welcome(item.number))
         elif type(item) is Welcome:
             self._welcomes.add(sender)
-            self._answered[sender] = max(item.number, self._answered.get(sender, 0))
-            self._welcomed.set()
-            self._welcomed = trio.Event()
+            self._note_answer(sender, item.number)
         else:
             return False
         return True
+
+    def _note_answer(self, incarnation: str, number: int) -> None:
+        self._answered[incarnation] = max(number, self._answered.get(incarnation, 0))
+        self._welcomed.set()
+        self._welcomed = trio.Event()
 
 
 def _ignore(_taken: bool) -> None:

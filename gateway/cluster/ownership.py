@@ -2,7 +2,8 @@
 
 A slot changes hands in one of two ways, each one lightweight transaction on the table's version:
 
-- *claim*: its owner is dead (its lease row says so, which is for ever); the epoch rises by one;
+- *claim*: its owner is dead (its lease row says so, which is for ever); who claims has read what that one delivered to
+  it, or counts it as lost; the epoch rises by one;
 - *handover*: its owner writes down the next owner, stops accepting for the slot, waits until nothing of it is pending
   and the next owner has read what was delivered to it, and only then writes the next owner as owner, with the epoch
   one higher.
@@ -50,6 +51,12 @@ class SlotHolder(Protocol):
 
     async def reach(self, heirs: Collection[str]) -> Collection[str]:
         """Wait a while until these nodes have read what this one told them; answers who has. Cancelling is safe."""
+
+    async def read_up(self) -> None:
+        """Read what nodes that ended told this one before; what is not read within a while counts as lost.
+
+        Cancelling is safe.
+        """
 
     def drop_all(self) -> None:
         """Forget everything at once, answering that outcomes are unknown: this node owns nothing any more."""
@@ -187,7 +194,7 @@ class SlotOwnership:
             return
         rightful = self._rightful()
         claimed = self._claimable(rightful)
-        if claimed and not await self._change(claimed):
+        if claimed and not await self._claim(claimed):
             self.wake()
             return
         self.claims += len(claimed)
@@ -239,6 +246,16 @@ class SlotOwnership:
             for number, slot in enumerate(self.table.slots)
             if rightful[number] == own and slot.owner in dead
         }
+
+    async def _claim(self, claimed: Mapping[int, Slot]) -> bool:
+        """Take slots of the dead; False if somebody else wrote meanwhile. Raises Unavailable.
+
+        What they delivered to this node's connections last may not have been read yet: it would come behind what this
+        node is going to deliver.
+        """
+        if any(self.table.slots[number].owner for number in claimed):
+            await self._holder.read_up()
+        return await self._change(claimed)
 
     # --- Handing over -----------------------------------------------------------------------------------------------
 

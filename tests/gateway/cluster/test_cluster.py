@@ -7,12 +7,14 @@ from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+import pytest
 import structlog.testing
 import trio
 from trio.testing import MockClock
 
 from gateway.check.checker import check
 from gateway.check.history import parse
+from gateway.cluster.links import REACH_MAX_S
 from gateway.config import Settings
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, GetConversation, MarkReceipt, ReceiptPush, Send
@@ -93,6 +95,48 @@ async def test_the_owner_dies_and_what_it_did_not_answer_is_answered_by_the_next
         await trio.sleep(9)
         assert a.acks(alice) == [9]
         assert each.owner_of(conversation_id) is a
+
+
+async def test_what_the_dead_delivered_comes_before_what_the_next_owner_does_however_late(
+    autojump_clock: MockClock,
+) -> None:
+    async with talk(owner="a", readers="b") as (each, a, b, alice, conversation_id, peer):
+        b.connection.late_s = REACH_MAX_S * 0.9
+        a.submit(alice, Send(5, conversation_id, "m1", "m1"))
+        await trio.sleep(0.1)
+        assert a.acks(alice) == [5]
+        each.kill(a)
+        await a.lease.release()
+        b.cluster.watch.wake()
+        bob = FakeOrigin(peer)
+        b.submit(bob, Send(6, conversation_id, "m2", "m2"))
+        await trio.sleep(5)
+        assert b.acks(bob) == [6]
+        assert b.bodies(peer) == ["m1", "m2"]
+
+
+@pytest.mark.parametrize("trouble", ["the inbox is not read", "Redis is away"])
+async def test_what_the_dead_may_have_delivered_counts_as_lost_before_the_next_owner_delivers(
+    autojump_clock: MockClock, trouble: str
+) -> None:
+    async with talk(owner="a", readers="b") as (each, a, b, alice, conversation_id, peer):
+        told: list[list[str]] = []
+        b.cluster.on_gap = lambda: told.append(b.bodies(peer))
+        b.connection.late_s = 60.0
+        a.submit(alice, Send(5, conversation_id, "m1", "m1"))
+        await trio.sleep(0.1)
+        assert a.acks(alice) == [5]
+        each.kill(a)
+        if trouble == "Redis is away":
+            each.network.away = True
+        bob = FakeOrigin(peer)
+        await trio.sleep(8)
+        assert told == []
+        b.submit(bob, Send(6, conversation_id, "m2", "m2"))
+        await trio.sleep(10)
+        assert b.acks(bob) == [6]
+        assert b.bodies(peer) == ["m2"]
+        assert told == [[]]
 
 
 async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_clock: MockClock) -> None:

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.cluster.links import GATHER_ITEMS_MIN, GATHER_S, HELLO_S, REACH_MAX_S, STANDSTILL_S, Links
+from gateway.cluster.links import FORGET_S, GATHER_ITEMS_MIN, GATHER_S, HELLO_S, REACH_MAX_S, STANDSTILL_S, Links
 from gateway.cluster.parcels import Hello, Item, Parcel, TableChanged, Welcome, decode_parcel, encode_parcel
 from gateway.cluster.ports import Taken
 
@@ -33,12 +33,37 @@ class Wires:
         self.received(encode_parcel(Parcel("b", number, list(items))))
 
 
-async def test_who_said_hello_gets_no_number_twice_though_no_look_has_seen_it_yet(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object()}))
+Live = dict[str, SimpleNamespace]
+
+
+@pytest.fixture
+def live() -> Live:
+    """Who lives; a test may change it."""
+    return {name: SimpleNamespace(nonce=1) for name in "ab"}
+
+
+@pytest.fixture
+def wires() -> Wires:
+    return Wires()
+
+
+def links_of(wires: Wires, live: Live) -> Links:
+    return Links("a", wires, SimpleNamespace(live=live))
+
+
+@pytest.fixture
+async def links(wires: Wires, live: Live, nursery: trio.Nursery) -> Links:
+    """Those of ``a``, and they run."""
+    links = links_of(wires, live)
     nursery.start_soon(links.run)
+    await wait_all_tasks_blocked()
+    return links
+
+
+async def test_who_said_hello_gets_no_number_twice_though_no_look_has_seen_it_yet(
+    links: Links, wires: Wires, live: Live, autojump_clock: MockClock
+) -> None:
+    del live["b"]
     wires.bring(1, Hello())
     await trio.sleep(5)
     links.send("b", TableChanged(1))
@@ -48,14 +73,12 @@ async def test_who_said_hello_gets_no_number_twice_though_no_look_has_seen_it_ye
 
 
 async def test_who_stood_still_may_have_missed_something_before_the_next_parcel_is_read(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    links: Links, wires: Wires, live: Live, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object()}))
+    del live["b"]
     told: list[object] = []
     links.on_standstill = lambda seconds: told.append(seconds > STANDSTILL_S)
     links.received = lambda _sender, items: told.extend(items)
-    nursery.start_soon(links.run)
     await trio.sleep(100)
     wires.bring(1, TableChanged(1))
     autojump_clock.jump(STANDSTILL_S - 1.5)
@@ -71,13 +94,10 @@ async def test_who_stood_still_may_have_missed_something_before_the_next_parcel_
 
 
 async def test_what_comes_during_a_pause_is_read_after_it_in_order(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    links: Links, wires: Wires, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
     heard: list[Item] = []
     links.received = lambda _sender, items: heard.extend(items)
-    nursery.start_soon(links.run)
     await wait_all_tasks_blocked()
     links.pause()
     wires.bring(1, TableChanged(1))
@@ -92,13 +112,10 @@ async def test_what_comes_during_a_pause_is_read_after_it_in_order(
 
 
 async def test_the_items_of_a_parcel_are_handed_over_at_once_but_for_those_for_the_links(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    links: Links, wires: Wires, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
     heard: list[Sequence[Item]] = []
     links.received = lambda _sender, items: heard.append(items)
-    nursery.start_soon(links.run)
     await wait_all_tasks_blocked()
     wires.bring(1, Hello(), TableChanged(1), Welcome(), TableChanged(2))
     wires.bring(2, Hello())
@@ -107,11 +124,9 @@ async def test_the_items_of_a_parcel_are_handed_over_at_once_but_for_those_for_t
 
 
 async def test_another_process_goes_on_with_the_links_and_nobody_notices(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    wires: Wires, live: Live, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    live = SimpleNamespace(live={"a": object(), "b": object()})
-    wires = Wires()
-    first = Links("a", wires, live)
+    first = links_of(wires, live)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as running:
             running.start_soon(first.run)
@@ -123,7 +138,7 @@ async def test_another_process_goes_on_with_the_links_and_nobody_notices(
             scope.cancel()
     assert first.idle
 
-    second = Links("a", wires, live)
+    second = links_of(wires, live)
     heard: list[Item] = []
     second.received = lambda _sender, items: heard.extend(items)
     second.restore(state)
@@ -140,13 +155,10 @@ async def test_another_process_goes_on_with_the_links_and_nobody_notices(
 
 
 async def test_every_parcel_says_from_which_hash_of_heads_on_its_sender_is_to_be_believed(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    links: Links, wires: Wires, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
     counts_from = 1
     links.heads_from = lambda: counts_from
-    nursery.start_soon(links.run)
     links.send("b", TableChanged(1))
     await wait_all_tasks_blocked()
     counts_from = 4
@@ -155,9 +167,9 @@ async def test_every_parcel_says_from_which_hash_of_heads_on_its_sender_is_to_be
     assert [(parcel.heads_from, parcel.items) for parcel in wires.sent] == [(1, [TableChanged(1)]), (4, [])]
 
 
-async def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count_again() -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
+async def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count_again(
+    links: Links, wires: Wires, autojump_clock: MockClock
+) -> None:
     voids: list[str] = []
     links.on_heads_void = voids.append
     assert links.heads_count_from("b") is None
@@ -175,12 +187,24 @@ async def test_heads_that_do_not_count_any_more_are_noticed_once_and_never_count
     assert (links.heads_count_from("b"), voids) == (6, ["b"])
 
 
-async def test_a_quiet_node_sends_at_once_and_a_busy_one_what_comes_close_behind_together(
-    nursery: trio.Nursery, autojump_clock: MockClock
+async def test_another_process_notices_that_heads_do_not_count_which_the_one_before_it_believed(
+    links: Links, wires: Wires, live: Live, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
-    nursery.start_soon(links.run)
+    wires.received(encode_parcel(Parcel("b", 1, [], 5)))
+    links.pause()
+    state = links.state()
+    second = links_of(wires, live)
+    voids: list[str] = []
+    second.on_heads_void = voids.append
+    second.restore(state)
+    second.resume()
+    wires.received(encode_parcel(Parcel("b", 2, [], 6)))
+    assert (second.heads_count_from("b"), voids) == (6, ["b"])
+
+
+async def test_a_quiet_node_sends_at_once_and_a_busy_one_what_comes_close_behind_together(
+    links: Links, wires: Wires, autojump_clock: MockClock
+) -> None:
 
     async def send(*versions: int) -> list[list[int]]:
         """What has left when nothing more happens without time passing."""
@@ -202,19 +226,17 @@ async def test_a_quiet_node_sends_at_once_and_a_busy_one_what_comes_close_behind
 
 
 async def test_nodes_are_reached_once_all_of_them_have_answered(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    links: Links, wires: Wires, live: Live, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object(), "c": object()}))
-    nursery.start_soon(links.run)
+    live["c"] = SimpleNamespace(nonce=1)
     wires.bring(1, Welcome())  # that it was welcomed once says nothing of what it has read since
     reached = trio.Event()
 
     async def reach() -> None:
+        links.send("b", TableChanged(1))
         await links.reach({"b", "c"})
         reached.set()
 
-    links.send("b", TableChanged(1))
     nursery.start_soon(reach)
     await trio.sleep(HELLO_S / 2)
     assert [parcel.items for parcel in wires.sent] == [[TableChanged(1), Hello(1)], [Hello(1)]]
@@ -227,11 +249,8 @@ async def test_nodes_are_reached_once_all_of_them_have_answered(
 
 
 async def test_who_does_not_answer_is_asked_again_and_not_waited_for_long(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    links: Links, wires: Wires, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": SimpleNamespace(nonce=1)}))
-    nursery.start_soon(links.run)
     wires.bring(1, Welcome())
     began_s = trio.current_time()
     assert not await links.reach({"b"})
@@ -242,11 +261,8 @@ async def test_who_does_not_answer_is_asked_again_and_not_waited_for_long(
 
 
 async def test_an_answer_that_was_given_up_does_not_count_for_the_next_question(
-    nursery: trio.Nursery, autojump_clock: MockClock
+    links: Links, wires: Wires, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    wires = Wires()
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": SimpleNamespace(nonce=1)}))
-    nursery.start_soon(links.run)
     assert not await links.reach({"b"})
     found: list[Collection[str]] = []
 
@@ -263,11 +279,62 @@ async def test_an_answer_that_was_given_up_does_not_count_for_the_next_question(
     assert found == [{"b"}]
 
 
-async def test_nobody_is_waited_for_while_redis_is_away(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    wires = Wires()
+async def test_nobody_is_waited_for_while_redis_is_away(links: Links, wires: Wires, autojump_clock: MockClock) -> None:
     wires.away = True
-    links = Links("a", wires, SimpleNamespace(live={"a": object(), "b": object()}))
-    nursery.start_soon(links.run)
     with trio.fail_after(HELLO_S / 2):
         await links.reach({"b"})
     assert wires.sent == []
+
+
+async def test_a_node_has_read_all_that_it_was_sent_once_a_hello_of_its_own_comes_back(
+    links: Links, wires: Wires, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    found: list[bool] = []
+
+    async def read_up() -> None:
+        found.append(await links.read_up())
+
+    for _ in range(2):
+        nursery.start_soon(read_up)
+        await wait_all_tasks_blocked()
+    first, second = wires.sent
+    wires.bring(1, TableChanged(1))
+    wires.received(encode_parcel(first))
+    await wait_all_tasks_blocked()
+    assert found == [True], "the other one may wait behind something"
+    wires.received(encode_parcel(second))
+    await wait_all_tasks_blocked()
+    assert found == [True, True]
+    assert links.gaps == 0
+    assert links.idle, "nobody has to answer"
+
+
+async def test_an_inbox_that_is_not_read_is_not_waited_for_long(
+    links: Links, wires: Wires, autojump_clock: MockClock
+) -> None:
+    began_s = trio.current_time()
+    assert not await links.read_up()
+    assert trio.current_time() - began_s == pytest.approx(REACH_MAX_S)
+    links.pause()
+    assert not await links.read_up()
+    links.resume()
+    wires.away = True
+    assert not await links.read_up()
+    assert trio.current_time() - began_s == pytest.approx(REACH_MAX_S)
+
+
+async def test_a_node_whom_nobody_knows_yet_has_nothing_to_read(wires: Wires, live: Live) -> None:
+    links = links_of(wires, live)
+    assert await links.read_up()
+    links.restore(links.state())
+    assert not await links.read_up(), "another process was known"
+    assert wires.sent == []
+
+
+async def test_who_has_not_been_heard_of_for_long_is_forgotten(
+    links: Links, wires: Wires, autojump_clock: MockClock
+) -> None:
+    wires.bring(1, Welcome(1))
+    await trio.sleep(FORGET_S + 5)
+    assert "b" not in links.state().welcomes
+    assert "b" not in links.state().expected

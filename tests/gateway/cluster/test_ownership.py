@@ -29,6 +29,8 @@ class Holder:
         self.reached: list[set[str]] = []
         self.silent = ""
         self.dropped = 0
+        self.reads = 0
+        self.read_up_s = 0.0
 
     async def release(self, slots: Collection[int]) -> None:
         await trio.sleep(self.release_s)
@@ -38,6 +40,10 @@ class Holder:
         self.reached.append(set(heirs))
         await trio.sleep(min(self.reach_s, REACH_MAX_S))
         return [heir for heir in heirs if self.reach_s < REACH_MAX_S and heir.split(":")[0] not in self.silent]
+
+    async def read_up(self) -> None:
+        self.reads += 1
+        await trio.sleep(self.read_up_s)
 
     def drop_all(self) -> None:
         self.dropped += 1
@@ -123,6 +129,21 @@ async def test_the_slots_of_a_silent_node_are_claimed_after_a_lease_and_not_befo
         assert 10.0 - 2.0 <= trio.current_time() - died_s <= 10.0 + 2.5
         assert not second.lease.valid(), "silent before its slots were taken"
         assert first.owned == SLOTS
+
+
+async def test_what_the_dead_said_is_read_before_their_slots_are_claimed(autojump_clock: MockClock) -> None:
+    async with cluster("a", "b") as (_, (first, second), _nursery):
+        assert first.holder.reads == 0, "nobody had the first slots before"
+        before = first.owned
+        first.holder.read_up_s = 1.5
+        second.scope.cancel()
+        while not first.holder.reads:  # noqa: ASYNC110 - virtual time
+            await trio.sleep(0.1)
+        await trio.sleep(1.3)
+        assert first.owned == before
+        await trio.sleep(0.3)
+        assert first.owned == SLOTS
+        assert first.holder.reads == 1
 
 
 async def test_a_short_silence_moves_nothing(autojump_clock: MockClock) -> None:
