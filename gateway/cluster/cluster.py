@@ -19,6 +19,7 @@ from gateway.cluster.links import Links
 from gateway.cluster.own_heads import OwnHeads
 from gateway.cluster.ownership import SlotOwnership
 from gateway.cluster.parcels import (
+    NOT_UNDERSTOOD,
     Answered,
     Delivered,
     Forwarded,
@@ -292,7 +293,13 @@ class Cluster:
     def _received(self, sender: str, items: Sequence[Item]) -> None:
         with self._edge.together():
             for item in items:
-                self._take(sender, item)
+                try:
+                    self._take(sender, item)
+                except NOT_UNDERSTOOD as error:
+                    log.error(
+                        "item of a parcel not understood", sender=sender, item=type(item).__name__, error=str(error)
+                    )
+                    self.on_gap()
 
     def _take(self, sender: str, item: Item) -> None:
         match item:

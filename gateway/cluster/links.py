@@ -8,12 +8,20 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol
 
-import msgspec
 import structlog
 import trio
 from msgspec import Struct
 
-from gateway.cluster.parcels import Hello, Item, LinkBroken, Parcel, Welcome, decode_parcel, encode_parcel
+from gateway.cluster.parcels import (
+    NOT_UNDERSTOOD,
+    Hello,
+    Item,
+    LinkBroken,
+    Parcel,
+    Welcome,
+    decode_parcel,
+    encode_parcel,
+)
 from gateway.cluster.ports import Transport
 from gateway.cluster.silences import SILENCE_S, Silences
 from store.coordination import LeaseRecord
@@ -338,7 +346,7 @@ class Links:
             return
         try:
             parcel = decode_parcel(encoded)
-        except msgspec.DecodeError as error:
+        except NOT_UNDERSTOOD as error:
             log.error("parcel not understood", error=str(error), bytes=len(encoded))
             return  # its number is missing from now on, and that has consequences
         self._look_at_itself()

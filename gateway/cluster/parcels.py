@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from protocol.codec import CodecError, InvalidFrame, UnknownFrame
+
 NODE_PROTOCOL: Final = 1
 """Version of what nodes send each other, as this program speaks it to all who know it."""
 
@@ -116,3 +118,8 @@ class Parcel(Struct, array_like=True, gc=False):
 
 encode_parcel: Final = msgspec.msgpack.Encoder().encode
 decode_parcel: Final = msgspec.msgpack.Decoder(Parcel).decode
+
+NOT_UNDERSTOOD: Final = (
+    msgspec.DecodeError, RecursionError, UnicodeDecodeError, CodecError, UnknownFrame, InvalidFrame,
+)  # fmt: skip
+"""What decoding a parcel, or a frame or entry in it, raises if it is not one of this program's."""

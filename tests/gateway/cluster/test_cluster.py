@@ -15,7 +15,9 @@ from trio.testing import MockClock
 from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.cluster.links import REACH_MAX_S
+from gateway.cluster.parcels import Answered, Signalled
 from gateway.config import Settings
+from protocol.codec import encode_msgpack
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, GetConversation, MarkReceipt, ReceiptPush, Send
 from tests.fakes.edge import FakeOrigin
@@ -137,6 +139,20 @@ async def test_what_the_dead_may_have_delivered_counts_as_lost_before_the_next_o
         assert b.acks(bob) == [6]
         assert b.bodies(peer) == ["m2"]
         assert told == [[]]
+
+
+async def test_a_frame_of_a_newer_program_ends_no_node(autojump_clock: MockClock) -> None:
+    async with talk(owner="b", readers="b") as (_each, a, b, alice, conversation_id, _peer):
+        gaps: list[str] = []
+        a.cluster.on_gap = lambda: gaps.append("")
+        newer = encode_msgpack([127, 1, "news"])
+        b.cluster.links.send(a.lease.incarnation, Signalled(conversation_id, ["alice"], newer, 0))
+        b.cluster.links.send(a.lease.incarnation, Answered(newer, conversation_id))
+        b.cluster.links.send(a.lease.incarnation, Signalled(conversation_id, ["alice"], b"\xc1", 0))
+        a.submit(alice, Send(5, conversation_id, "m1", "m1"))
+        await trio.sleep(1)
+        assert a.acks(alice) == [5]
+        assert len(gaps) == 3
 
 
 async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_clock: MockClock) -> None:

@@ -338,3 +338,18 @@ async def test_who_has_not_been_heard_of_for_long_is_forgotten(
     await trio.sleep(FORGET_S + 5)
     assert "b" not in links.state().welcomes
     assert "b" not in links.state().expected
+
+
+@pytest.mark.parametrize(
+    "encoded", [b"", b"\xc1", b"\x92\xa2\xff\xfe\x01", b"\x95\xa1b\x01\x90\x00" + b"\x91" * 100_000]
+)
+async def test_what_is_no_parcel_of_this_program_is_lost_like_any_other(
+    links: Links, wires: Wires, encoded: bytes, autojump_clock: MockClock
+) -> None:
+    heard: list[Item] = []
+    links.received = lambda _sender, items: heard.extend(items)
+    wires.bring(1, TableChanged(1))
+    wires.received(encoded)
+    wires.bring(3, TableChanged(3))
+    assert heard == [TableChanged(1), TableChanged(3)]
+    assert links.gaps == 1
