@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from types import FrameType
 from typing import Final, NoReturn, Self
 
 import msgspec
@@ -258,6 +259,7 @@ class Renewal:
     async def _execute(self, asker: Asker) -> NoReturn:
         """Become the new program. Raises UpgradeFailed if that is not possible any more."""
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        heeding = {number: signal.signal(number, _hold_back) for number in HELD_BACK}
         try:
             await trio.lowlevel.checkpoint()  # what came just before is heeded
             self._check()
@@ -272,6 +274,8 @@ class Renewal:
                     os.set_inheritable(descriptor, False)
                 raise UpgradeFailed(f"{self._command[0]} cannot be executed: {error.strerror}") from None
         finally:
+            for number, heed in heeding.items():
+                signal.signal(number, heed)
             heed_signals_again()
 
     def _left(self, *, trial: bool, asker: int) -> Left:
@@ -288,6 +292,11 @@ class Renewal:
 
     def _environment(self, left: Left) -> dict[str, str]:
         return {**os.environ, LEFT_VARIABLE: msgspec.json.encode(left).decode()}
+
+
+def _hold_back(number: int, _frame: FrameType | None) -> None:
+    """Let a signal that another thread took wait for this one, which has it blocked, and for what comes after it."""
+    signal.raise_signal(number)
 
 
 def _telling(asker: Asker, name: str) -> Callable[[str], None]:

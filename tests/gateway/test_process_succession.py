@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -187,6 +188,33 @@ async def test_a_program_that_is_gone_after_its_trial_leaves_all_as_it_was(nurse
     assert not held.sockets[0].get_inheritable()
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & HELD_BACK
     renewing.world.supervisor.drain()
+
+
+async def test_a_signal_that_comes_at_the_last_moment_waits_whichever_thread_would_take_it(nursery, held, monkeypatch):
+    """There is another one: that which started the trial waits for more to do."""
+    renewing = Renewing(held, "print('fit to go on')")
+    await renewing.world.start(nursery)
+    waits: list[bool] = []
+
+    def execve(*_arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        waits.append(any(signal.SIGTERM in pending_here() for _ in range(10_000)))
+        gone()
+
+    monkeypatch.setattr(os, "execve", execve)
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        assert "cannot be executed" in await renewing.refused()
+        with trio.fail_after(30):
+            assert await anext(signals) == signal.SIGTERM, "heeded here, as it did not come to that"
+        assert waits == [True]
+    renewing.world.supervisor.drain()
+
+
+def pending_here() -> set[int]:
+    """The signals that wait for this thread, and for no other."""
+    status = Path("/proc/thread-self/status").read_text()
+    (mask,) = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigPnd:")]
+    return {number for number in HELD_BACK if mask >> number - 1 & 1}
 
 
 def gone(*_arguments: object) -> None:
