@@ -21,6 +21,11 @@ _TLS_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 
 
+_ENCODE: Final = (
+    "in user, password and options the characters / ? # [ ] @ % have to be percent-encoded: %2F %3F %23 %5B %5D %40 %25"
+)
+
+
 class UrlError(ValueError):
     """The URL cannot be used; the text says why, without the password."""
 
@@ -67,8 +72,10 @@ def parse_redis_url(url: str) -> RedisAddress:
     """Read the setting. Raises UrlError."""
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        raise UrlError(f"redis_url cannot be read: {error}") from None
+    except ValueError:  # which may say what it found, a password included
+        raise UrlError(f"redis_url cannot be read; {_ENCODE}") from None
+    if "@" in parts.path + parts.fragment:
+        raise _broken_off()
     base, _, kind = parts.scheme.partition("+")
     if base not in ("redis", "rediss") or kind not in _KINDS:
         raise UrlError(
@@ -97,6 +104,11 @@ def parse_redis_url(url: str) -> RedisAddress:
     )
 
 
+def _broken_off() -> UrlError:
+    """Hosts seem to come behind where they would end: nothing of that may be shown, as it may be of a password."""
+    return UrlError(f"redis_url has a '@' behind its hosts; {_ENCODE}")
+
+
 def _options(parts: SplitResult, tls: bool, kind: str) -> tuple[bool, dict[str, str], dict[str, str]]:
     """Whether certificates have to name the host, TLS files, and the options of sentinels."""
     allowed: tuple[str, ...] = (*_TLS_FILES, "ssl_check_hostname") if tls else ()
@@ -104,6 +116,8 @@ def _options(parts: SplitResult, tls: bool, kind: str) -> tuple[bool, dict[str, 
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in given:
         if name not in allowed:
+            if "@" in parts.query and "@" not in parts.netloc:
+                raise _broken_off()
             known = f"allowed are {', '.join(allowed)}" if allowed else "this kind of URL takes none"
             raise UrlError(f"redis_url has an unknown option {name!r}; {known}")
     check = given.get("ssl_check_hostname", "true").lower()

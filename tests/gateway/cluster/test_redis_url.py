@@ -21,6 +21,10 @@ from gateway.cluster.redis_url import RedisAddress, UrlError, parse_redis_url
                 "sentinel", (("a", 26379), ("b", 7)), service="main", db=2, password="pw", sentinel_password="other"
             ),
         ),
+        (
+            "redis+sentinel://a/main?sentinel_password=p@ss",
+            RedisAddress("sentinel", (("a", 26379),), service="main", sentinel_password="p@ss"),
+        ),
         ("rediss+cluster://a:1,b:2", RedisAddress("cluster", (("a", 1), ("b", 2)), tls=True)),
     ],
 )
@@ -49,6 +53,27 @@ def test_what_is_wrong_with_a_url_is_said_without_its_password(url: str, says: s
     with pytest.raises(UrlError, match=says) as caught:
         parse_redis_url(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:begun/secret@h:6379/0",
+        "redis://:begun/secret@h:6379",
+        "redis://:secret/begun@h",
+        "redis://:secret?begun@h",
+        "redis://:begun?secret@h",
+        "redis://:secret#begun@h",
+        "redis://:begun[secret]@h",
+        "redis://:[secret@h",
+        "redis://:secret\N{ACCOUNT OF}@h",
+    ],
+)
+def test_a_password_that_is_not_percent_encoded_is_not_shown_in_part(url: str) -> None:
+    with pytest.raises(UrlError, match="percent-encoded") as caught:
+        parse_redis_url(url)
+    assert "secret" not in str(caught.value)
+    assert "begun" not in str(caught.value)
 
 
 def test_no_password_is_shown() -> None:
