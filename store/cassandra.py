@@ -36,6 +36,7 @@ from store.entries import (
     MemberRecord,
     Membership,
     ReceiptRecord,
+    Search,
     StoredEntry,
 )
 from store.interface import Done, NotWritten, OutcomeUnknown, StaleEpoch, StoreError, Unavailable
@@ -366,18 +367,23 @@ class CassandraStore:
         )
         return [row.encoded for row in reads.without_gap(rows)]
 
-    async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
+    async def find(
+        self, conversation_id: str, sender: str, client_msg_id: str, since_us: int, *, after_seq: int, before_seq: int
+    ) -> Search:
         """See ``Store.find``. Cancelling is safe."""
         log = self._owned(conversation_id)
         if log is not None:
-            segments, before_seq = log.segments, log.head_seq + 1
+            segments, head_seq = log.segments, log.head_seq
         else:
             row = await self._tables.conversation(conversation_id, serial=False)
             if row is None:
-                return None
-            tail = await reads.read_tail(self._tables, conversation_id, row.segments, 0)
-            segments, before_seq = row.segments, tail.head_seq + 1
-        return await reads.find(self._tables, conversation_id, segments, before_seq, sender, client_msg_id, since_us)
+                return Search(None, ended=False)
+            segments = row.segments
+            head_seq = (await reads.read_tail(self._tables, conversation_id, segments, 0)).head_seq
+        return await reads.find(
+            self._tables, conversation_id, segments, sender, client_msg_id, since_us,
+            after_seq=after_seq, before_seq=min(before_seq, head_seq + 1),
+        )  # fmt: skip
 
     async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
         """See ``Store.find_members``. Cancelling is safe."""

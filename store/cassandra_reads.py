@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from protocol.codec import decode_entry
 from store import segments as rule
-from store.entries import StoredEntry
+from store.entries import Search, StoredEntry
 from store.segments import Segment, Segments, Stretch
 from store.tables import ConversationTables, EntryRow
 
@@ -147,25 +147,27 @@ async def find(
     tables: ConversationTables,
     conversation_id: str,
     segments: Segments,
-    before_seq: int,
     sender: str,
     client_msg_id: str,
     since_us: int,
-) -> StoredEntry | None:
-    """Walk a log backwards to what ``sender`` appended under ``client_msg_id``, no further than its time.
+    *,
+    after_seq: int,
+    before_seq: int,
+) -> Search:
+    """Walk backwards between two seqs (both excluded) to what ``sender`` appended under ``client_msg_id`` in its time.
 
     Raises Unavailable. Cancelling is safe.
     """
     while True:
-        rows = await read_between(tables, conversation_id, segments, 0, before_seq, PAGE_ROWS, newest=True)
+        rows = await read_between(tables, conversation_id, segments, after_seq, before_seq, PAGE_ROWS, newest=True)
         for row in reversed(rows):
             entry = decode_entry(row.encoded)
             if entry.time_us < since_us:
-                return None
+                return Search(None, ended=True)
             if entry.client_msg_id == client_msg_id and entry.sender == sender:
-                return StoredEntry(entry, row.encoded)
+                return Search(StoredEntry(entry, row.encoded), ended=False)
         if len(rows) < PAGE_ROWS:
-            return None
+            return Search(None, ended=False)
         before_seq = rows[0].seq
 
 

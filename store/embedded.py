@@ -30,6 +30,7 @@ from store.entries import (
     MemberRecord,
     Membership,
     ReceiptRecord,
+    Search,
     StoredEntry,
 )
 from store.interface import Done, NotWritten, OutcomeUnknown, StoreError, Unavailable
@@ -213,9 +214,13 @@ class EmbeddedStore:
         """See ``Store.read``."""
         return await self._read(queries.entries, conversation_id, after_seq, before_seq, limit, newest=newest)
 
-    async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
+    async def find(
+        self, conversation_id: str, sender: str, client_msg_id: str, since_us: int, *, after_seq: int, before_seq: int
+    ) -> Search:
         """See ``Store.find``. Cancelling is safe."""
-        return await self._read(queries.find, conversation_id, sender, client_msg_id, since_us)
+        return await self._read(
+            queries.find, conversation_id, sender, client_msg_id, since_us, after_seq=after_seq, before_seq=before_seq
+        )
 
     async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
         """See ``Store.find_members``. Cancelling is safe."""

@@ -8,10 +8,7 @@ from typing import Final, TypeVar
 from protocol.codec import decode_entry, decode_entry_head
 from protocol.frames import ConversationKind
 from store.embedded_recent import Generations, last_position, last_seq, places
-from store.entries import ConversationRecord, Involvement, Loaded, MemberRecord, Membership, StoredEntry
-
-FIND_PAGE_ENTRIES: Final = 256
-"""Entries that one step of a search through a conversation's tail reads."""
+from store.entries import ConversationRecord, Involvement, Loaded, MemberRecord, Membership, Search, StoredEntry
 
 VALUES_PER_QUERY: Final = 500
 """Users or positions that one query names: below SQLite's historical limit of 999 parameters."""
@@ -36,7 +33,12 @@ _SELECT_INDEXED: Final = """
     ORDER BY entry_index.seq {} LIMIT ?"""
 _SELECT_INDEXED_NEWEST: Final = _SELECT_INDEXED.format("DESC")
 _SELECT_INDEXED_OLDEST: Final = _SELECT_INDEXED.format("ASC")
+_SELECT_INDEXED_CONTAINING: Final = """
+    SELECT encoded FROM entry_index JOIN entries USING (position)
+    WHERE entry_index.conversation = ? AND entry_index.seq > ? AND entry_index.seq < ? AND instr(encoded, ?)
+    ORDER BY entry_index.seq DESC"""
 _SELECT_AT: Final = "SELECT position, encoded FROM entries WHERE position IN ({})"
+_SELECT_AT_CONTAINING: Final = f"{_SELECT_AT} AND instr(encoded, ?)"
 _SELECT_LAST_POSITION: Final = "SELECT coalesce(max(position), 0) FROM entries"
 _SELECT_MEMBERSHIPS: Final = """
     SELECT c.key, c.id, c.kind, c.title, m.joined_seq, m.delivered_seq, m.read_seq, c.member_count, (
@@ -181,20 +183,36 @@ def find(
     sender: str,
     client_msg_id: str,
     since_us: int,
-) -> StoredEntry | None:
-    """Walk a conversation backwards to what ``sender`` appended under ``client_msg_id``, no further than its time."""
-    before_seq = SEQ_MAX
-    while True:
-        page = entries(connection, generations, conversation_id, 0, before_seq, FIND_PAGE_ENTRIES, newest=True)
-        for encoded in reversed(page):
-            entry = decode_entry(encoded)
-            if entry.time_us < since_us:
-                return None
-            if entry.client_msg_id == client_msg_id and entry.sender == sender:
-                return StoredEntry(entry, encoded)
-            before_seq = entry.seq
-        if len(page) < FIND_PAGE_ENTRIES:
-            return None
+    *,
+    after_seq: int,
+    before_seq: int,
+) -> Search:
+    """Look between two seqs (both excluded) for what ``sender`` appended under ``client_msg_id``, in its time.
+
+    SQLite looks for the id's bytes, so that few entries are decoded and Python's interpreter lock is free meanwhile.
+    """
+    row = connection.execute(_SELECT_KEY, (conversation_id,)).fetchone()
+    if row is None:
+        return Search(None, ended=False)
+    for encoded in _containing(connection, generations, row[0], after_seq, before_seq, client_msg_id.encode()):
+        entry = decode_entry(encoded)
+        if entry.client_msg_id == client_msg_id and entry.sender == sender and entry.time_us >= since_us:
+            return Search(StoredEntry(entry, encoded), ended=False)
+    oldest = entries_between(connection, generations, row[0], after_seq, before_seq, 1, newest=False)
+    return Search(None, ended=bool(oldest) and decode_entry_head(oldest[0]).time_us < since_us)
+
+
+def _containing(
+    connection: sqlite3.Connection, generations: Generations, key: int, after_seq: int, before_seq: int, part: bytes
+) -> Iterator[bytes]:
+    """Encoded entries between two seqs with certain bytes in them, the newest first; some may come twice."""
+    before_seq = min(before_seq, SEQ_MAX)
+    recent = sorted(places(generations, key, after_seq, before_seq), reverse=True)
+    for some in _chunks(position for _seq, position in recent):
+        rows = connection.execute(_SELECT_AT_CONTAINING.format(_marks(some)), (*some, part)).fetchall()
+        yield from (encoded for _position, encoded in sorted(rows, reverse=True))
+    for (encoded,) in connection.execute(_SELECT_INDEXED_CONTAINING, (key, after_seq, before_seq, part)):
+        yield encoded
 
 
 def memberships(connection: sqlite3.Connection, generations: Generations, user: str) -> list[Membership]:

@@ -105,6 +105,13 @@ class Membership(Struct, frozen=True, gc=False):
     peers: tuple[str, ...] = ()
 
 
+class Search(Struct, frozen=True, gc=False):
+    """What a search through a part of a log came to. ``ended``: at entries that are too old, as are all before."""
+
+    entry: StoredEntry | None
+    ended: bool
+
+
 class MemberChanges(Struct, frozen=True, gc=False):
     """What an entry does to its conversation's members and title; ``title`` is None when it stays."""
 

@@ -18,6 +18,7 @@ from store.entries import (
     MemberRecord,
     Membership,
     ReceiptRecord,
+    Search,
     StoredEntry,
 )
 
@@ -96,8 +97,13 @@ class Store(Protocol):
         Raises Unavailable. Cancelling is safe.
         """
 
-    async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
-        """The entry that ``sender`` appended under ``client_msg_id`` at ``since_us`` or later. Raises Unavailable."""
+    async def find(
+        self, conversation_id: str, sender: str, client_msg_id: str, since_us: int, *, after_seq: int, before_seq: int
+    ) -> Search:
+        """The entry that ``sender`` appended under ``client_msg_id`` at ``since_us`` or later, between the two seqs.
+
+        Both are excluded. What it costs grows with what lies between them. Raises Unavailable. Cancelling is safe.
+        """
 
     async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
         """Those of ``users`` who are members now, after every change that was answered before. Raises Unavailable."""

@@ -1,6 +1,9 @@
 """Asking the store whether a repeat was appended before, when memory does not know (after a restart, say).
 
 Meanwhile other sends of the conversation go on; further commands of the same origin for it wait behind the lookup.
+
+A busy conversation has more entries of the last 24 h than can be looked at in the time that a client waits. So it is
+walked in steps, and how far a lookup came is remembered: the next repeat of the same command goes on from there.
 """
 
 from collections import deque
@@ -9,12 +12,13 @@ from functools import partial
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from gateway.broker import EdgePort, Origin
 from gateway.owner.backlog import Backlog
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
-from gateway.owner.deduplication import Appending
+from gateway.owner.deduplication import Appending, Key, key_of
 from gateway.refusals import Refused, overloaded, unavailable
 from gateway.task_pool import TaskPool
 from protocol import limits
@@ -25,8 +29,25 @@ from store.interface import Store, Unavailable
 LOOKUP_TIMEOUT_S: Final = 5.0
 """Seconds that a lookup may take: half of what a client waits for its acknowledgement."""
 
+STEP_ENTRIES: Final = 8_192
+"""Entries that one call of the store looks at: some 10 ms of the embedded store, some 200 ms of a cluster's."""
+
+WALKS_MAX: Final = 4_096
+"""Repeats of which it is remembered what was looked at for them, the last ones: some 300 B each."""
+
 Found = Callable[[Conversation, Origin, Appending, StoredEntry | None], None]
 """Told what a lookup found; None: the command was never appended."""
+
+
+class Walk(Struct):
+    """What was looked at for a command, in vain: the entries with low < seq <= high, which never change.
+
+    ``ended``: what comes before them is too old.
+    """
+
+    low: int
+    high: int
+    ended: bool = False
 
 
 class Lookups:
@@ -53,6 +74,7 @@ class Lookups:
         self._find = find
         self._found = found
         self._submit = submit
+        self._walks: dict[tuple[str, Key], Walk] = {}
 
     def start(self, conversation: Conversation, origin: Origin, command: Appending) -> None:
         """Look the command up; ``found`` is called when that is done.
@@ -94,14 +116,37 @@ class Lookups:
         """The entry, from the store or, appended while it was asked, not at all: memory then knows it.
 
         What was appended after the store looked is in memory unless so much came that the tail has moved on: then the
-        store is asked again.
+        store is asked about that, too.
         """
         since_us = self._clock_us() - limits.DEDUPLICATION_WINDOW_S * 1_000_000
+        find = partial(self._store.find, conversation.conversation_id, user, client_msg_id, since_us)
+        walk = self._walk(conversation, key_of(user, client_msg_id))
         while True:
-            head_seq = conversation.head_seq
-            stored = await self._store.find(conversation.conversation_id, user, client_msg_id, since_us)
-            if stored is not None or conversation.first_tail_seq <= head_seq + 1:
-                return stored
+            if walk.high + 1 < conversation.first_tail_seq:
+                high = min(walk.high + STEP_ENTRIES, conversation.head_seq)
+                entry = (await find(after_seq=walk.high, before_seq=high + 1)).entry
+                if entry is None:
+                    walk.high = max(walk.high, high)  # another lookup for the same command may have come further
+            elif not walk.ended:
+                low = max(0, walk.low - STEP_ENTRIES)
+                search = await find(after_seq=low, before_seq=walk.low + 1)
+                entry = search.entry
+                if entry is None:
+                    walk.low = min(walk.low, low)
+                    walk.ended = walk.ended or search.ended or low == 0
+            else:
+                return None
+            if entry is not None:
+                return entry
+
+    def _walk(self, conversation: Conversation, key: Key) -> Walk:
+        """Where a lookup goes on, as the last one of those remembered."""
+        repeat = conversation.conversation_id, key
+        walk = self._walks.pop(repeat, None) or Walk(conversation.head_seq, conversation.head_seq)
+        self._walks[repeat] = walk
+        if len(self._walks) > WALKS_MAX:
+            del self._walks[next(iter(self._walks))]
+        return walk
 
 
 def begin_waiting(conversation: Conversation, origin: Origin, command: Command) -> None:

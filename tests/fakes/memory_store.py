@@ -18,6 +18,7 @@ from store.entries import (
     MemberRecord,
     Membership,
     ReceiptRecord,
+    Search,
     StoredEntry,
     changes_of,
 )
@@ -56,6 +57,7 @@ class MemoryStore:
         verdicts: what becomes of the next appends and creations, one each: None writes it, LostAnswer too, any other
             error does not; afterwards all are written.
         failing: raised by every read, load and receipt save while set.
+        find_entry_s: seconds of an ``autojump_clock`` that a lookup takes for each entry that it looks at.
         gate: while set, reads, loads and lookups wait for this event.
         calls: how often each method was called.
         batches: for each call of append, how many entries it brought.
@@ -66,6 +68,7 @@ class MemoryStore:
         self.verdicts: deque[StoreError | None] = deque()
         self.failing: StoreError | None = None
         self.gate: trio.Event | None = None
+        self.find_entry_s = 0.0
         self.calls: dict[str, int] = {}
         self.batches: list[int] = []
         self.seen_ms: dict[str, int] = {}
@@ -191,18 +194,22 @@ class MemoryStore:
         entries = log.entries[after_seq : max(0, before_seq - 1)] if log is not None else []
         return entries[-limit:] if newest else entries[:limit]
 
-    async def find(self, conversation_id: str, sender: str, client_msg_id: str, since_us: int) -> StoredEntry | None:
+    async def find(
+        self, conversation_id: str, sender: str, client_msg_id: str, since_us: int, *, after_seq: int, before_seq: int
+    ) -> Search:
         # What is written while a lookup waits is not seen: the most awkward thing a store may do.
         log = self.logs.get(conversation_id)
-        entries = list(log.entries) if log is not None else []
+        entries = log.entries[after_seq : max(0, before_seq - 1)] if log is not None else []
         await self._begin("find")
+        if self.find_entry_s:
+            await trio.sleep(self.find_entry_s * len(entries))
         for encoded in reversed(entries):
             entry = decode_entry(encoded)
             if entry.time_us < since_us:
-                break
+                return Search(None, ended=True)
             if (entry.sender, entry.client_msg_id) == (sender, client_msg_id):
-                return StoredEntry(entry, encoded)
-        return None
+                return Search(StoredEntry(entry, encoded), ended=False)
+        return Search(None, ended=False)
 
     async def find_members(self, conversation_id: str, users: Collection[str]) -> dict[str, MemberRecord]:
         # As with find: what is written while it waits is not seen.

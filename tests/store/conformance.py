@@ -7,7 +7,7 @@ import trio
 
 from protocol.codec import decode_entry
 from protocol.frames import ConversationKind, EntryKind
-from store.entries import Append, Involvement, MemberRecord, ReceiptRecord
+from store.entries import Append, Involvement, MemberRecord, ReceiptRecord, Search
 from store.interface import NotWritten, StaleEpoch
 from tests.store.entries import T0_US, append, created, entry, record
 from tests.store.outcomes import Outcomes, append_all
@@ -24,6 +24,11 @@ async def make(store, conversation_id="g1", *users, kind=ConversationKind.GROUP,
 async def seqs(store, conversation_id="g1", **bounds):
     encoded = await store.read(conversation_id, **{**EVERYTHING, **bounds})
     return [decode_entry(each).seq for each in encoded]
+
+
+async def find(store, client_msg_id, *, conversation_id="g1", sender="alice", since_us=0):
+    bounds = {"after_seq": 0, "before_seq": 2**53}
+    return (await store.find(conversation_id, sender, client_msg_id, since_us, **bounds)).entry
 
 
 class Creating:
@@ -47,7 +52,7 @@ class Creating:
     async def test_what_does_not_exist_is_none_or_empty(self, store):
         assert await store.take_over("nowhere", 1, 10) is None
         assert await seqs(store, "nowhere") == []
-        assert await store.find("nowhere", "alice", "c1", 0) is None
+        assert await find(store, "c1", conversation_id="nowhere") is None
         assert await store.memberships("nobody") == []
         assert await store.last_seen(["nobody"]) == {}
 
@@ -202,17 +207,34 @@ class Reading:
 
     async def test_find_goes_by_sender_and_client_msg_id_back_to_a_time(self, filled):
         await append_all(filled, Append("g1", 1, [entry(21, sender="bob", client_msg_id="c5")]))
-        assert await filled.find("g1", "alice", "c5", 0) == entry(5)
-        assert await filled.find("g1", "alice", "c5", T0_US + 5) == entry(5)
-        assert await filled.find("g1", "alice", "c5", T0_US + 6) is None
-        assert (await filled.find("g1", "bob", "c5", 0)).entry.seq == 21
-        assert await filled.find("g1", "bob", "c6", 0) is None
+        assert await find(filled, "c5") == entry(5)
+        assert await find(filled, "c5", since_us=T0_US + 5) == entry(5)
+        assert await find(filled, "c5", since_us=T0_US + 6) is None
+        assert (await find(filled, "c5", sender="bob")).entry.seq == 21
+        assert await find(filled, "c6", sender="bob") is None
 
     async def test_find_walks_through_a_long_tail(self, filled):
         for first in range(21, 1_221, 100):
             await append_all(filled, append("g1", *range(first, first + 100)))
-        assert await filled.find("g1", "alice", "c2", 0) == entry(2)
-        assert await filled.find("g1", "alice", "absent", 0) is None
+        assert await find(filled, "c2") == entry(2)
+        assert await find(filled, "absent") is None
+
+    @pytest.mark.parametrize(
+        ("after_seq", "before_seq", "since_us", "expected"),
+        [
+            (0, 21, 0, Search(entry(5), ended=False)),
+            (4, 6, 0, Search(entry(5), ended=False)),
+            (5, 21, 0, Search(None, ended=False)),
+            (0, 5, 0, Search(None, ended=False)),
+            (5, 21, T0_US + 6, Search(None, ended=False)),
+            (5, 21, T0_US + 7, Search(None, ended=True)),
+            (3, 21, T0_US + 6, Search(None, ended=True)),
+            (0, 5, T0_US + 6, Search(None, ended=True)),
+        ],
+    )
+    async def test_find_looks_between_two_seqs(self, filled, after_seq, before_seq, since_us, expected):
+        found = await filled.find("g1", "alice", "c5", since_us, after_seq=after_seq, before_seq=before_seq)
+        assert found == expected
 
 
 class Members:

@@ -14,7 +14,7 @@ from store.entries import Append
 from store.interface import NotWritten, OutcomeUnknown, StaleEpoch, Unavailable
 from store.segments import WINDOW_ENTRIES
 from tests.fakes.memory_tables import MemoryTables
-from tests.store.conformance import EVERYTHING, make, seqs
+from tests.store.conformance import EVERYTHING, find, make, seqs
 from tests.store.entries import append, created, entry, record
 from tests.store.outcomes import Outcomes, append_all
 
@@ -144,7 +144,7 @@ async def test_a_full_bucket_is_followed_by_the_next_and_seqs_run_on(store, tabl
     assert len(row.segments) == 3
     assert await seqs(store) == list(range(1, 40))
     assert await seqs(store, limit=7, newest=True, before_seq=30) == list(range(23, 30))
-    assert (await store.find("g1", "alice", "c3", 0)) == entry(3)
+    assert await find(store, "c3") == entry(3)
     loaded = await store.take_over("g1", 2, 30)
     assert [stored.entry.seq for stored in loaded.tail] == list(range(10, 40))
 

@@ -1,10 +1,14 @@
 """Repeats: one client_msg_id has one seq, whatever was lost on the way."""
 
+from itertools import count
+
 import pytest
 import trio
 from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.owner import lookups
+from gateway.owner.conversation import Conversation
 from gateway.owner.deduplication import Repeats
 from protocol.errors import ErrorCode
 from protocol.frames import AddMembers, RemoveMembers, Rename, Send, SendAck
@@ -214,6 +218,74 @@ async def test_a_lookup_that_takes_too_long_is_retryable(world, alice, autojump_
     world.send(alice, conversation_id, "m1", attempt=2)
     await trio.sleep(6)
     assert [error.code for error in world.edge.errors] == [ErrorCode.UNAVAILABLE]
+
+
+@pytest.fixture
+async def busy(start_world, alice, bob, monkeypatch):
+    """A conversation of 1,000 entries in a store that needs 10 s to look at them, where alice's m1 is the second."""
+    monkeypatch.setattr(lookups, "STEP_ENTRIES", 50)
+    world = await start_world(tail_entries_max=16)
+    conversation_id = await world.direct(alice, "bob")
+    world.send(alice, conversation_id, "m1")
+    for n in range(998):
+        world.send(bob, conversation_id, f"n{n}")
+    await wait_all_tasks_blocked()
+    world.store.find_entry_s = 0.01
+    world.edge.forget()
+    return world, conversation_id
+
+
+@pytest.mark.parametrize(("client_msg_id", "seq"), [("m1", 2), ("m2", 1_001)])
+async def test_a_lookup_that_takes_too_long_is_finished_by_the_next_repeats(
+    busy, autojump_clock, alice, client_msg_id, seq
+):
+    world, conversation_id = busy
+    for attempt in (2, 3, 4):
+        world.send(alice, conversation_id, client_msg_id, attempt=attempt)
+        await trio.sleep(6)
+    answers = [getattr(reply, "seq", None) or reply.code for reply in world.edge.replies_to(alice)]
+    assert answers == [ErrorCode.UNAVAILABLE, ErrorCode.UNAVAILABLE, seq]
+
+
+async def test_a_lookup_ends_though_more_than_the_tail_comes_with_each_step(busy, autojump_clock, alice, bob, nursery):
+    world, conversation_id = busy
+    world.store.find_entry_s = 0.002
+
+    async def talk():
+        for n in count():
+            world.send(bob, conversation_id, f"more{n}")
+            await trio.sleep(0.01)
+
+    nursery.start_soon(talk)
+    await trio.sleep(1)
+    world.send(alice, conversation_id, "m2", attempt=2)
+    await trio.sleep(20)
+    (reply,) = world.edge.replies_to(alice)
+    assert isinstance(reply, SendAck), reply
+    assert not reply.duplicate
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_was_appended_behind_a_lookup_that_took_too_long_is_found(busy, autojump_clock, alice, bob):
+    world, conversation_id = busy
+    world.send(alice, conversation_id, "m2", attempt=2)
+    await trio.sleep(6)
+    world.store.find_entry_s = 0.0
+    first = await world.ask(FakeOrigin("alice"), Send(1, conversation_id, "m2", "m2", attempt=3))
+    for n in range(100):
+        world.send(bob, conversation_id, f"more{n}")
+    await wait_all_tasks_blocked()
+    again = await world.ask(alice, Send(2, conversation_id, "m2", "m2", attempt=4))
+    assert again == SendAck(2, first.seq, first.time_us, duplicate=True)
+
+
+async def test_of_very_many_lookups_the_last_ones_are_remembered(world, monkeypatch):
+    monkeypatch.setattr(lookups, "WALKS_MAX", 2)
+    kept = world.owner._lookups
+    conversation = Conversation("g-team")
+    walks = [kept._walk(conversation, name) for name in ("m1", "m2", "m1", "m3")]
+    assert walks[0] is walks[2]
+    assert list(kept._walks) == [("g-team", "m1"), ("g-team", "m3")]
 
 
 async def test_who_was_removed_still_learns_that_a_send_was_appended(world, alice, bob):
