@@ -135,6 +135,7 @@ class CassandraStore:
                 self._error = error
             else:
                 self._noted(None)
+                self._appender.finish_buckets(list(self._logs.values()))
 
     def _noted(self, error: StoreError | None) -> None:
         if error is not None and self._error is None:

@@ -300,12 +300,19 @@ class Appender:
             log.title, log.member_count = changed.title, changed.member_count
         flight.answered = True
 
+    def finish_buckets(self, logs: Sequence[OpenLog]) -> None:
+        """Find out of buckets whose opening is unknown, though nobody appends: until then the rows do not tell all."""
+        for log in logs:
+            if log.new_segment is not None and log.idle:
+                self._begin(log, OPENING_BUCKET, lambda log: self._open_bucket(log, 0))
+
     async def _open_bucket(self, log: OpenLog, time_us: int) -> None:
         try:
             await self.open_bucket(log, time_us)
         except StaleEpoch as error:
             self.fail_waiting(log, error)
         except (NotWritten, OutcomeUnknown) as error:
+            self._noted(error)
             self.fail_waiting(log, NotWritten(f"a new bucket could not be opened ({error})"))
 
     async def open_bucket(self, log: OpenLog, time_us: int) -> None:

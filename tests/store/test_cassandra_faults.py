@@ -181,6 +181,22 @@ async def test_while_it_is_unknown_whether_a_bucket_is_open_nothing_is_appended(
     assert await seqs(CassandraStore(tables, lambda _c, _e: True)) == [1, 2, 3, 4, 5, 6]
 
 
+async def test_a_bucket_of_which_it_is_unknown_whether_it_is_open_is_opened_though_nobody_appends(
+    store, tables, monkeypatch, autojump_clock
+):
+    monkeypatch.setattr(cassandra_append, "BUCKET_AGE_US", 5)
+    await make(store)
+    assert await append_all(store, append("g1", 2, 3, 4, 5)) == [None]
+    tables.verdicts["change_segments"] = deque(["unknown"] * 12)
+    [error] = await append_all(store, append("g1", 6))
+    assert isinstance(error, NotWritten)
+    assert not store.quiet
+    await trio.sleep(10)
+    assert store.quiet, "a successor may read the row now"
+    assert store.writable
+    assert [segment.first_seq for segment in tables.conversations["g1"].segments] == [1, 6]
+
+
 @pytest.mark.parametrize("verdict", ["lost", "unknown", "late"])
 async def test_a_takeover_finds_out_what_became_of_its_segment(stores, tables, verdict):
     await make(stores[0])
