@@ -31,6 +31,14 @@ Members = Annotated[list[UserId], Meta(max_length=limits.MEMBERS_PER_COMMAND_MAX
 Metadata = dict[str, str]
 
 
+def is_user_id(text: str) -> bool:
+    """Whether a user can have this id: 1 to USER_ID_CHARS_MAX characters, all of them printable (``str.isprintable``).
+
+    The one rule for tokens and for whoever is made a member. A command may name others: nobody is called that.
+    """
+    return 0 < len(text) <= limits.USER_ID_CHARS_MAX and text.isprintable()
+
+
 @unique
 class EntryKind(IntEnum):
     """What an entry of a conversation's log is. Receivers skip kinds they do not know, but count their seq."""

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from protocol import limits
+from protocol.frames import is_user_id
 
 EXPIRY_S_MAX: Final = 2**53 - 1
 """Seconds since the Unix epoch: later expiries are taken for this one, which every client can represent."""
@@ -86,7 +87,7 @@ class ClaimRules(Struct, frozen=True, gc=False):
         if self.issuer and claims.iss != self.issuer:
             raise TokenRefused(f"the token's iss is not acceptable; it must be {self.issuer!r}")
         user = claims.sub
-        if not 0 < len(user) <= limits.USER_ID_CHARS_MAX or not user.isprintable():
+        if not is_user_id(user):
             raise TokenRefused(
                 f"the token's sub has {len(user)} characters; a user id has 1 to {limits.USER_ID_CHARS_MAX}, "
                 "all of them printable"

@@ -10,6 +10,7 @@ from gateway.cli.errors import USAGE, CliError
 from gateway.cli.settings_options import settings_of, settings_options
 from gateway.config import Settings
 from protocol import limits
+from protocol.frames import is_user_id
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -61,7 +62,7 @@ def token_for(user: str, settings: Settings, ttl_s: int | None = None) -> str:
     from gateway.auth.keys import hmac_secret
 
     ttl_s = ttl_s or DEVELOPMENT_TOKEN_TTL_S
-    if not 0 < len(user) <= limits.USER_ID_CHARS_MAX or not user.isprintable():
+    if not is_user_id(user):
         raise CliError(
             f"the user id has {len(user)} characters; allowed are 1 to {limits.USER_ID_CHARS_MAX}, all printable", USAGE
         )

@@ -16,7 +16,7 @@ for minutes even where a whole node's clients have come back."""
 
 
 def key_of(sender: str, client_msg_id: str) -> Key:
-    """The key of a command or an entry. A user's id has no unprintable character (``gateway.auth.claims``).
+    """The key of a command or an entry. A user's id has no unprintable character (``is_user_id``).
 
     One string and no tuple: Python's collector looks at each new tuple. (They were nine of ten objects that it looked
     at, up to 26,000 at a time for 50 ms.)

@@ -1,6 +1,7 @@
 """Creating conversations and changing who is in them: ids, rules, and the entries that say so."""
 
 from base64 import urlsafe_b64encode
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Final
 
@@ -12,7 +13,16 @@ from gateway.owner.conversation import Conversation
 from gateway.refusals import Refused, too_long
 from protocol import limits
 from protocol.errors import ErrorCode
-from protocol.frames import AddMembers, ConversationKind, CreateConversation, Entry, EntryKind, RemoveMembers, Rename
+from protocol.frames import (
+    AddMembers,
+    ConversationKind,
+    CreateConversation,
+    Entry,
+    EntryKind,
+    RemoveMembers,
+    Rename,
+    is_user_id,
+)
 from store.entries import ConversationRecord
 
 ID_DIGEST_BYTES: Final = 18
@@ -73,9 +83,10 @@ def creation(
     """The record of a new conversation and its first entry.
 
     Raises:
-        Refused: too many members, a title too long, or a title for a direct conversation.
+        Refused: too many members, one who cannot be a user, a title too long, or a title for a direct conversation.
     """
     users = list(dict.fromkeys((creator, *command.members)))
+    _check_users(users)
     if command.kind is not ConversationKind.DIRECT:
         _check_title(command.title)
         _check_size(command.kind, len(users), settings)
@@ -101,7 +112,7 @@ def draft(conversation: Conversation, user: str, command: GroupChange, settings:
     Who of those named is in has to be known.
 
     Raises:
-        Refused: not a group, not allowed to this user, too many members, or a title too long.
+        Refused: not a group, not allowed to this user, too many members, one who cannot be a user, or a title too long.
     """
     if conversation.kind is ConversationKind.DIRECT:
         raise Refused(
@@ -113,6 +124,7 @@ def draft(conversation: Conversation, user: str, command: GroupChange, settings:
         return None if command.title == conversation.title else Draft(int(EntryKind.RENAMED), body=command.title)
     if isinstance(command, AddMembers):
         added = [name for name in dict.fromkeys(command.users) if name not in conversation.members]
+        _check_users(added)
         _check_size(conversation.kind, conversation.member_count + len(added), settings)
         return Draft(int(EntryKind.MEMBERS_ADDED), users=added) if added else None
     removed = [name for name in dict.fromkeys(command.users) if name in conversation.members]
@@ -123,6 +135,16 @@ def draft(conversation: Conversation, user: str, command: GroupChange, settings:
             "name only yourself to leave, or ask the creator",
         )
     return Draft(int(EntryKind.MEMBERS_REMOVED), users=removed) if removed else None
+
+
+def _check_users(users: Iterable[str]) -> None:
+    for user in users:
+        if not is_user_id(user):
+            raise Refused(
+                ErrorCode.BAD_REQUEST,
+                f"{user!r} cannot be a user: a user id has 1 to {limits.USER_ID_CHARS_MAX} characters, "
+                "all of them printable; leave it out",
+            )
 
 
 def _check_title(title: str) -> None:

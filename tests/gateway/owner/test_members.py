@@ -22,6 +22,7 @@ from protocol.frames import (
     Send,
     SendAck,
 )
+from store.entries import MemberRecord
 from store.interface import NotWritten, OutcomeUnknown, Unavailable
 from tests.fakes.edge import FakeOrigin
 from tests.fakes.memory_store import LostAnswer
@@ -251,6 +252,39 @@ async def test_direct_conversations_do_not_change(world, alice, command):
     command.conversation_id = await world.direct(alice, "bob")
     reply = await world.ask(alice, command)
     assert reply.code == ErrorCode.FORBIDDEN
+
+
+NOBODY = ("bob\n", "b\0b", "bob\u200b", "\u202ebob", "\ue000", "bob\u00a0", "\u2028")
+"""What nobody can be called: a token with such a ``sub`` is refused."""
+
+
+@pytest.mark.parametrize("kind", ConversationKind)
+@pytest.mark.parametrize("name", NOBODY)
+async def test_nobody_is_created_with_who_cannot_be_a_user(world, alice, kind, name):
+    reply = await world.ask(alice, create(kind, name))
+    assert reply.code == ErrorCode.BAD_REQUEST
+    assert repr(name) in reply.message
+    assert "printable" in reply.message
+    assert world.store.logs == {}
+
+
+@pytest.mark.parametrize("begin", ["group", "channel"])
+@pytest.mark.parametrize("name", NOBODY)
+async def test_nobody_is_added_who_cannot_be_a_user(world, alice, begin, name):
+    conversation_id = await getattr(world, begin)(alice, "bob")
+    reply = await world.ask(alice, AddMembers(1, conversation_id, "a1", ["carol", name]))
+    assert reply.code == ErrorCode.BAD_REQUEST
+    assert repr(name) in reply.message
+    assert isinstance(await world.ask(alice, RemoveMembers(2, conversation_id, "r1", [name])), Ok)
+    assert len(world.store.logs[conversation_id].entries) == 1
+
+
+async def test_a_member_of_old_who_could_not_be_added_any_more_can_be_removed(world, alice):
+    conversation_id = await world.group(alice, "bob")
+    conversation = world.owner._find(conversation_id)
+    conversation.members["bob\n"] = MemberRecord("bob\n", joined_seq=1)
+    assert isinstance(await world.ask(alice, AddMembers(1, conversation_id, "a1", ["bob\n", "bob"])), Ok)
+    assert isinstance(await world.ask(alice, RemoveMembers(2, conversation_id, "r1", ["bob\n"])), SendAck)
 
 
 async def test_outsiders_change_nothing(world, alice, eve):
