@@ -53,6 +53,10 @@ that its queue stays short."""
 STORE_TASKS_WAITING_MAX: Final = 8_192
 """Store calls of one sort that may wait for a turn: some seconds' worth."""
 
+RELEASE_SAVES_MAX: Final = 5
+"""Times that receipts are tried to be saved before conversations are handed over: one refusal is soon over, and what
+lasts must not keep a node from leaving."""
+
 DRAIN_CHECK_S: Final = 0.01
 """Seconds between two looks at whether all is answered while draining."""
 
@@ -208,8 +212,7 @@ class Owner:
                 if all(conversation.settled for conversation in leaving):
                     break
                 await trio.sleep(DRAIN_CHECK_S)
-            if any(self._has_unsaved(conversation.conversation_id) for conversation in leaving):
-                await self._receipts.save()
+            await self._save_receipts_of(concerns)
             released = True
         finally:
             for conversation in leaving:
@@ -218,6 +221,14 @@ class Owner:
                 else:
                     conversation.leaving = False
                     self._resume(conversation)
+
+    async def _save_receipts_of(self, concerns: Callable[[str], bool]) -> None:
+        """Let the next owner load pointers as they are: what the store refuses again and again comes after it."""
+        for _ in range(RELEASE_SAVES_MAX):
+            if not self._receipts.any_unsaved(concerns):
+                return
+            await self._receipts.save()
+            await trio.sleep(DRAIN_CHECK_S)
 
     def _stop_accepting(self, conversation: Conversation) -> None:
         conversation.leaving = True

@@ -116,6 +116,10 @@ class Receipts:
         """Whether memory knows more of a conversation's pointers than the store."""
         return conversation_id in self._unsaved
 
+    def any_unsaved(self, concerns: Callable[[str], bool]) -> bool:
+        """Whether that is so of any of the conversations that ``concerns`` says, in memory or not."""
+        return any(concerns(conversation_id) for conversation_id in self._unsaved)
+
     def restore(self, conversation: Conversation) -> None:
         """Put what is not saved yet into a conversation that was loaded anew."""
         for user in self._unsaved.get(conversation.conversation_id, {}):

@@ -56,6 +56,7 @@ class MemoryStore:
         held: appends wait for ``answer()``.
         verdicts: what becomes of the next appends and creations, one each: None writes it, LostAnswer too, any other
             error does not; afterwards all are written.
+        receipt_verdicts: raised by the next saves of receipts, one each.
         failing: raised by every read, load and receipt save while set.
         find_entry_s: seconds of an ``autojump_clock`` that a lookup takes for each entry that it looks at.
         gate: while set, reads, loads and lookups wait for this event.
@@ -66,6 +67,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.held = False
         self.verdicts: deque[StoreError | None] = deque()
+        self.receipt_verdicts: deque[StoreError] = deque()
         self.failing: StoreError | None = None
         self.gate: trio.Event | None = None
         self.find_entry_s = 0.0
@@ -273,6 +275,8 @@ class MemoryStore:
 
     async def save_receipts(self, receipts: Sequence[ReceiptRecord]) -> None:
         await self._begin("save_receipts")
+        if self.receipt_verdicts:
+            raise self.receipt_verdicts.popleft()
         for receipt in receipts:
             log = self.logs.get(receipt.conversation_id)
             member = log.members.get(receipt.user) if log is not None else None

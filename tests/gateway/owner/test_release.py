@@ -8,6 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from protocol.errors import ErrorCode
 from protocol.frames import AddMembers, ErrorReply, GetConversation, History, MarkReceipt, SendAck, Typing
+from store.interface import NotWritten, OutcomeUnknown
 from tests.fakes.edge import FakeOrigin, GivenBack
 
 
@@ -72,6 +73,42 @@ async def test_receipts_are_saved_before_the_next_owner_loads(
     loaded = await world.store.take_over(conversation_id, 2, 16)
     assert loaded is not None
     assert loaded.members["bob"].read_seq == 1
+
+
+async def test_receipts_that_the_store_refuses_once_are_saved_before_the_next_owner_loads(
+    world, alice: FakeOrigin, autojump_clock: MockClock
+) -> None:
+    conversation_id = await world.direct(alice, "bob")
+    await world.ask(FakeOrigin("bob"), MarkReceipt(5, conversation_id, 1, 1))
+    world.store.receipt_verdicts.append(OutcomeUnknown("timeout"))
+    await world.owner.release(lambda _: True)
+    assert world.store.logs[conversation_id].members["bob"].read_seq == 1
+
+
+async def test_receipts_are_saved_though_memory_has_let_go_of_the_conversation(
+    world, alice: FakeOrigin, autojump_clock: MockClock
+) -> None:
+    conversation_id = await world.direct(alice, "bob")
+    await world.ask(FakeOrigin("bob"), MarkReceipt(5, conversation_id, 1, 1))
+    world.store.verdicts.append(NotWritten("disk full"))
+    world.send(alice, conversation_id, "lost")
+    await wait_all_tasks_blocked()
+    assert world.owner.loaded == 0
+    await world.owner.release(lambda _: True)
+    assert world.store.logs[conversation_id].members["bob"].read_seq == 1
+
+
+async def test_receipts_that_the_store_goes_on_to_refuse_hold_up_no_release(
+    world, alice: FakeOrigin, autojump_clock: MockClock
+) -> None:
+    conversation_id = await world.direct(alice, "bob")
+    await world.ask(FakeOrigin("bob"), MarkReceipt(5, conversation_id, 1, 1))
+    world.store.receipt_verdicts.extend([OutcomeUnknown("timeout")] * 10)
+    with trio.fail_after(1):
+        await world.owner.release(lambda _: True)
+    assert world.owner.loaded == 0
+    await trio.sleep(60)
+    assert world.store.logs[conversation_id].members["bob"].read_seq == 1, "they come later"
 
 
 async def test_a_release_that_is_called_off_leaves_all_in_use(
