@@ -9,6 +9,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Event, Updated
 from hypercorn.logging import Logger
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -30,9 +31,6 @@ own deadlines for a body and for a command, so that those are what a client norm
 
 REQUESTS_PER_CONNECTION_MAX: Final = 10_000
 """Requests after which a kept connection is closed, so that load balancers spread anew now and then."""
-
-HTTP2_STREAMS_MAX: Final = 8
-"""Requests at once on a connection that speaks HTTP/2 (clear text, by upgrade)."""
 
 CHUNKS_WAITING_MAX: Final = 65_536
 """Pieces of a request body that wait for the application. It takes them as they come; hypercorn's default of 10 can
@@ -77,13 +75,22 @@ def hypercorn_config(settings: Settings) -> Config:
     config.errorlog = None
     config.include_server_header = False
     config.h11_max_incomplete_size = settings.request_head_bytes_max
-    config.h2_max_concurrent_streams = HTTP2_STREAMS_MAX
-    config.h2_max_header_list_size = settings.request_head_bytes_max
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.keep_alive_max_requests = REQUESTS_PER_CONNECTION_MAX
     config.read_timeout = READ_TIMEOUT_S
     config.max_app_queue_size = CHUNKS_WAITING_MAX
     return config
+
+
+class _Http1(H11Protocol):
+    """HTTP/1.1 and nothing else.
+
+    hypercorn would take an upgrade to HTTP/2. A proxy in front that forwards such a request sees a 101, and forwards
+    everything from then on unread: whatever it keeps from clients (metrics, say), they could ask for in there.
+    """
+
+    async def _check_protocol(self, event: object) -> None:
+        """Pass over what asks for HTTP/2: it is answered in HTTP/1.1 (RFC 9110 section 7.8 allows that)."""
 
 
 class _Connection(TCPServer):
@@ -97,6 +104,15 @@ class _Connection(TCPServer):
         super().__init__(app, config, context, ConnectionState({}), cast(Any, stream))
         self._handed_over = stream
         stream.at_end = self.idle_task.stop
+
+    async def _read_data(self) -> None:
+        """As hypercorn's, of which this is the first moment that there is a protocol."""
+        spoken = self.protocol.protocol
+        self.protocol.protocol = _Http1(
+            self.app, self.config, self.context, self._task_group, spoken.connection_state,
+            spoken.ssl, spoken.client, spoken.server, self.protocol_send,
+        )  # fmt: skip
+        await super()._read_data()
 
     async def protocol_send(self, event: Event) -> None:
         """As hypercorn's, and no waiting for another request of a client that has ended its side."""

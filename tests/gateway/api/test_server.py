@@ -214,12 +214,24 @@ async def test_a_reset_ends_the_request_under_way(front: Front) -> None:
     await front.until_connections(0)
 
 
-async def test_http2_by_upgrade_does_no_harm(front: Front) -> None:
-    headers = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: garbage")
-    client = front.open(request_bytes("GET", "/health/live", user=None, headers=headers))
+@pytest.mark.parametrize("settings", ["garbage", "AAMAAABkAAQAAP__"])
+async def test_an_upgrade_to_http2_is_passed_over(front: Front, settings: str) -> None:
+    """A proxy that sees a 101 would forward whatever comes behind it, past its own rules."""
+    headers = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", f"HTTP2-Settings: {settings}")
+    upgrade = request_bytes("GET", "/health/live", user=None, headers=headers)
+    client = front.open(upgrade)
     async with client.stream:
-        await client.stream.receive_some()
-    assert (await front.ask("GET", "/health/live", user=None)).status == 200
+        assert (await client.response()).status == 200
+        await client.stream.send_all(upgrade)
+        assert (await client.response()).status == 200
+
+
+async def test_http2_does_not_begin_on_a_kept_connection(front: Front) -> None:
+    client = front.open(LIVE)
+    async with client.stream:
+        await client.response()
+        await client.stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert (await client.stream.receive_some()).startswith(b"HTTP/1.1 4")
 
 
 # --- Bounds and the end ---------------------------------------------------------------------------------------------
