@@ -42,7 +42,7 @@ _DELETE_MEMBER: Final = "DELETE FROM members WHERE conversation = ? AND user = ?
 _RAISE_POINTERS: Final = """
     UPDATE members SET delivered_seq = max(delivered_seq, ?3), read_seq = max(read_seq, ?4)
     WHERE conversation = (SELECT key FROM conversations WHERE id = ?1) AND user = ?2
-    AND (delivered_seq < ?3 OR read_seq < ?4)"""
+    AND ?5 IN (0, joined_seq) AND (delivered_seq < ?3 OR read_seq < ?4)"""
 _SAVE_LAST_SEEN: Final = "INSERT INTO last_seen VALUES (?, ?) ON CONFLICT DO UPDATE SET seen_ms = excluded.seen_ms"
 _PROBE: Final = "UPDATE write_probe SET count = count + 1"
 
@@ -190,8 +190,8 @@ class Log:
         return True
 
     def save_receipts(self, receipts: Sequence[ReceiptRecord]) -> None:
-        """Raise pointers, never lower them."""
-        rows = [(r.conversation_id, r.user, r.delivered_seq, r.read_seq) for r in receipts]
+        """Raise pointers, never lower them; those of an earlier stay are gone with it."""
+        rows = [(r.conversation_id, r.user, r.delivered_seq, r.read_seq, r.joined_seq) for r in receipts]
         self._connection.executemany(_RAISE_POINTERS, rows)
 
     def save_last_seen(self, seen_ms: Sequence[tuple[str, int]]) -> None:

@@ -128,7 +128,7 @@ class Store(Protocol):
         """Those of ``others`` who are in some conversation with ``user`` now. Raises Unavailable."""
 
     async def save_receipts(self, receipts: Sequence[ReceiptRecord]) -> None:
-        """Raise pointers (never lower them; unknown members are passed over). Durable on return.
+        """Raise pointers (never lower them; who is no member, or by a later entry, is passed over). Durable on return.
 
         Raises NotWritten or OutcomeUnknown. After a cancellation some may be stored; saving again is safe.
         """

@@ -130,7 +130,7 @@ class Receipts:
     def restore_member(self, conversation: Conversation, member: MemberRecord) -> None:
         """Put what is not saved yet into a member that was read anew."""
         unsaved = self._unsaved.get(conversation.conversation_id, {}).get(member.user)
-        if unsaved is not None:
+        if unsaved is not None and unsaved.member.joined_seq == member.joined_seq:
             member.delivered_seq = max(member.delivered_seq, unsaved.member.delivered_seq)
             member.read_seq = max(member.read_seq, unsaved.member.read_seq)
 
@@ -197,8 +197,11 @@ class Receipts:
 
     def _tell(self, record: ReceiptRecord, origin: Origin | None) -> None:
         conversation = self._find(record.conversation_id)
-        if conversation is None or (record.user not in conversation.members and not conversation.is_channel):
+        if conversation is None:
             return
+        member = conversation.members.get(record.user)
+        if not conversation.is_channel and (member is None or member.joined_seq != record.joined_seq):
+            return  # the user has left since, and may be in again
         many = conversation.is_channel or len(conversation.members) > RECEIPT_PUSH_MEMBERS_MAX
         if many or not self._may_speak(conversation):  # another owner may have removed some
             self._counters.receipts_unpushed += 1

@@ -280,7 +280,7 @@ class MemoryStore:
         for receipt in receipts:
             log = self.logs.get(receipt.conversation_id)
             member = log.members.get(receipt.user) if log is not None else None
-            if member is not None:
+            if member is not None and receipt.joined_seq in (0, member.joined_seq):
                 member.delivered_seq = max(member.delivered_seq, receipt.delivered_seq)
                 member.read_seq = max(member.read_seq, receipt.read_seq)
 

@@ -429,6 +429,18 @@ class Pointers:
         members = (await store.take_over("g1", 1, 1)).members
         assert {user: m.delivered_seq for user, m in members.items()} == {"alice": 0, "bob": 1}
 
+    async def test_receipts_of_an_earlier_stay_are_none_of_the_present_one(self, store):
+        await make(store)
+        changes = [
+            entry(2, kind=EntryKind.MEMBERS_REMOVED, users=["bob"]),
+            entry(3, kind=EntryKind.MEMBERS_ADDED, users=["bob"]),
+        ]
+        assert await append_all(store, Append("g1", 1, changes)) == [None]
+        await store.save_receipts([ReceiptRecord("g1", "bob", 1, 1, joined_seq=1)])
+        assert (await store.take_over("g1", 1, 1)).members["bob"] == MemberRecord("bob", 3)
+        await store.save_receipts([ReceiptRecord("g1", "bob", 3, 2, joined_seq=3)])
+        assert (await store.take_over("g1", 1, 1)).members["bob"] == MemberRecord("bob", 3, 3, 2)
+
     async def test_last_seen_is_the_last_one_told(self, store):
         await store.save_last_seen([("alice", 1_000), ("bob", 2_000)])
         await store.save_last_seen([("alice", 3_000)])

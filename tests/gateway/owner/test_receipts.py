@@ -6,7 +6,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX
 from protocol.errors import ErrorCode
-from protocol.frames import MarkReceipt, Ok, ReceiptPush, RemoveMembers, Send
+from protocol.frames import AddMembers, MarkReceipt, Ok, ReceiptPush, RemoveMembers, Send
 from store.interface import NotWritten
 from tests.fakes.edge import FakeOrigin
 
@@ -159,6 +159,22 @@ async def test_unsaved_pointers_survive_a_reload(chat, alice, bob, autojump_cloc
     assert world.owner.pointers(conversation_id, "bob") == (4, 0)
     await trio.sleep(3)
     assert stored(world, conversation_id, "bob") == (4, 0)
+
+
+async def test_what_is_not_saved_of_an_earlier_stay_is_none_of_the_present_one(world, alice, bob, autojump_clock):
+    conversation_id = await world.group(alice, "bob")
+    world.owner.submit(bob, MarkReceipt(0, conversation_id, 1))
+    await world.ask(alice, RemoveMembers(1, conversation_id, "r1", ["bob"]))
+    await world.ask(alice, AddMembers(2, conversation_id, "a1", ["bob"]))
+    world.edge.forget()
+    world.store.verdicts.append(NotWritten("disk full"))
+    world.send(alice, conversation_id, "lost")
+    await wait_all_tasks_blocked()
+    await world.ask(alice, Send(3, conversation_id, "m99", "found"))
+    assert world.owner.pointers(conversation_id, "bob") == (0, 0)
+    await trio.sleep(3)
+    assert [signal.push for signal in world.edge.signals] == []
+    assert stored(world, conversation_id, "bob") == (0, 0)
 
 
 async def test_unsaved_conversations_stay_in_memory(start_world, alice):
