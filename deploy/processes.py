@@ -3,6 +3,7 @@
 Everything here blocks; under trio call it through ``trio.to_thread.run_sync``.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ STOP_TIMEOUT_S = 30.0
 LOG_TAIL_BYTES = 4_000
 """How much of a server's log a failure shows, bytes."""
 
-# Ends the server when its starter is gone, however that died: then the pipe closes without the word.
-_GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$1"'
+# Ends the server when its starter is gone, however that died: then the pipe closes without the word. Its whole group,
+# because after a live upgrade another process is in its place.
+_GUARD = 'read -r word; [ "$word" = over ] || kill -9 -- "-$1"'
 
 
 class ServerFailed(Exception):
@@ -134,9 +136,13 @@ class ServerProcess:
             self._reap()
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Ask it to end (SIGTERM), wait, and kill it after ``timeout_s`` seconds; no error when it is gone already."""
+        """Ask it to end (SIGTERM), wait, and kill it after ``timeout_s`` seconds; no error when it is gone already.
+
+        Who went on in its place (a live upgrade) is ended likewise.
+        """
         if self._process is None:
             return
+        group = self._process.pid
         self._process.terminate()
         # A paused process gets its SIGTERM only when it goes on.
         self._process.send_signal(signal.SIGCONT)
@@ -144,6 +150,7 @@ class ServerProcess:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        _end_group(group, timeout_s)
         self._reap()
 
     def terminate(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
@@ -180,3 +187,25 @@ class ServerProcess:
             self._guard.communicate(b"over\n")
             self._guard = None
         self._paused = False
+
+
+def _end_group(group: int, timeout_s: float) -> None:
+    """End who is left of a process group whose first process has ended."""
+    deadline = time.monotonic() + timeout_s
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+        while _lives(group):
+            if time.monotonic() > deadline:
+                os.killpg(group, signal.SIGKILL)
+                return
+            time.sleep(POLL_INTERVAL_S)
+
+
+def _lives(group: int) -> bool:
+    """Whether any process of a group has not ended; whoever should have waited for one that has is not waited for."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, its_group, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
+            if state not in "ZX" and int(its_group) == group:
+                return True
+    return False

@@ -1,9 +1,12 @@
 """What ``make cluster`` prints and writes can be used as it stands."""
 
+import os
+import select
 import shlex
+import signal
 import socket
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,20 @@ def test_a_port_of_another_program_is_not_taken_for_the_server_s(tmp_path: Path)
         with pytest.raises(ServerFailed, match=f"port {port}, which node-1 needs"):
             try_cluster._run(stack, server, port)
     assert not server.running
+
+
+def test_who_goes_on_in_a_node_s_place_ends_with_it(tmp_path: Path) -> None:
+    """After a live upgrade the process that was started is gone, and nobody here has started the other one."""
+    heir = tmp_path / "heir"
+    upgraded = f"sleep 1000 & echo $! > {heir}.new; mv {heir}.new {heir}"
+    server = ServerProcess("node-1", ["sh", "-c", upgraded], tmp_path / "node-1.log")
+    server.launch()
+    server._process.wait(30)  # type: ignore[union-attr]
+    ended = os.pidfd_open(int(heir.read_text()))
+    try:
+        server.stop()
+        assert select.select([ended], [], [], 0)[0]
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(ended, signal.SIGKILL)
+        os.close(ended)
