@@ -3,12 +3,16 @@
 A small delivery is written at once. A large one becomes a job: jobs of one conversation run first in first out, so that
 order holds, and conversations take turns, so that a huge one delays only itself. Between slices of about a millisecond
 the loop is free for everybody else.
+
+While too much waits for a conversation, this node refuses sends to it. Others do not know, and may go on to deliver
+faster than this one writes: then what was not begun is given up, and its recipients are told to sync.
 """
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
+import structlog
 import trio
 from msgspec import Raw
 
@@ -17,7 +21,7 @@ from gateway.edge.connection import JSON, SENDER, Connection, Devices
 from gateway.edge.outgoing import PushBatch, encode_for
 from gateway.edge.send_ring import RING_SOCKETS_MIN, best_send_each
 from gateway.edge.writer import Writer
-from protocol.frames import EntryPush
+from protocol.frames import EntryPush, Resync
 
 INLINE_RECIPIENTS_MAX = 64
 """Recipients of a delivery that is written at once: about 0.2 ms of writes, less than a turn through the scheduler is
@@ -33,19 +37,54 @@ writing. Each holds the entries of a whole batch."""
 JOBS_MAX = 4_096
 """Unfinished deliveries of the node above which sends to conversations that have any are refused."""
 
+JOBS_HELD_MAX = 1_024
+"""Unfinished deliveries of one conversation above which they are given up: with 10,000 members some 50 s of writing. A
+moment's standstill does not leave so many."""
+
+JOBS_HELD_ALL_MAX = 4 * JOBS_MAX
+"""Unfinished deliveries of the node above which those of a conversation are given up that has many of them."""
+
 SLICE_S = 0.001
 """Seconds of writing between two checkpoints."""
+
+log = structlog.get_logger(__name__)
+
+
+class _SyncInstead:
+    """The push that takes the place of those that were given up; for the rest as ``PushBatch``."""
+
+    __slots__ = ("_json", "arrived_s", "joined", "origins")
+
+    def __init__(self, conversation_id: str) -> None:
+        push = Resync([conversation_id])
+        self.joined = encode_for(push, json=False)
+        self._json = encode_for(push, json=True)
+        self.origins: list[Connection] = []
+        self.arrived_s = 0.0
+
+    def for_connection(self, _connection: object, *, json: bool) -> bytes:
+        """In the connection's subprotocol."""
+        return self._json if json else self.joined
 
 
 class _Job:
     """A delivery in progress (``batch``), or a call to make when the deliveries before it are done (``then``)."""
 
-    __slots__ = ("batch", "recipients", "then")
+    __slots__ = ("batch", "everybody", "recipients", "then")
 
-    def __init__(self, recipients: Iterator[str], batch: PushBatch | None, then: Callable[[], None] | None) -> None:
-        self.recipients = recipients
+    def __init__(
+        self, everybody: Collection[str], batch: PushBatch | _SyncInstead | None, then: Callable[[], None] | None
+    ) -> None:
+        self.everybody = everybody
+        self.recipients = iter(everybody)  # those who are still to get it
         self.batch = batch
         self.then = then
+
+
+class _Jobs(deque[_Job]):
+    """Those of one conversation, in order. ``deliveries``: how many of them are no calls."""
+
+    deliveries = 0
 
 
 class Fanout:
@@ -54,6 +93,7 @@ class Fanout:
     Attributes:
         jobs_waiting: by conversation, the deliveries that are not complete; empty most of the time.
         deliveries: writes of a batch to a connection, ever.
+        given_up: deliveries whose recipients were told to sync instead, ever.
         on_written: called when a delivery is complete: (seconds since its oldest send arrived, writes).
     """
 
@@ -61,11 +101,12 @@ class Fanout:
         self._by_user = by_user
         self._writer = writer
         self._send_each = best_send_each()
-        self.jobs_waiting: dict[str, deque[_Job]] = {}
+        self.jobs_waiting: dict[str, _Jobs] = {}
         self._turns: deque[str] = deque()
         self._job_count = 0
         self._wake = trio.Event()
         self.deliveries = 0
+        self.given_up = 0
         self.on_written: Callable[[float], None] = lambda _seconds: None
 
     def congested(self, conversation_id: str) -> bool:
@@ -77,7 +118,7 @@ class Fanout:
         """Write a delivery to all connections of the recipients, now or in slices."""
         conversation_id, count = delivery.conversation_id, len(recipients)
         if count > INLINE_RECIPIENTS_MAX or conversation_id in self.jobs_waiting:
-            self._enqueue(conversation_id, _Job(iter(recipients), PushBatch(delivery), None))
+            self._enqueue(conversation_id, _Job(recipients, PushBatch(delivery), None))
             return
         if count >= RING_SOCKETS_MIN:
             self._write(iter(recipients), count, PushBatch(delivery))
@@ -91,17 +132,36 @@ class Fanout:
         """Call ``then`` after the conversation's unfinished deliveries; False if there are none (nothing is done)."""
         if conversation_id not in self.jobs_waiting:
             return False
-        self._enqueue(conversation_id, _Job(iter(()), None, then))
+        self._enqueue(conversation_id, _Job((), None, then))
         return True
 
     def _enqueue(self, conversation_id: str, job: _Job) -> None:
         jobs = self.jobs_waiting.get(conversation_id)
         if jobs is None:
-            jobs = self.jobs_waiting[conversation_id] = deque()
+            jobs = self.jobs_waiting[conversation_id] = _Jobs()
             self._turns.append(conversation_id)
+        elif jobs.deliveries >= JOBS_HELD_MAX or (
+            self._job_count >= JOBS_HELD_ALL_MAX and jobs.deliveries >= JOBS_PER_CONVERSATION_MAX
+        ):
+            self._give_up(conversation_id, jobs)
         jobs.append(job)
+        jobs.deliveries += job.batch is not None
         self._job_count += 1
         self._wake.set()
+
+    def _give_up(self, conversation_id: str, jobs: _Jobs) -> None:
+        """Let one push that tells to sync take the place of all deliveries of a conversation that were not begun."""
+        first, *rest = jobs
+        late = [job for job in rest if job.batch is not None]
+        everybody = {id(job.everybody): job.everybody for job in late}  # of most the same
+        recipients = tuple(dict.fromkeys(chain.from_iterable(everybody.values())))
+        calls = [job for job in rest if job.batch is None]
+        jobs.clear()
+        jobs.extend((first, _Job(recipients, _SyncInstead(conversation_id), None), *calls))
+        jobs.deliveries -= len(late) - 1
+        self._job_count -= len(late) - 1
+        self.given_up += len(late)
+        log.warning("deliveries given up: written too slowly", conversation=conversation_id, deliveries=len(late))
 
     async def run(self) -> None:
         """Run jobs for ever. A cancellation leaves what was not written unwritten: sync brings it."""
@@ -118,7 +178,7 @@ class Fanout:
             conversation_id = self._turns.popleft()
             jobs = self.jobs_waiting[conversation_id]
             if self._step(jobs[0]):
-                jobs.popleft()
+                jobs.deliveries -= jobs.popleft().batch is not None
                 self._job_count -= 1
             if jobs:
                 self._turns.append(conversation_id)
@@ -171,7 +231,7 @@ class Fanout:
             else:
                 self._writer.write(target, data)  # type: ignore[arg-type]
 
-    def _write(self, recipients: Iterator[str], limit: int, batch: PushBatch) -> bool:
+    def _write(self, recipients: Iterator[str], limit: int, batch: PushBatch | _SyncInstead) -> bool:
         """Write to the next ``limit`` recipients; True if there may be more."""
         users = list(islice(recipients, limit))
         present: list[Connection | Devices] = list(filter(None, map(self._by_user.get, users)))
@@ -185,7 +245,7 @@ class Fanout:
         self.deliveries += len(present)
         return len(users) == limit
 
-    def _write_present(self, present: list[Connection | Devices], batch: PushBatch) -> None:
+    def _write_present(self, present: list[Connection | Devices], batch: PushBatch | _SyncInstead) -> None:
         """The hottest loop of a node: ordinary connections are written to without a step of the interpreter each."""
         self._writer.write_held()
         data = batch.joined
@@ -207,7 +267,7 @@ class Fanout:
         else:
             self._writer.take_rest(connection, data, sent)
 
-    def _write_special(self, target: Connection | Devices, batch: PushBatch) -> None:
+    def _write_special(self, target: Connection | Devices, batch: PushBatch | _SyncInstead) -> None:
         if type(target) is Devices:
             self.deliveries += len(target.connections) - 1
             for connection in target.connections:

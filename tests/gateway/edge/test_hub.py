@@ -12,7 +12,7 @@ from gateway.edge.fanout import INLINE_RECIPIENTS_MAX, JOBS_PER_CONVERSATION_MAX
 from gateway.edge.hub import Caller
 from protocol.codec import decode_entry, decode_server_frame, encode_entry
 from protocol.errors import CloseCode
-from protocol.frames import Entry, EntryPush, Ok, Pong, SendAck, TypingPush
+from protocol.frames import Entry, EntryPush, Ok, Pong, Resync, SendAck, TypingPush
 from protocol.websocket import Opcode
 
 
@@ -132,6 +132,49 @@ async def test_a_node_with_too_much_waiting_is_congested_wherever_something_wait
         assert edge.hub.fanout.congested("c0")
         assert not edge.hub.fanout.congested("other"), "nothing of it waits"
         await edge.settle()
+
+
+async def test_who_would_wait_too_long_for_what_other_nodes_deliver_is_told_to_sync_instead(edge, monkeypatch):
+    monkeypatch.setattr(fanout, "JOBS_HELD_MAX", 4)
+    users = [f"u{n}" for n in range(INLINE_RECIPIENTS_MAX + 1)]
+    peers = [edge.connect(user, json=user == "u1") for user in users]
+    late = edge.connect("late")
+    edge.hub.deliver(delivery(users, 1))
+    edge.hub.deliver(delivery(["late", *users], 2, 3))
+    edge.hub.reply(peers[0].connection, SendAck(1, 3, 3), "c")
+    edge.hub.deliver(delivery(users, 1, conversation="other"))
+    for seq in range(4, 8):
+        edge.hub.deliver(delivery(users, seq))
+    assert len(edge.hub.fanout.jobs_waiting["c"]) == 5, (
+        "the first, one word instead of three, the answer, and the last two"
+    )
+    await edge.settle()
+    of_c = [frame for frame in peers[0].frames() if getattr(frame, "conversation_id", "c") == "c"]
+    assert [type(frame) for frame in of_c] == [EntryPush, Resync, SendAck, EntryPush, EntryPush]
+    assert Resync(["c"]) in of_c
+    assert Resync(["c"]) in peers[1].frames()
+    assert [each for each in pushed(peers[0]) if each[0] == "c"] == [("c", 1), ("c", 6), ("c", 7)]
+    assert pushed(peers[2])[-1:] == [("c", 7)]
+    assert late.frames() == [Resync(["c"])]
+    assert ("other", 1) in pushed(peers[0])
+    assert not edge.hub.fanout.jobs_waiting
+    assert not edge.hub.fanout.congested("c")
+    assert edge.hub.fanout.given_up == 3
+
+
+async def test_deliveries_of_a_busy_conversation_are_given_up_where_too_many_of_all_wait(edge, monkeypatch):
+    monkeypatch.setattr(fanout, "JOBS_HELD_ALL_MAX", 20)
+    monkeypatch.setattr(fanout, "JOBS_PER_CONVERSATION_MAX", 4)
+    users = [f"u{n}" for n in range(INLINE_RECIPIENTS_MAX + 1)]
+    peers = [edge.connect(user) for user in users]
+    for n in range(15):
+        edge.hub.deliver(delivery(users, 1, conversation=f"c{n}"))
+    for seq in range(1, 8):
+        edge.hub.deliver(delivery(users, seq))
+    assert sum(map(len, edge.hub.fanout.jobs_waiting.values())) == 15 + 4
+    await edge.settle()
+    assert [frame for frame in peers[0].frames() if isinstance(frame, Resync)] == [Resync(["c"])]
+    assert [seq for conversation, seq in pushed(peers[0]) if conversation == "c"] == [1, 6, 7]
 
 
 def test_room_is_awaited_for_connections_and_there_at_once_for_callers(edge):
