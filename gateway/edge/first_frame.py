@@ -6,7 +6,6 @@ import trio
 
 from gateway.auth import TokenRefused, Verifier
 from gateway.edge.connection import CLOSED
-from gateway.edge.farewell import farewell
 from gateway.edge.outgoing import encode_for
 from gateway.edge.parking import Parking
 from gateway.edge.sessions import Sessions
@@ -14,15 +13,21 @@ from protocol import limits
 from protocol.codec import CodecError, InvalidFrame, UnknownFrame, decode_command
 from protocol.errors import CloseCode, ErrorCode
 from protocol.frames import Authenticate, ErrorReply
-from protocol.websocket import FrameError, FrameReader, Message, Opcode, encode_close, encode_frame
+from protocol.websocket import FrameError, FrameReader, Message, Opcode, encode_frame
 
 
 class _Ended(Exception):
-    """The connection ends before it was authenticated; ``farewell`` are its last bytes."""
+    """The WebSocket is closed before it was authenticated.
 
-    def __init__(self, farewell: bytes = b"") -> None:
-        super().__init__()
-        self.farewell = farewell
+    Attributes:
+        code: the close code.
+        first: ws frames before the close.
+    """
+
+    def __init__(self, code: CloseCode, reason: str = "", first: bytes = b"") -> None:
+        super().__init__(reason)
+        self.code = code
+        self.first = first
 
 
 class Introduction:
@@ -53,7 +58,10 @@ class FirstFrame:
         try:
             command, rest = await self._receive(sock, reader, json)
         except _Ended as ended:
-            farewell(sock, ended.farewell)
+            self._end(sock, ended)
+            return None
+        if command is None:
+            sock.close()
             return None
         return Introduction(command, reader, rest)
 
@@ -66,15 +74,19 @@ class FirstFrame:
         try:
             identity = await self._verifier.verify_fresh(command.token)
         except TokenRefused as error:
-            farewell(sock, _refused(command.id, ErrorCode.TOKEN_REFUSED, str(error), json).farewell)
+            self._end(sock, _refused(command.id, ErrorCode.TOKEN_REFUSED, str(error), json))
             return
         connection = self._sessions.open(sock, identity, command.device or device, json=json)
         if not connection.flags & CLOSED:
             self._parking.adopt(connection, introduction.reader, introduction.rest)
 
+    def _end(self, sock: socket.socket, ended: _Ended) -> None:
+        self._sessions.turn_away(sock, ended.code, str(ended), first=ended.first)
+
     async def _receive(
         self, sock: socket.socket, reader: FrameReader, json: bool
-    ) -> tuple[Authenticate, list[Message]]:
+    ) -> tuple[Authenticate | None, list[Message]]:
+        """The first command and the messages behind it; None: the client has gone. Raises _Ended."""
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
@@ -82,28 +94,28 @@ class FirstFrame:
             except BlockingIOError:
                 continue
             if not data:
-                raise _Ended
+                return None, []
             try:
                 messages = reader.feed(data)
             except FrameError as error:
-                raise _Ended(encode_close(error.close_code, str(error))) from None
+                raise _Ended(error.close_code, str(error)) from None
             for index, message in enumerate(messages):
                 if message.opcode == Opcode.CLOSE:
-                    raise _Ended(encode_close(CloseCode.NORMAL))
+                    raise _Ended(CloseCode.NORMAL)
                 if message.opcode == Opcode.PING:
                     sock.send(encode_frame(Opcode.PONG, message.payload))
                 elif message.opcode == (Opcode.TEXT if json else Opcode.BINARY):
                     return _decode(message.payload, json), messages[index + 1 :]
                 elif message.opcode != Opcode.PONG:
                     wanted = "text" if json else "binary"
-                    raise _Ended(encode_close(CloseCode.UNSUPPORTED_DATA, f"send {wanted} messages"))
+                    raise _Ended(CloseCode.UNSUPPORTED_DATA, f"send {wanted} messages")
 
 
 def _decode(payload: bytes, json: bool) -> Authenticate:
     try:
         command = decode_command(payload, json=json)
     except CodecError as error:
-        raise _Ended(encode_close(CloseCode.BAD_FRAME, str(error))) from None
+        raise _Ended(CloseCode.BAD_FRAME, str(error)) from None
     except InvalidFrame as error:
         raise _refused(error.request_id, error.code, str(error), json) from None
     except UnknownFrame as error:
@@ -118,4 +130,4 @@ def _decode(payload: bytes, json: bool) -> Authenticate:
 
 def _refused(request_id: int, code: ErrorCode, message: str, json: bool) -> _Ended:
     reply = encode_for(ErrorReply(request_id, code, message), json=json)
-    return _Ended(reply + encode_close(CloseCode.TOKEN_REFUSED, message))
+    return _Ended(CloseCode.TOKEN_REFUSED, message, reply)

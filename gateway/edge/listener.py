@@ -37,7 +37,6 @@ from protocol.handshake import (
     parse_request_head,
     upgrade_response,
 )
-from protocol.websocket import encode_close
 
 CONNECT_PATH = "/v1/connect"
 
@@ -354,7 +353,7 @@ class Listener:
             refused = Refused(503, reason, (("Retry-After", str(RETRY_AFTER_S)),))
             self._refuse(arrival.sock, arrival.peer, refused)
         else:
-            farewell(arrival.sock, encode_close(CloseCode.SERVICE_RESTART, reason))
+            self._sessions.turn_away(arrival.sock, CloseCode.SERVICE_RESTART, reason)
 
     def _too_late(self, arrival: Arrival, request: Request | None) -> None:
         if self._putting_off:
@@ -368,9 +367,9 @@ class Listener:
             raise Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),))
         if request.verifying:
             message = f"the token could not be verified within {limit_s:g} s"
-            farewell(sock, encode_close(CloseCode.INTERNAL_ERROR, message))
+            self._sessions.turn_away(sock, CloseCode.INTERNAL_ERROR, message)
         else:
-            farewell(sock, encode_close(CloseCode.AUTHENTICATE_TIMEOUT, f"authenticate within {limit_s:g} s"))
+            self._sessions.turn_away(sock, CloseCode.AUTHENTICATE_TIMEOUT, f"authenticate within {limit_s:g} s")
 
     async def _receive_request(self, arrival: Arrival, data: bytes) -> Request | None:
         sock = arrival.sock

@@ -12,13 +12,16 @@ from gateway.auth import Identity
 from gateway.clock import clock_us
 from gateway.config import Settings
 from gateway.edge.connection import CLOSED, JSON, TLS, Connection, ConnectionTable, plain_socket
+from gateway.edge.farewell import farewell
 from gateway.edge.hub import Hub
 from gateway.edge.outgoing import encode_for
 from gateway.edge.parking import Parking
 from gateway.edge.tls import TlsSocket
 from gateway.edge.writer import Writer
 from protocol import limits
+from protocol.errors import CloseCode
 from protocol.frames import Welcome
+from protocol.websocket import encode_close
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +90,11 @@ class Sessions:
             self.opened += 1
             self._hub.add(connection)
         return connection
+
+    def turn_away(self, sock: socket.socket, code: CloseCode, reason: str = "", *, first: bytes = b"") -> None:
+        """Close a WebSocket that does not become a connection; ``first``: ws frames that it gets before."""
+        self._writer.count_close(code)
+        farewell(sock, first + encode_close(code, reason))
 
     def renew(self, connection: Connection, identity: Identity) -> int:
         """A fresh token came over the live connection: seconds that it is good for."""

@@ -286,9 +286,7 @@ class Writer:
         if connection.flags & GONE:
             return
         self._leave(connection)
-        # A peer may close with thousands of codes of its own; each would be a time series.
-        label = int(code) if code in KNOWN_CODES else 0
-        self.closed_by_code[label] = self.closed_by_code.get(label, 0) + 1
+        self.count_close(code)
         frame = encode_close(code, reason)
         queue = self._queues.get(connection)
         if queue is not None:
@@ -304,6 +302,12 @@ class Writer:
         self._closing[connection] = self._table.now + CLOSE_LINGER_S
         if not connection.flags & QUEUED:
             self._shut_down(connection)
+
+    def count_close(self, code: int) -> None:
+        """Count a close, of a connection or of a WebSocket that did not become one."""
+        # A peer may close with thousands of codes of its own; each would be a time series.
+        label = int(code) if code in KNOWN_CODES else 0
+        self.closed_by_code[label] = self.closed_by_code.get(label, 0) + 1
 
     def _leave(self, connection: Connection) -> None:
         self._awaiting_room.pop(connection, None)

@@ -197,6 +197,7 @@ async def test_another_first_frame_is_refused(door, frame, code, reply):
         assert (got[0].id, got[0].code) == reply
     assert await stream.receive_some() == b""
     assert not door.edge.hub.by_user
+    assert door.edge.writer.closed_by_code == {code: 1}
 
 
 async def test_no_first_frame_in_time_is_closed(door, autojump_clock):
@@ -204,6 +205,7 @@ async def test_no_first_frame_in_time_is_closed(door, autojump_clock):
     _, rest = await receive_head(stream)
     assert await receive_frames(stream, rest, 1) == [CloseCode.AUTHENTICATE_TIMEOUT]
     assert await stream.receive_some() == b""
+    assert door.edge.writer.closed_by_code == {CloseCode.AUTHENTICATE_TIMEOUT: 1}
 
 
 @pytest.mark.parametrize(
