@@ -43,6 +43,7 @@ class Appender:
         counters: OwnerCounters,
         backlog: Backlog,
         find: Callable[[str], Conversation | None],
+        may_speak: Callable[[Conversation], bool],
         resume: Callable[[Conversation], None],
         look_up: Callable[[Conversation, Origin, Appending], None],
         drop: Callable[[Conversation], None],
@@ -57,6 +58,7 @@ class Appender:
         self._counters = counters
         self._backlog = backlog
         self._find = find
+        self._may_speak = may_speak
         self._resume = resume
         self._look_up = look_up
         self._wrote = wrote
@@ -80,7 +82,7 @@ class Appender:
 
         Raises:
             Refused: the command breaks a rule, the conversation gets too many, or too many wait.
-            NotOwner: see ``_require_voice``.
+            NotOwner: see ``require_voice``.
             MembersUnknown: whether users that it is from or about are in the channel.
         """
         self._counters.sends += 1
@@ -98,7 +100,7 @@ class Appender:
             self._look_up(conversation, origin, command)
             return
         if user not in conversation.members:
-            self._require_voice(conversation)
+            self.require_voice(conversation)
             raise not_found()
         if self._backlog.full:
             self._counters.overloaded += 1
@@ -107,16 +109,16 @@ class Appender:
             check_message(command)
             self._assign(conversation, origin, command, key, MESSAGE, command.body, command.metadata, None)
             return
-        self._require_voice(conversation)
+        self.require_voice(conversation)
         change = draft(conversation, user, command, self._settings)  # type: ignore[arg-type]
         if change is not None:
             self._change(conversation, origin, command, key, change)
         elif command.id:
             self._edge.reply(origin, Ok(command.id), conversation.conversation_id)
 
-    def _require_voice(self, conversation: Conversation) -> None:
+    def require_voice(self, conversation: Conversation) -> None:
         """Raises NotOwner: this node is not sure to own the conversation, and may not know who is in it any more."""
-        if not self._ownership.may_speak(conversation.conversation_id, conversation.epoch):
+        if not self._may_speak(conversation):
             raise NotOwner
 
     def _change(self, conversation: Conversation, origin: Origin, command: Appending, key: Key, change: Draft) -> None:
@@ -286,9 +288,9 @@ class Appender:
 
         Raises:
             Refused: the client_msg_id was used for something else.
-            NotOwner: see ``_require_voice``.
+            NotOwner: see ``require_voice``.
         """
-        self._require_voice(conversation)
+        self.require_voice(conversation)
         entry = stored.entry
         if not same_content(entry, command):
             raise client_msg_id_reused(command.client_msg_id, entry.seq)

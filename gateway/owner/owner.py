@@ -104,7 +104,7 @@ class Owner:
         )
         self._appender = Appender(
             settings, store, edge, ownership, clock_us, self.counters, self.backlog,
-            self._find, self._resume, self._lookups.start, self._drop, self._receipts.wrote,
+            self._find, self._may_speak, self._resume, self._lookups.start, self._drop, self._receipts.wrote,
         )  # fmt: skip
 
     @property
@@ -310,12 +310,12 @@ class Owner:
             self._census.start(conversation, origin, command, unknown)
 
     def _handle(self, conversation: Conversation, origin: Origin, command: Command) -> None:
-        """Carry out a command for a conversation that is loaded. Raises Refused, MembersUnknown."""
+        """Carry out a command for a conversation that is loaded. Raises Refused, NotOwner, MembersUnknown."""
+        if isinstance(command, Send | AddMembers | RemoveMembers | Rename):
+            self._appender.submit(conversation, origin, command)
+            return
+        self._appender.require_voice(conversation)  # nothing that comes to be durable would show if memory is old
         match command:
-            case Send() | AddMembers() | RemoveMembers() | Rename():
-                self._appender.submit(conversation, origin, command)
-            case _ if not self._may_speak(conversation):
-                raise NotOwner  # nothing that comes to be durable would show whether memory is old
             case MarkReceipt():
                 self._receipts.mark(conversation, origin, command)
             case Typing():
