@@ -44,7 +44,7 @@ OWNER_COUNTERS: Final = {
     "receipts": ("receipts", "Receipt commands that moved a pointer."),
     "receipts_saved": ("receipts_saved", "Receipt pointers written to the store."),
     "receipts_failed": ("receipts_failed", "Receipt pointers whose saving failed and is tried again."),
-    "receipts_unpushed": ("receipts_unpushed", "Receipts not pushed: the group is too large, or another's by now."),
+    "receipts_unpushed": ("receipts_unpushed", "Receipts not pushed: group too large, another's, or forgotten by now."),
     "typing_pushed": ("typing_pushed", "Typing pushes handed to the edge."),
     "typing_throttled": ("typing_throttled", "Typing commands dropped because they came too soon."),
     "typing_shed": ("typing_shed", "Typing commands dropped: the group is too large, or too many users type."),

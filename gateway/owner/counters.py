@@ -25,7 +25,8 @@ class OwnerCounters(Struct):
         receipts: receipt commands that moved a pointer.
         receipts_saved: pointers written to the store.
         receipts_failed: pointers whose saving failed and is tried again.
-        receipts_unpushed: receipts not pushed because the group is too large, or may be another node's by now.
+        receipts_unpushed: receipts not pushed because the group is too large, may be another node's by now, or was
+            forgotten while the store refused them.
         typing_pushed: typing pushes handed to the edge.
         typing_throttled: typing commands dropped because they came too soon.
         typing_shed: typing commands dropped because the group is too large or too many users type.

@@ -15,10 +15,10 @@ the oldest; if eight are, memory grows by one instead of the loop stalling in a 
 class Memory:
     """Holds at most ``conversations_max`` conversations, more only while those have something under way."""
 
-    def __init__(self, conversations_max: int, has_unsaved: Callable[[str], bool], counters: OwnerCounters) -> None:
+    def __init__(self, conversations_max: int, keep: Callable[[str], bool], counters: OwnerCounters) -> None:
         self._conversations: OrderedDict[str, Conversation] = OrderedDict()
         self._conversations_max = conversations_max
-        self._has_unsaved = has_unsaved
+        self._keep = keep
         self._counters = counters
         self.find = self._conversations.get
         """The conversation with an id, or None. Does not count as a use."""
@@ -48,7 +48,7 @@ class Memory:
         while len(self._conversations) >= self._conversations_max and looks:
             looks -= 1
             conversation_id, oldest = next(iter(self._conversations.items()))
-            if oldest.idle and not self._has_unsaved(conversation_id):
+            if oldest.idle and not self._keep(conversation_id):
                 del self._conversations[conversation_id]
                 self._counters.evicted += 1
             else:

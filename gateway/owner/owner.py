@@ -86,7 +86,7 @@ class Owner:
         self._running = False
         self._pools = [TaskPool(STORE_TASKS_MAX, STORE_TASKS_WAITING_MAX) for _ in range(4)]
         loads, lookups, reads, censuses = self._pools
-        self._memory = Memory(settings.loaded_conversations_max, self._has_unsaved, self.counters)
+        self._memory = Memory(settings.loaded_conversations_max, self._keep, self.counters)
         self._find = self._memory.find
         self._use = self._memory.use
         self._receipts = Receipts(settings, store, edge, self.counters, self._find, self._may_speak)
@@ -431,5 +431,5 @@ class Owner:
         except Refused as refusal:
             self._edge.reply(origin, refusal.reply(command.id))
 
-    def _has_unsaved(self, conversation_id: str) -> bool:
-        return self._receipts.has_unsaved(conversation_id)
+    def _keep(self, conversation_id: str) -> bool:
+        return self._receipts.keep(conversation_id)

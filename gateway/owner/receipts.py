@@ -61,6 +61,7 @@ class Receipts:
         self._find = find
         self._may_speak = may_speak
         self._unsaved: dict[str, dict[str, Unsaved]] = {}
+        self._refused = False
         self._wake = trio.Event()
         self._one_save = trio.Lock()
 
@@ -112,12 +113,15 @@ class Receipts:
         """Whether the store knows every pointer."""
         return not self._unsaved
 
-    def has_unsaved(self, conversation_id: str) -> bool:
-        """Whether memory knows more of a conversation's pointers than the store."""
-        return conversation_id in self._unsaved
+    def keep(self, conversation_id: str) -> bool:
+        """Whether a conversation has to stay in memory, for its pointers to be pushed when they are saved, and soon.
+
+        While the store refuses them they need no more than to be saved in the end: memory would grow and grow.
+        """
+        return conversation_id in self._unsaved and not self._refused
 
     def any_unsaved(self, concerns: Callable[[str], bool]) -> bool:
-        """Whether that is so of any of the conversations that ``concerns`` says, in memory or not."""
+        """Whether memory knows more than the store of any conversation that ``concerns`` says, loaded or not."""
         return any(concerns(conversation_id) for conversation_id in self._unsaved)
 
     def restore(self, conversation: Conversation) -> None:
@@ -170,8 +174,10 @@ class Receipts:
                 try:
                     await self._store.save_receipts([record for record, _ in chunk])
                 except StoreError:
+                    self._refused = True
                     self._counters.receipts_failed += len(chunk)
                     return
+                self._refused = False
                 self._counters.receipts_saved += len(chunk)
                 for record, origin in chunk:
                     self._saved(record)
@@ -198,6 +204,7 @@ class Receipts:
     def _tell(self, record: ReceiptRecord, origin: Origin | None) -> None:
         conversation = self._find(record.conversation_id)
         if conversation is None:
+            self._counters.receipts_unpushed += 1
             return
         member = conversation.members.get(record.user)
         if not conversation.is_channel and (member is None or member.joined_seq != record.joined_seq):

@@ -6,7 +6,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX
 from protocol.errors import ErrorCode
-from protocol.frames import AddMembers, MarkReceipt, Ok, ReceiptPush, RemoveMembers, Send
+from protocol.frames import AddMembers, GetConversation, MarkReceipt, Ok, ReceiptPush, RemoveMembers, Send
 from store.interface import NotWritten
 from tests.fakes.edge import FakeOrigin
 
@@ -183,6 +183,22 @@ async def test_unsaved_conversations_stay_in_memory(start_world, alice):
     for n in range(40):
         await world.direct(alice, f"user{n}")
     assert world.owner.pointers(first, "alice") == (1, 1)
+
+
+async def test_memory_stays_bounded_while_the_store_refuses_receipts(start_world, alice, autojump_clock):
+    world = await start_world(loaded_conversations_max=16)
+    world.store.receipt_verdicts.extend([NotWritten("disk full")] * 200)
+    conversation_ids = []
+    for n in range(60):
+        conversation_ids.append(await world.direct(alice, f"user{n}"))
+        await trio.sleep(3)
+    assert world.owner.loaded == 16
+    assert world.owner.pointers(conversation_ids[0], "alice") == (1, 1), "it is not forgotten all the same"
+    reply = await world.ask(alice, GetConversation(7, conversation_ids[0]))
+    assert reply.conversation.read_seq == 1
+    world.store.receipt_verdicts.clear()
+    await trio.sleep(3)
+    assert {stored(world, each, "alice") for each in conversation_ids} == {(1, 1)}
 
 
 async def test_large_groups_are_not_pushed_receipts(world, alice, autojump_clock):
