@@ -3,7 +3,6 @@
 import gc
 import resource
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -66,11 +65,6 @@ HANDOVER_SHARE = 0.5
 
 FENCED_GRACE_S = 2.0
 """Seconds that a node which was found dead takes to close its connections: nothing they say counts any more."""
-
-THREAD_SWITCH_S = 0.001
-"""Seconds after which the loop lets another thread of a cluster's node run. What Cassandra and Redis say is heard by
-threads, several one after the other for one message; with Python's 5 ms each of them may wait that long in a busy node.
-(With 0.5 ms, the p99 of deliveries across busy nodes was 58 instead of 217 ms, for 5 to 10 % more processor time.)"""
 
 LEASE_IN_DOUBT = "Cassandra does not answer renewals of the lease in time: nothing is acknowledged until it does"
 
@@ -446,7 +440,6 @@ def _clustered(settings: Settings, verifier: Verifier, sockets: Sequence[socket.
     """A node of a cluster."""
     from gateway.cluster.backend import Backend
 
-    sys.setswitchinterval(THREAD_SWITCH_S)
     host, port = sockets[-1].getsockname()[:2]
     backend = Backend(settings, settings.node_name or socket.gethostname(), f"{host}:{port}")
     return Node(settings, backend.store, verifier, sockets, backend)

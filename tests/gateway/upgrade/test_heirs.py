@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 
 from gateway.auth import Verifier
 from gateway.broker import channel_id_of
-from gateway.cluster.backend import Backend
+from gateway.cluster.backend import THREAD_SWITCH_S, Backend
 from gateway.cluster.ports import Command, Identity
 from gateway.cluster.redis_keys import sessions
 from gateway.config import Settings
@@ -115,6 +116,24 @@ def test_the_incarnation_and_the_port_for_other_nodes_go_on(tmp_path: Path) -> N
         assert heir.backend.peers is not None
         with heir.backend.peers.listening as inherited:
             assert inherited.getsockname() == listening.getsockname()
+
+
+async def test_the_successor_lets_other_threads_run_as_soon_as_its_predecessor_did(nursery: trio.Nursery) -> None:
+    settings = Settings(store="cassandra", node_name="first")
+    heir = heir_of(offer_of(settings, encode(Told("first:abc", "x:1", False, False))), [], settings)
+    assert isinstance(heir, ClusterHeir)
+    heir.backend.tables.run = connected  # type: ignore[method-assign]
+    before_s = sys.getswitchinterval()
+    try:
+        await nursery.start(heir.run)
+        assert sys.getswitchinterval() == pytest.approx(THREAD_SWITCH_S)
+    finally:
+        sys.setswitchinterval(before_s)
+
+
+async def connected(*, task_status: trio.TaskStatus[None]) -> None:
+    """In the place of a connection to Cassandra."""
+    task_status.started()
 
 
 async def test_what_redis_lost_is_made_up_for_when_the_connections_are_there() -> None:
