@@ -7,9 +7,10 @@ import msgspec
 import structlog
 import trio
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, Session
-from cassandra.query import BoundStatement, PreparedStatement
+from cassandra.query import BoundStatement
 
 from protocol.frames import ConversationKind
+from store.cassandra_binding import Binding
 from store.cassandra_grouping import Grouping, Landing, replica_sets, tell
 from store.cassandra_migrations import check_schema
 from store.cassandra_requests import Requests, Rows
@@ -85,7 +86,7 @@ class CassandraTables:
         self.reads = 0
         self.datacenter = ""
         self._requests: Requests | None = None
-        self._prepared: dict[str, PreparedStatement] = {}
+        self._bindings: dict[str, Binding] = {}
         self._replicas_of: Callable[[bytes], object] = lambda _key: None
 
     @property
@@ -141,7 +142,7 @@ class CassandraTables:
             check_schema(session, access.keyspace)
             for doubt in doubts(replication_of(cluster, access), access.consistency, access.datacenter):
                 log.warning("the keyspace's copies", keyspace=access.keyspace, doubt=doubt)
-            self._prepared = prepare(session)
+            self._bindings = {name: Binding(each) for name, each in prepare(session).items()}
             self.datacenter = asked_datacenter(cluster, access)
         except BaseException as error:
             cluster.shutdown()
@@ -165,7 +166,7 @@ class CassandraTables:
         return bool(rows[0][0])
 
     def _bind(self, name: str, values: Sequence[Any]) -> BoundStatement:
-        return self._prepared[name].bind(values)
+        return self._bindings[name](values)
 
     # --- Conversations and their logs ---------------------------------------------------------------------------
 
@@ -194,7 +195,7 @@ class CassandraTables:
             trio.lowlevel.current_trio_token().run_sync_soon(done, [(write, error) for write in writes])
             return
         grouping = Grouping(self._replicas_of)
-        bind = self._prepared["entry"].bind
+        bind = self._bindings["entry"]
         for write in writes:
             landing = Landing(write, done)
             for stored in write.entries:
