@@ -158,7 +158,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Start the node, and again whenever it ends, until the drain. A cancellation leaves it to drain itself."""
-        while not self._draining.is_set():
+        while self.child is not None or not self._draining.is_set():
             started_s = trio.current_time()
             self.code = await self._run_once()
             if self._draining.is_set():

@@ -203,3 +203,22 @@ async def test_nodes_that_run_already_are_adopted_and_others_started(autojump_cl
         world.supervisor.drain()
     assert running.orders == ["drain"]
     assert world.code == 0
+
+
+async def test_a_drain_that_waited_for_the_new_program_waits_for_the_nodes_it_has_adopted(autojump_clock):
+    """A signal that came while the supervisor became another program is heeded before the nodes are looked after."""
+    running = {name: FakeChild(name, pid) for name, pid in (("n1", 50), ("n2", 51))}
+    for child in running.values():
+        child.deaf = True  # each takes its time
+    world = World(3, running)
+    world.supervisor.drain()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.code is None
+        running["n1"].exit(0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.code is None
+        running["n2"].exit(3)
+    assert world.code == 3
+    assert world.children == [], "nothing is started any more"
