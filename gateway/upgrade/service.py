@@ -48,6 +48,10 @@ class Asker:
         log.error("upgrade failed, this process goes on", reason=reason)
         self._say(control.Refused(reason))
 
+    def ended(self) -> None:
+        """Tell that nothing came of it, because this process ends."""
+        self._say(control.Refused("the node ends"))
+
     def several(self, outcome: control.Several) -> None:
         """Tell what became of each of several processes."""
         self._say(outcome)
@@ -142,3 +146,6 @@ async def upgrade(carry_out: CarryOut, asker: Asker) -> None:
         await carry_out(asker)
     except UpgradeFailed as error:
         asker.failed(str(error))
+    except trio.Cancelled:
+        asker.ended()
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import sys
 import time
@@ -289,27 +290,49 @@ async def test_a_supervised_node_goes_on_when_that_process_fails_and_ends_it(nod
     await serves(node, "bob")
 
 
-async def test_a_supervisor_hears_over_its_link_what_became_of_its_order(node, nursery):
+class Told:
+    """A supervisor's end of the link to a node, and what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[control.Line] = []
+        self._ours, self._theirs = make_pair()
+        self._end, self.link = SupervisorEnd(self._ours), NodeEnd(self._theirs)
+        self._end.on_line = self.heard.append
+
+    async def carry_out(self, node: Node, process: trio.Process, sibling: Sibling) -> None:
+        """Have the node carry out the order to hand over to the process."""
+        order = HandOver(process.pid, os.dup(sibling.channel.sock.fileno()), os.pidfd_open(process.pid))
+        sibling.close()
+        await obey(Upgrades(node, FakeEstate(), supervised=True), self.link, order)
+
+    async def everything(self) -> list[control.Line]:
+        """What it heard until the node ended."""
+        self._theirs.close()
+        with trio.fail_after(30):
+            await self._end.listen()
+        self._ours.close()
+        return self.heard
+
+
+async def test_a_supervisor_hears_over_its_link_what_became_of_its_order(node):
     node.drain()
-    ours, theirs = make_pair()
-    supervisor, link = SupervisorEnd(ours), NodeEnd(theirs)
-    heard, refused = [], trio.Event()
-
-    def hear(line: control.Line) -> None:
-        heard.append(line)
-        refused.set()
-
-    supervisor.on_line = hear
-    nursery.start_soon(supervisor.listen)
+    told = Told()
     process, sibling = await started_by_a_supervisor("time.sleep(60)")
-    order = HandOver(process.pid, os.dup(sibling.channel.sock.fileno()), os.pidfd_open(process.pid))
-    sibling.close()
     with trio.fail_after(30):
-        await obey(Upgrades(node, FakeEstate(), supervised=True), link, order)
-        await refused.wait()
-    assert heard == [control.Refused("the node drains")]
+        await told.carry_out(node, process, sibling)
+    assert await told.everything() == [control.Refused("the node drains")]
     process.kill()
     await process.wait()
-    nursery.cancel_scope.cancel()
-    ours.close()
-    theirs.close()
+
+
+async def test_a_supervisor_hears_that_a_node_ended_before_anything_came_of_its_order(node):
+    """Else it would take the other process, which the node has ended, for the node's next life that crashed."""
+    told = Told()
+    process, sibling = await started_by_a_supervisor("time.sleep(60)")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as serving:
+            serving.start_soon(told.carry_out, node, process, sibling)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            serving.cancel_scope.cancel()
+        assert await process.wait() == -signal.SIGKILL
+    assert await told.everything() == [control.Progress("starting"), control.Refused("the node ends")]
