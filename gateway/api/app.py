@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -39,6 +39,14 @@ class ClientGone(Exception):
     """The connection ended before the request was complete: there is nobody to answer."""
 
 
+class Encoded(NamedTuple):
+    """An answer as it is sent: whatever can go wrong with its contents has not."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
 class Api:
     """The HTTP API of one node, an ASGI application.
 
@@ -68,10 +76,11 @@ class Api:
             answer = await self._answer(scope, receive)
         except ClientGone:
             return
-        self.answered[int(answer.status)] += 1
-        await _send(send, answer)
+        self.answered[answer.status] += 1
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": answer.body})
 
-    async def _answer(self, scope: Message, receive: Receive) -> Answer:
+    async def _answer(self, scope: Message, receive: Receive) -> Encoded:
         try:
             # The body is taken off the connection first, whatever follows: else it could not carry another request
             body = await _read_body(receive)
@@ -87,14 +96,14 @@ class Api:
                 None if route.query is None else parse_query(scope["query_string"], route.query),
                 None if route.body is None else parse_body(body, _text(headers, b"content-type"), route.body),
             )
-            return await route.handler(request)
+            return _encoded(await route.handler(request))
         except Refusal as refusal:
-            return _problem(refusal)
+            return _encoded(_problem(refusal))
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - the outermost frame of a request: logged, and only this one fails
             _log.exception("http_request_failed", method=scope["method"], path=scope["path"])
-            return _problem(Refusal(ErrorCode.INTERNAL, "a fault of the node, which has logged it"))
+            return _encoded(_problem(Refusal(ErrorCode.INTERNAL, "a fault of the node, which has logged it")))
 
     async def _authenticate(self, headers: dict[bytes, bytes]) -> str:
         scheme, _, token = _text(headers, b"authorization").partition(" ")
@@ -166,23 +175,17 @@ def _problem(refusal: Refusal) -> Answer:
     return Answer(refusal.problem.status, refusal.problem, PROBLEM_JSON, refusal.headers)
 
 
-def _encoded(answer: Answer) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Body and headers of an answer."""
-    content = answer.content
+def _encoded(answer: Answer) -> Encoded:
+    """An answer as it is sent."""
+    status, content = int(answer.status), answer.content
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers.items()]
     if content is None:
-        return b"", headers
+        return Encoded(status, headers, b"")
     body = content if isinstance(content, bytes) else msgspec.json.encode(content)
     headers.append((b"content-type", answer.media_type.encode()))
     headers.append((b"content-length", str(len(body)).encode()))
     headers.append((b"x-content-type-options", b"nosniff"))
-    return body, headers
-
-
-async def _send(send: Send, answer: Answer) -> None:
-    body, headers = _encoded(answer)
-    await send({"type": "http.response.start", "status": int(answer.status), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return Encoded(status, headers, body)
 
 
 async def _refuse_upgrade(send: Send) -> None:
@@ -193,6 +196,6 @@ async def _refuse_upgrade(send: Send) -> None:
         "open a new one for /v1/connect",
         headers={"Connection": "close"},
     )
-    body, headers = _encoded(_problem(refusal))
-    await send({"type": "websocket.http.response.start", "status": refusal.problem.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
+    answer = _encoded(_problem(refusal))
+    await send({"type": "websocket.http.response.start", "status": answer.status, "headers": answer.headers})
+    await send({"type": "websocket.http.response.body", "body": answer.body})

@@ -1,6 +1,7 @@
 """HTTP connections of a node: sockets that the listener hands over, each run by hypercorn's HTTP/1.1 machinery."""
 
 import socket
+import sys
 from typing import Any, Final, cast
 
 import structlog
@@ -64,7 +65,9 @@ class _HypercornLog(Logger):
         _log.error("hypercorn", message=message % args if args else message)
 
     async def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
-        _log.exception("hypercorn", message=message % args if args else message)
+        # The application logs its own faults, with traceback: this is hypercorn stumbling over what a client did, and
+        # strangers shall not fill the log with tracebacks
+        _log.warning("hypercorn", message=message % args if args else message, error=repr(sys.exception()))
 
 
 def hypercorn_config(settings: Settings) -> Config:
@@ -113,6 +116,8 @@ class _Connection(TCPServer):
             spoken.ssl, spoken.client, spoken.server, self.protocol_send,
         )  # fmt: skip
         await super()._read_data()
+        # Nothing more comes, so that there is nothing to wait for once what came is answered
+        await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
         """As hypercorn's, and no waiting for another request of a client that has ended its side."""
@@ -201,8 +206,7 @@ class HttpServer:
                 stream.at_break = scope.cancel
                 await _Connection(self._app, self._config, self._context, stream).run()
             except Exception as error:  # noqa: BLE001 - the outermost frame of a connection: only this one ends
-                # The application logs its own faults, with traceback: this is input that hypercorn had no answer for,
-                # and a stranger shall not fill the log with tracebacks
+                # Input that hypercorn had no answer for, as above
                 _log.warning("http_connection_failed", error=repr(error))
             finally:
                 stream.cut()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.api import app, conversations, server, stream
@@ -17,6 +18,12 @@ from tests.gateway.api.support import Client, FakeNode, Front, request_bytes
 
 ENTRIES = "/v1/conversations/dABC/entries"
 LIVE = request_bytes("GET", "/health/live", user=None)
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
 SEND = request_bytes("POST", ENTRIES, {"client_msg_id": "m1", "body": "hello"})
 
 
@@ -101,11 +108,9 @@ async def test_a_half_closed_connection_still_gets_its_answer(front: Front) -> N
 
 async def test_an_upgrade_on_a_kept_connection_is_refused_clearly(front: Front) -> None:
     client = front.open(LIVE)
-    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
-    key = ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",)
     async with client.stream:
         await client.response()
-        await client.stream.send_all(request_bytes("GET", "/v1/connect", headers=upgrade + key))
+        await client.stream.send_all(request_bytes("GET", "/v1/connect", headers=UPGRADE))
         response = await client.response()
         assert response.status == 400
         assert "open a new one for /v1/connect" in str(response.json["detail"])
@@ -130,6 +135,32 @@ async def test_garbage_gets_400_and_the_end(front: Front, garbage: bytes) -> Non
     async with client.stream:
         assert (await client.response()).status == 400
         assert await client.closed()
+
+
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"])
+@pytest.mark.parametrize("pipelined", [False, True])
+async def test_garbage_behind_a_request_frees_the_place_at_once(
+    front: Front, garbage: bytes, pipelined: bool, mock_clock: MockClock
+) -> None:
+    client = front.open(LIVE + garbage if pipelined else LIVE)
+    async with client.stream:
+        assert (await client.response()).status == 200
+        if not pipelined:
+            await client.stream.send_all(garbage)
+        assert (await client.response()).status == 400
+        assert await client.closed()
+        await front.until_connections(0)
+
+
+async def test_what_a_stranger_breaks_is_told_without_a_traceback(front: Front) -> None:
+    """Bytes behind an upgrade that hypercorn refuses: it stumbles over its own state."""
+    with capture_logs() as logs:
+        client = front.open(request_bytes("GET", "/v1/connect", user=None, headers=UPGRADE) + LIVE)
+        async with client.stream:
+            await front.until_connections(0)
+    assert logs
+    assert {line["log_level"] for line in logs} == {"warning"}
+    assert not any("exc_info" in line for line in logs)
 
 
 async def test_a_too_large_head_on_a_kept_connection_is_refused(front: Front) -> None:
