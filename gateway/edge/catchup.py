@@ -6,12 +6,13 @@ seq what it gets twice. In a cluster the answer may stop short of what is durabl
 pushed, too, because its owner looks for who registered meanwhile before it acknowledges.
 
 A client that missed nothing costs one read of the store: on a single node of all its conversations with their last
-entries, in a cluster of which they are, their heads being known elsewhere.
+entries, in a cluster of which they are, their heads being known elsewhere. So does a page of a list, and in a cluster
+a look into the logs of the conversations on it.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -22,7 +23,7 @@ from msgspec import Raw
 from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
 from gateway.edge.followers import Followers
-from gateway.edge.moved import Heads, listed, standing
+from gateway.edge.moved import Heads, described, standing
 from gateway.pages import fit
 from gateway.refusals import Refused, beyond_head, overloaded, too_long, unavailable
 from gateway.task_pool import TaskPool
@@ -293,15 +294,21 @@ class Catchup:
         """Answer with the page behind the cursor."""
         cursor = _parse_cursor(command.cursor) if command.cursor else None
         user = origin.user
-        found = await self._following(user, partial(listed, self._store, self.heads, user), whole=True)
+        read = partial(standing, self._store, self.heads, user, {}, only_named=False)
+        found = await self._following(user, read, whole=True)
         memberships = [each for each in found if not self._owner.excludes(each.conversation_id, user)]
         page, next_cursor = _page(memberships, cursor, command.limit)
+        whole = {each.conversation_id: each for each in await described(self._store, self.heads, user, page)}
+        shown = _shown(page, whole)
         limit = len(page)
-        while limit > 1 and sum(len(each.last_encoded) + SYNCED_BYTES for each in page) > limits.PAGE_BYTES_MAX:
+        while limit > 1 and sum(len(each.last_encoded) + SYNCED_BYTES for each in shown) > limits.PAGE_BYTES_MAX:
             limit //= 2
-            page, next_cursor = _page(memberships, cursor, limit)
+            page, next_cursor = _page(memberships, cursor, limit)  # some of those before
+            shown = _shown(page, whole)
         self.lists += 1
-        conversations = [self._listed(each, user) for each in page]
+        conversations = [
+            self._listed(each, user) for each in shown if not self._owner.excludes(each.conversation_id, user)
+        ]
         self._edge.reply(origin, ConversationList(command.id, conversations, next_cursor))
 
     def _listed(self, membership: Membership, user: str) -> Conversation:
@@ -350,6 +357,11 @@ def _page(memberships: list[Membership], cursor: _Cursor | None, limit: int) -> 
     newest = _recency(again[-1]) if again else cursor.newest if cursor else _recency(page[0])
     last = _recency(first_time[-1]) if first_time else cursor.last if cursor else _recency(page[-1])
     return page, urlsafe_b64encode(_encode_cursor(_Cursor(newest, last))).rstrip(b"=").decode()
+
+
+def _shown(page: Sequence[Membership], whole: Mapping[str, Membership]) -> list[Membership]:
+    """What is known of the conversations of a page by now, newest first; one that has ended meanwhile is missing."""
+    return sorted((whole[each.conversation_id] for each in page if each.conversation_id in whole), key=_recency)[::-1]
 
 
 def _parse_cursor(text: str) -> _Cursor:

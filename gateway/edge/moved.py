@@ -1,12 +1,12 @@
 """What a Sync has to know of a user's conversations: which there are, how far they are, how far the user is."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
 
 from gateway.broker import Head
-from protocol.frames import Seq
+from protocol.frames import ConversationKind, Seq
 from store.entries import Involvement, Membership
 from store.interface import Store, Unavailable
 
@@ -49,23 +49,20 @@ async def standing(
             del known[each]
         known.update(await heads.ask_owners(user, behind))
     _require(known, involved)
-    return [_membership(involvement, known[each]) for each, involvement in involved.items()]
+    return [_membership(user, involvement, known[each]) for each, involvement in involved.items()]
 
 
-async def listed(store: Store, heads: Heads | None, user: str) -> list[Membership]:
-    """The user's conversations with all that a list shows; without ``heads`` from the store alone.
+async def described(store: Store, heads: Heads | None, user: str, page: Sequence[Membership]) -> list[Membership]:
+    """Some of the conversations that ``standing`` found, with all that a list shows of them, in no particular order.
 
-    With ``heads``, what an owner has under way is not shown. Raises Unavailable, as ``standing`` does. Cancelling is
-    safe.
+    With ``heads`` only these are read, and what an owner has under way is not shown; one that the user is not in any
+    more may be missing. Raises Unavailable. Cancelling is safe.
     """
     if heads is None:
-        return await store.memberships(user)
-    involved = await store.involvements(user)
-    conversation_ids = [each.conversation_id for each in involved]
-    known = await heads.heads(user, conversation_ids)
-    _require(known, conversation_ids)
+        return list(page)
     # Read after the heads were known: which rows count up to them is settled by then.
-    found = await store.memberships(user, involved)
+    found = await store.memberships(user, [_involvement(each, user) for each in page])
+    known = {each.conversation_id: Head(each.head_seq, each.head_time_us) for each in page}
     return [await _up_to(store, each, known[each.conversation_id]) for each in found]
 
 
@@ -85,7 +82,8 @@ def _require(known: Mapping[str, Head], conversation_ids: Collection[str]) -> No
         raise Unavailable(f"the owners of {missing} of {len(conversation_ids)} conversations do not answer just now")
 
 
-def _membership(involvement: Involvement, head: Head) -> Membership:
+def _membership(user: str, involvement: Involvement, head: Head) -> Membership:
+    direct = involvement.kind is ConversationKind.DIRECT
     return Membership(
         involvement.conversation_id,
         involvement.kind,
@@ -97,4 +95,18 @@ def _membership(involvement: Involvement, head: Head) -> Membership:
         involvement.delivered_seq,
         involvement.read_seq,
         0,
+        tuple(sorted({user, involvement.peer})) if direct else (),
+    )
+
+
+def _involvement(membership: Membership, user: str) -> Involvement:
+    """What ``_membership`` was made of."""
+    others = [peer for peer in membership.peers if peer != user]
+    return Involvement(
+        membership.conversation_id,
+        membership.kind,
+        membership.joined_seq,
+        membership.delivered_seq,
+        membership.read_seq,
+        (others or membership.peers or ("",))[0],
     )

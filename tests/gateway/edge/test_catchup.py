@@ -421,6 +421,42 @@ async def test_with_known_heads_only_the_logs_of_what_moved_are_read(crowded, al
     assert crowded.store.calls == {"involvements": 1, "read": 1}
 
 
+async def test_with_known_heads_a_page_of_a_list_reads_only_the_logs_of_what_it_shows(crowded, bob, monkeypatch):
+    read, memberships = [], crowded.store.memberships
+
+    async def noting(user, involvements=None):
+        read.append([each.conversation_id for each in involvements])
+        return await memberships(user, involvements)
+
+    monkeypatch.setattr(crowded.store, "memberships", noting)
+    crowded.store.calls.clear()
+    (first,) = await crowded.ask(bob, ListConversations(1, "", 3))
+    (second,) = await crowded.ask(bob, ListConversations(1, first.next_cursor, 3))
+    newest = crowded.ids[::-1]
+    assert [each.conversation_id for each in (*first.conversations, *second.conversations)] == newest[:6]
+    assert [decode_entry(bytes(each.last_entry)).seq for each in first.conversations] == [5, 5, 5]
+    assert [sorted(each) for each in read] == [sorted(newest[:3]), sorted(newest[3:6])]
+    assert crowded.store.calls == {"involvements": 2, "memberships": 2}
+
+
+async def test_with_known_heads_a_page_shows_who_is_in_a_direct_conversation(place, alice):
+    direct, alone = [await place.create(alice, DIRECT, *others) for others in (["bob"], [])]
+    place.catchup.heads = KnownHeads(**{direct: Head(1, 2), alone: Head(1, 1)})
+    seen, memberships = [], place.store.memberships
+
+    async def noting(user, involvements=None):
+        seen.extend(involvements)
+        return await memberships(user, involvements)
+
+    place.store.memberships = noting
+    (reply,) = await place.ask(alice, ListConversations(1))
+    assert {each.conversation_id: [member.user for member in each.members] for each in reply.conversations} == {
+        direct: ["alice", "bob"],
+        alone: ["alice"],
+    }
+    assert seen == await place.store.involvements("alice")
+
+
 async def test_what_happens_in_a_channel_is_pushed_from_its_members_first_sync_on(place, alice, bob):
     followers = place.catchup.followers = Followers({"alice", "bob"})
     channel = await place.create(alice, ConversationKind.CHANNEL, "bob", title="news")

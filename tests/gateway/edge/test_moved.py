@@ -7,12 +7,12 @@ import pytest
 import trio
 
 from gateway.broker import Head
-from gateway.edge.moved import listed, standing
+from gateway.edge.moved import described, standing
 from protocol.codec import decode_entry, encode_entry
 from protocol.frames import ConversationKind, Entry, EntryKind
 from store.cassandra import CassandraStore
 from store.entries import Append, ConversationRecord, Membership, StoredEntry
-from store.interface import Unavailable
+from store.interface import Store, Unavailable
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.memory_tables import MemoryTables
 
@@ -66,6 +66,11 @@ async def stand(
     return {each.conversation_id: each for each in found}
 
 
+async def whole_list(store: Store, heads: KnownHeads | None, user: str) -> list[Membership]:
+    """All conversations as a list shows them, on one page."""
+    return await described(store, heads, user, await standing(store, heads, user, {}, only_named=False))
+
+
 def heads_of(found: Mapping[str, Membership]) -> dict[str, int]:
     return {each: membership.head_seq for each, membership in found.items()}
 
@@ -105,12 +110,12 @@ async def test_a_log_alone_does_not_say_how_far_a_conversation_is(
     with pytest.raises(Unavailable, match=r"the owners of \d of 3 conversations do not answer just now"):
         await stand(store, KnownHeads(known), "bob", {"g3": 2})
     with pytest.raises(Unavailable, match="the owners of 2 of 3 conversations do not answer just now"):
-        await listed(store, KnownHeads({"g1": Head(1, 11)}), "bob")
+        await whole_list(store, KnownHeads({"g1": Head(1, 11)}), "bob")
 
 
 async def test_a_list_does_not_show_what_an_owner_has_under_way(store: MemoryStore) -> None:
     heads = KnownHeads({"g1": Head(1, 11), "g2": Head(2, 12), "g3": Head(2, 13)})
-    found = {each.conversation_id: each for each in await listed(store, heads, "bob")}
+    found = {each.conversation_id: each for each in await whole_list(store, heads, "bob")}
     assert heads_of(found) == {"g1": 1, "g2": 2, "g3": 2}
     assert found["g3"].head_time_us == 13
     assert decode_entry(found["g3"].last_encoded).seq == 2
@@ -120,7 +125,7 @@ async def test_a_list_does_not_show_what_an_owner_has_under_way(store: MemorySto
 
 async def test_a_list_shows_what_came_behind_the_heads_no_further_than_they_are(store: MemoryStore) -> None:
     heads = KnownHeads({"g1": Head(9, 19), "g2": Head(2, 12), "g3": Head(3, 13)})
-    found = {each.conversation_id: each for each in await listed(store, heads, "bob")}
+    found = {each.conversation_id: each for each in await whole_list(store, heads, "bob")}
     assert found["g1"].head_seq == 1
 
 
@@ -132,9 +137,9 @@ async def test_a_list_reads_involvements_once_and_as_often_as_a_single_node_besi
         record = ConversationRecord(conversation_id, ConversationKind.GROUP, "", "alice", NOW_US)
         await store.create(record, stored(1, EntryKind.CREATED, ["alice", "bob"]), 1)
     tables.calls.clear()
-    await listed(store, None, "bob")
+    await whole_list(store, None, "bob")
     alone, tables.calls = Counter(tables.calls), []
-    await listed(store, KnownHeads({"g1": Head(1, 11), "g2": Head(1, 12)}), "bob")
+    await whole_list(store, KnownHeads({"g1": Head(1, 11), "g2": Head(1, 12)}), "bob")
     assert Counter(tables.calls) == alone
     assert alone["involvements"] == 1
 
