@@ -150,6 +150,7 @@ class Cluster:
         self.links.on_heads_void = lambda _sender: self.on_gap()
         self.handing_on.owner = self.owner
         self.handing_on.give_back = self.router.take_back
+        self.handing_on.refusal = self.router.refusal
         self.links.received = self._received
         self.links.on_gap.append(lambda _sender: self.on_gap())
         self.links.on_standstill = lambda _seconds: self.on_gap()

@@ -36,7 +36,7 @@ from gateway.cluster.ports import Directory
 from gateway.cluster.rounds import Rounds
 from gateway.cluster.slots import slot_of_command
 from protocol.codec import decode_command_fast, encode_msgpack
-from protocol.frames import Command, Push, ReceiptPush, Reply
+from protocol.frames import Command, ErrorReply, Push, ReceiptPush, Reply
 
 HELD_MAX: Final = 65_536
 """Deliveries and replies held back at once, above which deliveries are handed on unconfirmed: as many as sends may
@@ -137,6 +137,7 @@ class HandingOn:
         on_delivery: called with a conversation's id before its delivery goes anywhere.
         on_receipt: called with conversation and user of each receipt that other nodes may want to know.
         receipts_everywhere: whether receipts have to go to all living nodes, wherever recipients are known to be.
+        refusal: gives what an origin of this node is to be told where its owner refuses a command (the router).
         give_back: takes commands of this node's own connections that its owner gave back (the router).
         owner: the owner that gets what other nodes forward.
         rounds: which rounds of forwarded commands were given back.
@@ -150,6 +151,7 @@ class HandingOn:
         self.on_delivery: Callable[[str], None] = lambda _conversation_id: None
         self.on_receipt: Callable[[str, str], None] = lambda _conversation_id, _user: None
         self.receipts_everywhere: Callable[[], bool] = lambda: False
+        self.refusal: Callable[[Origin, ErrorReply], ErrorReply] = lambda _origin, reply: reply
         self.give_back: Callable[[Origin, Command], None] = lambda _origin, _command: None
         self.owner: OwnerPort
         self.rounds = Rounds()
@@ -238,6 +240,8 @@ class HandingOn:
         if type(origin) is RemoteOrigin:
             self._links.send(origin.incarnation, Answered(encode_msgpack(reply), conversation_id))
         else:
+            if type(reply) is ErrorReply:
+                reply = self.refusal(origin, reply)
             self._local.reply(origin, reply, conversation_id)
 
     def together(self) -> AbstractContextManager[object]:

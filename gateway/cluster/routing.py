@@ -7,6 +7,9 @@ Commands of one session for one conversation reach an owner in the order in whic
   beginning, each command marked as a repeat;
 - a slot whose owner is not known just now gathers commands in that queue;
 - each beginning has a number (``round``); an owner that gave one command back gives back all of that round.
+
+Who refuses a repeat says nothing of what was sent before it: an owner whose answer got lost, or that died, may have
+stored that. A client knows of one attempt only, so it is told that the outcome is unknown.
 """
 
 from collections import deque
@@ -25,6 +28,8 @@ from protocol.codec import decode_server_frame, encode_msgpack
 from protocol.frames import (
     AddMembers,
     Command,
+    CreateConversation,
+    ErrorReply,
     GetConversation,
     History,
     ListMembers,
@@ -41,6 +46,10 @@ FRESH_S: Final = 1.0
 """Seconds after which a command that was never sent counts as a repeat: its client may have given it up and repeated it
 through another node, so its owner has to look it up. What is held up later, on its way between nodes, the owner knows
 by the repeat that came before it (``gateway.owner.deduplication.Repeats``)."""
+
+DOUBT_S: Final = 60.0
+"""Seconds for which it is remembered that a command which this node's owner has now was sent to another before: longer
+than any store lets an owner wait."""
 
 SWEEP_S: Final = 0.5
 """Seconds between two looks for commands that are overdue, and for owners that are to be asked once more."""
@@ -66,9 +75,10 @@ class _Waiting:
 
     Attributes:
         sent: whether it was ever sent to anybody: its outcome is unknown then.
+        copies: how often it was sent, but for those that were given back.
     """
 
-    __slots__ = ("arrived_s", "command", "origin", "request", "sent", "session")
+    __slots__ = ("arrived_s", "command", "copies", "origin", "request", "sent", "session")
 
     def __init__(self, origin: Origin, command: Command, request: int, session: int, arrived_s: float) -> None:
         self.origin = origin
@@ -77,6 +87,12 @@ class _Waiting:
         self.session = session
         self.arrived_s = arrived_s
         self.sent = False
+        self.copies = 0
+
+    @property
+    def stores(self) -> bool:
+        """Whether anything may be stored by it, about which its client is told."""
+        return bool(self.command.id) and isinstance(self.command, (*WRITES_WITH_ATTEMPT, CreateConversation))
 
 
 class _Route:
@@ -120,6 +136,7 @@ class Router:
         self._requests = 0
         self._session_count = 0
         self._rounds = 0
+        self._doubtful: dict[tuple[Origin, int], float] = {}  # sent elsewhere before, and since when not any more
         owners.on_change.append(self.reroute)
         links.on_gap.append(self.repeat)
 
@@ -155,7 +172,7 @@ class Router:
             else:
                 self._enqueue(origin, command, slot, route, owner)
         except Refused as refusal:
-            self._edge.reply(origin, refusal.reply(command.id))
+            self._edge.reply(origin, self.refusal(origin, refusal.reply(command.id)))
 
     def take_back(self, origin: Origin, command: Command) -> None:
         """A command that the local owner gave back: to be handed to the next one, before all that came later."""
@@ -183,7 +200,14 @@ class Router:
         reply = decode_server_frame(item.reply)
         waiting = self._end(reply.id)  # type: ignore[union-attr]
         if waiting is not None and waiting.command.id:
+            if type(reply) is ErrorReply and waiting.copies > 1 and waiting.stores:
+                reply = outcome_unknown().reply(reply.id)
             self._edge.reply(waiting.origin, replace(reply, id=waiting.command.id), item.conversation_id)  # type: ignore[arg-type]
+
+    def refusal(self, origin: Origin, reply: ErrorReply) -> ErrorReply:
+        """What the client is to be told where this node's own owner refuses a command."""
+        known = self._doubtful.pop((origin, reply.id), None) is not None
+        return outcome_unknown().reply(reply.id) if known else reply
 
     def gave_back(self, item: GivenBack) -> None:
         """An owner says that it is not the owner: the whole queue is to be sent to whoever is."""
@@ -191,6 +215,7 @@ class Router:
         if found is None:
             return
         self.given_back += 1
+        found[1].copies -= 1
         route = self._routes[found[0]]
         route.owner = ""
         self._owners.wake()
@@ -217,6 +242,7 @@ class Router:
             for slot, route in self._routes.items():
                 self._gather(slot, route)
             self._end_overdue(trio.current_time() - ANSWER_MAX_S)
+            self._forget_doubts(trio.current_time() - DOUBT_S)
             self.reroute()
 
     def _end_overdue(self, overdue_s: float) -> None:
@@ -226,6 +252,10 @@ class Router:
             self.unanswered += 1
             if waiting.command.id:
                 self._edge.reply(waiting.origin, _late(waiting).reply(waiting.command.id))
+
+    def _forget_doubts(self, old_s: float) -> None:
+        for place in [place for place, since_s in self._doubtful.items() if since_s < old_s]:
+            del self._doubtful[place]
 
     # --- Queues -----------------------------------------------------------------------------------------------------
 
@@ -263,6 +293,7 @@ class Router:
             self._origins[number] = origin
         self._sessions[origin] = (number, count + 1)
         waiting = _Waiting(origin, command, self._requests, number, trio.current_time())
+        waiting.copies += (origin, command.id) in self._doubtful
         route.waiting[waiting.request] = waiting
         self._by_request[waiting.request] = (slot, waiting)
 
@@ -273,6 +304,8 @@ class Router:
             queue = [*route.waiting.values()]
             for waiting in queue:
                 self._end(waiting.request)
+                if waiting.copies and waiting.stores:
+                    self._doubtful[waiting.origin, waiting.command.id] = trio.current_time()
             self._routes.pop(slot, None)
             for waiting in queue:
                 self.submit(waiting.origin, self._again(waiting))
@@ -301,6 +334,7 @@ class Router:
             self.forwarded += not waiting.sent
             command = replace(self._again(waiting), id=waiting.request)
             waiting.sent = True
+            waiting.copies += 1
             item = Forwarded(waiting.session, waiting.origin.user, slot, route.round, encode_msgpack(command))
             self._links.send(route.owner, item)
 

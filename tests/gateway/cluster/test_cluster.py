@@ -20,6 +20,7 @@ from gateway.config import Settings
 from protocol.codec import encode_msgpack
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, GetConversation, MarkReceipt, ReceiptPush, Send
+from store.interface import Unavailable
 from tests.fakes.edge import FakeOrigin
 from tests.gateway.cluster.cluster_world import NodePart, World, create, world
 
@@ -97,6 +98,21 @@ async def test_the_owner_dies_and_what_it_did_not_answer_is_answered_by_the_next
         await trio.sleep(9)
         assert a.acks(alice) == [9]
         assert each.owner_of(conversation_id) is a
+
+
+async def test_what_the_dead_stored_is_not_told_to_be_refused_by_the_next_owner(autojump_clock: MockClock) -> None:
+    async with talk(owner="b") as (each, a, b, alice, conversation_id, _peer):
+        each.network.drop = lambda receiver, _parcel: receiver == a.lease.incarnation
+        a.submit(alice, Send(5, conversation_id, "m1", "m1"))
+        await trio.sleep(1)
+        each.kill(b)
+        await trio.sleep(1)
+        assert len(each.store.logs[conversation_id].entries) == 2, "the answer was lost"
+        await b.lease.release()
+        each.store.failing = Unavailable("no quorum")
+        await trio.sleep(5)
+        (error,) = [reply for reply in a.edge.replies_to(alice) if isinstance(reply, ErrorReply)]
+        assert (error.id, error.code) == (5, ErrorCode.OUTCOME_UNKNOWN)
 
 
 async def test_what_the_dead_delivered_comes_before_what_the_next_owner_does_however_late(

@@ -7,10 +7,11 @@ import trio
 from trio.testing import MockClock
 
 from gateway.broker import Origin
-from gateway.cluster.parcels import Answered, Forwarded, Item
-from gateway.cluster.routing import FRESH_S, Router
+from gateway.cluster.parcels import Answered, Forwarded, GivenBack, Item
+from gateway.cluster.routing import DOUBT_S, FRESH_S, Router
 from protocol.codec import decode_command, encode_msgpack
-from protocol.frames import Command, Ok, Send, Typing
+from protocol.errors import ErrorCode
+from protocol.frames import Command, ErrorReply, History, Ok, Send, Typing
 from tests.fakes.edge import FakeOrigin, RecordingEdge
 
 
@@ -23,6 +24,7 @@ class Place:
         self.on_gap: list[Callable[[str], None]] = []
         self.attempts: list[int] = []
         self.forwarded: list[Command] = []
+        self.local: list[Command] = []
         self.edge = RecordingEdge()
         self.router = Router("a:1", self, self, self, self.edge, 100)  # type: ignore[arg-type]
 
@@ -40,8 +42,19 @@ class Place:
             self.attempts.append(command.attempt)
 
     def submit(self, origin: Origin, command: Command) -> None:
-        assert isinstance(command, Send)
-        self.attempts.append(command.attempt)
+        assert isinstance(command, Send | History)
+        self.local.append(command)
+        if isinstance(command, Send):
+            self.attempts.append(command.attempt)
+
+    def answer(self, copy: int, code: ErrorCode) -> None:
+        """Another node refuses what was forwarded to it."""
+        self.router.answered(Answered(encode_msgpack(ErrorReply(self.forwarded[copy].id, code, "")), "g-conversation"))
+
+    @property
+    def codes(self) -> list[int]:
+        """What Alice was refused with."""
+        return [reply.code for reply in self.edge.replies_to(ALICE) if isinstance(reply, ErrorReply)]
 
     def found(self, owner: str) -> None:
         """Somebody owns the conversation now."""
@@ -91,3 +104,70 @@ async def test_the_answer_to_who_types_is_nobody_elses(autojump_clock: MockClock
     place.router.answered(Answered(encode_msgpack(Ok(typed.id)), "g-conversation"))
     assert place.edge.replies_to(ALICE) == []
     assert place.edge.replies_to(bob) == [Ok(sent.id)]
+
+
+REFUSALS = [ErrorCode.UNAVAILABLE, ErrorCode.RATE_LIMITED, ErrorCode.NOT_FOUND]
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_a_refusal_is_told_as_it_is_where_no_other_copy_may_have_been_stored(
+    autojump_clock: MockClock, code: ErrorCode
+) -> None:
+    place = Place()
+    place.owner = "b:1"
+    place.router.submit(ALICE, SEND)
+    place.answer(0, code)
+    place.router.submit(ALICE, SEND)
+    place.router.gave_back(GivenBack(place.forwarded[1].id))
+    place.router.reroute()
+    place.answer(2, code)
+    place.router.submit(ALICE, History(6, "g-conversation"))
+    place.router.repeat("b:1")
+    place.answer(4, code)
+    assert place.codes == [code] * 3
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_a_refused_repeat_says_nothing_of_what_was_sent_before_it(
+    autojump_clock: MockClock, code: ErrorCode
+) -> None:
+    place = Place()
+    place.owner = "b:1"
+    place.router.submit(ALICE, SEND)
+    place.router.repeat("b:1")
+    place.answer(1, code)
+    place.router.submit(ALICE, SEND)
+    place.found("c:1")
+    place.answer(3, code)
+    assert place.codes == [ErrorCode.OUTCOME_UNKNOWN] * 2
+
+
+async def test_nor_does_one_that_the_own_owner_refuses(autojump_clock: MockClock) -> None:
+    place = Place()
+    place.owner = "b:1"
+    place.router.submit(ALICE, SEND)
+    place.router.submit(ALICE, History(6, "g-conversation"))
+    place.found("a:1")
+    assert [command.id for command in place.local] == [5, 6]
+    refusals = [ErrorReply(number, ErrorCode.UNAVAILABLE, "") for number in (5, 6, 7)]
+    told = [place.router.refusal(ALICE, refusal) for refusal in refusals]
+    assert [refusal.code for refusal in told] == [
+        ErrorCode.OUTCOME_UNKNOWN, ErrorCode.UNAVAILABLE, ErrorCode.UNAVAILABLE,
+    ]  # fmt: skip
+    assert [refusal.id for refusal in told] == [5, 6, 7]
+
+
+async def test_nor_does_one_that_the_own_owner_gave_back(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    place = Place()
+    nursery.start_soon(place.router.run)
+    place.owner = "b:1"
+    place.router.submit(ALICE, SEND)
+    place.found("a:1")
+    place.router.take_back(ALICE, place.local[0])
+    place.found("c:1")
+    await trio.sleep(1)
+    place.answer(1, ErrorCode.UNAVAILABLE)
+    assert place.codes == [ErrorCode.OUTCOME_UNKNOWN]
+    await trio.sleep(DOUBT_S + 1)
+    refusal = ErrorReply(5, ErrorCode.UNAVAILABLE, "")
+    assert place.router.refusal(ALICE, refusal) is refusal, "of something else that has that number by now"
