@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import jwt
 import pytest
@@ -188,7 +188,8 @@ async def test_500_slow_handshakes_harm_no_honest_client_and_are_cut(node: NodeP
         slow = [await stack.enter_async_context(await connect_tcp(node)) for _ in range(SLOW_SOCKETS)]
         for place in range(8):
             for stream in slow:
-                await stream.send_all(request[place : place + 1])
+                with suppress(trio.BrokenResourceError):  # cut already, on a machine that is slower than their deadline
+                    await stream.send_all(request[place : place + 1])
             await _alive(node)
         # They are all still in their handshake, or were cut by their deadline; nobody else was kept waiting.
         answers = [await read_http(stream, whole=True) for stream in slow]
