@@ -17,6 +17,8 @@ from protocol.frames import (
     MarkReceipt,
     MembersPage,
     Ok,
+    Ping,
+    Pong,
     RemoveMembers,
     Send,
     SendAck,
@@ -48,8 +50,11 @@ async def create(wire: Wire, kind: ConversationKind, *members: str) -> str:
     return made.conversation.conversation_id
 
 
-async def fill(wire: Wire, conversation: str, members: int, neighbour: Wire, calm: str) -> int:
-    """Add members page by page; the head afterwards. With each page a neighbour says something, and is answered."""
+async def fill(wire: Wire, conversation: str, members: int, neighbour: Wire, calm: str, *listening: Wire) -> int:
+    """Add members page by page; the head afterwards.
+
+    With each page a neighbour says something, and is answered; who listens reads what has come, and is not idle.
+    """
     seq = 0
     for page, first in enumerate(range(0, members, limits.MEMBERS_PER_COMMAND_MAX)):
         users = [name(number) for number in range(first, min(first + limits.MEMBERS_PER_COMMAND_MAX, members))]
@@ -57,6 +62,8 @@ async def fill(wire: Wire, conversation: str, members: int, neighbour: Wire, cal
         await wire.send(AddMembers(request_id, conversation, f"add-{first}", users))
         assert (await neighbour.ask(Send(0, calm, f"chat-{page}", "hi"), SendAck)).seq == page + 2
         seq = (await wire.reply(request_id, SendAck)).seq
+        for each in listening:
+            await each.ask(Ping(), Pong)
     return seq
 
 
@@ -82,7 +89,7 @@ async def test_a_huge_conversation_and_its_neighbours(node: NodeProcess, kind: C
     ):
         huge = await create(creator, kind)
         calm = await create(neighbour, ConversationKind.DIRECT, "somebody")
-        head_seq = await fill(creator, huge, members, neighbour, calm)
+        head_seq = await fill(creator, huge, members, neighbour, calm, first, second)
         for wire in (first, second):
             assert (await wire.ask(Sync(0, {huge: head_seq}, True), SyncPage)).done
         for number in range(5):
