@@ -14,7 +14,7 @@ import trio
 from bench.processes import NodeProcess
 from protocol import codec
 from protocol.frames import ConversationKind, ConversationReply, CreateConversation, Send, SendAck
-from protocol.websocket import read_header
+from protocol.websocket import Opcode, encode_masked_frame, read_header
 from tests.process.wire import connected
 
 pytestmark = pytest.mark.process
@@ -90,9 +90,12 @@ async def _load(node: NodeProcess) -> dict[int, bytes]:
         command = CreateConversation(1, ConversationKind.DIRECT, ["bob"], "new")
         where = (await alice.ask(command, ConversationReply)).conversation.conversation_id
         for first in range(1000, 1000 + SENDS, WINDOW):
+            frames = b""  # in one write, so that the node reads several at once, however both are scheduled
             for number in range(first, first + WINDOW):
                 marks[number] = f"mark-{number}-of-the-trace".encode()
-                await alice.send(Send(number, where, f"m{number}", marks[number].decode()))
+                send = codec.encode_msgpack(Send(number, where, f"m{number}", marks[number].decode()))
+                frames += encode_masked_frame(Opcode.BINARY, send, b"mask")
+            await alice.send_bytes(frames)
             for number in range(first, first + WINDOW):
                 await alice.reply(number, SendAck)
     return marks
@@ -115,7 +118,7 @@ async def test_no_acknowledgement_leaves_before_its_fdatasync_returned(tmp_path:
         str(trace),
     )
     with NodeProcess(tmp_path / "data", prefix=prefix) as node:
-        with trio.fail_after(120):
+        with trio.fail_after(240):
             marks = await _load(node)
         (traced,) = psutil.Process(node.pid).children()
         traced.terminate()
