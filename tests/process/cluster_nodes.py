@@ -10,6 +10,8 @@ from tests.servers.redis import RedisServer
 
 SECRET = "the secret that all nodes and tests of one cluster share"
 DEADLINE_S = 240
+PATIENT = ("--lease-s", "60")
+"""Options of nodes of which none is to be taken for dead, however long a machine that is very busy lets one wait."""
 MIGRATIONS_MAX = 3
 """Times that a migration is begun: on a very busy machine Cassandra may break one off, and says to run it again."""
 

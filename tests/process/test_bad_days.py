@@ -24,13 +24,16 @@ from store.cassandra_coordination import CassandraCoordination
 from store.cassandra_driver import CassandraTables
 from store.cassandra_session import Access
 from tests.faults.thread import ProxyThread
-from tests.process.cluster_nodes import DEADLINE_S, SECRET, ClusterNodes
+from tests.process.cluster_nodes import DEADLINE_S, PATIENT, SECRET, ClusterNodes
 from tests.process.failing import UNAVAILABLE, USAGE, fails
 from tests.process.test_two_clients import Eager
 from tests.process.wire import upgrade_request
 from tests.servers.fixtures import Keyspace
 
 pytestmark = pytest.mark.process
+
+WATCHFUL = (*PATIENT, "--lease-renew-s", "20")
+"""Options of a node that looks long enough whether others live, however late they renew on a very busy machine."""
 
 
 @pytest.fixture
@@ -173,8 +176,8 @@ def test_tables_that_cannot_do_end_the_start_and_stay_as_they_are(
 
 
 def test_a_second_node_of_the_same_name_ends_and_the_first_one_goes_on(tmp_path: Path, nodes: ClusterNodes) -> None:
-    first = nodes.start("one")
-    code, line = fails("--node-name", "one", "--data-dir", str(tmp_path / "second"), *nodes.options)
+    first = nodes.start("one", *PATIENT)
+    code, line = fails("--node-name", "one", "--data-dir", str(tmp_path / "second"), *nodes.options, *WATCHFUL)
     assert code == UNAVAILABLE
     assert "a node named 'one' is running already at 127.0.0.1:" in line
     assert "--node-name" in line
@@ -197,7 +200,7 @@ async def refused_beside(
         async with trio.open_nursery() as nursery:
             await nursery.start(tables.run)
             await nursery.start(other.run)
-            code, line = await trio.to_thread.run_sync(fails, "--node-name", name, *nodes.options)
+            code, line = await trio.to_thread.run_sync(fails, "--node-name", name, *nodes.options, *WATCHFUL)
             assert code == UNAVAILABLE
             assert [row.node for row in await coordination.leases()] == [other.record.node], (
                 "it has not even taken a lease"
@@ -217,7 +220,7 @@ async def test_a_node_too_old_for_the_others_does_not_start(cassandra: Keyspace,
     coordination = CassandraCoordination(tables)
     far = Versions(OWN.newest + 1, OWN.newest + 2)
     newer = Lease(
-        coordination, node="newer", address="10.0.0.9:8481", owns=True, protocol=far.packed, lease_s=10.0, renew_s=2.0
+        coordination, node="newer", address="10.0.0.9:8481", owns=True, protocol=far.packed, lease_s=60.0, renew_s=2.0
     )
     line = await refused_beside(newer, coordination, tables, nodes, "old")
     assert "node 'newer' at 10.0.0.9:8481 is of a newer tidegate: it speaks version" in line
@@ -230,7 +233,7 @@ async def test_a_node_that_asks_another_datacenter_than_the_others_does_not_star
     tables = tables_of(cassandra)
     coordination = CassandraCoordination(tables)
     there = Lease(
-        coordination, node="there", address="10.0.0.9:8481", owns=True, protocol=OWN.packed, lease_s=10.0, renew_s=2.0
+        coordination, node="there", address="10.0.0.9:8481", owns=True, protocol=OWN.packed, lease_s=60.0, renew_s=2.0
     )
     there.asks("far away")
     line = await refused_beside(there, coordination, tables, nodes, "here")

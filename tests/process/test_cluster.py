@@ -1,85 +1,40 @@
 """Two real nodes on a real Cassandra and Redis: one gateway to their clients, whichever is killed or drained."""
 
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jwt
 import pytest
 import trio
 
-from bench.processes import NodeProcess
 from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.check.recorder import Recorder
 from protocol.client import Refused, Resumed, connect
 from tests.fakes.waiting import bodies, next_of
+from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNodes
 from tests.process.test_two_clients import Eager, Talker
 from tests.servers.fixtures import Keyspace
 from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.process
 
-DEADLINE_S = 120
-SECRET = "the secret that all nodes and tests of this file share"
-
-
-class Nodes:
-    """Nodes of one cluster, by name."""
-
-    def __init__(self, tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> None:
-        self._tmp_path = tmp_path
-        self._reach = (
-            "--cassandra-hosts", cassandra.contact_points[0],
-            "--cassandra-port", str(cassandra.port),
-            "--cassandra-keyspace", cassandra.name,
-        )  # fmt: skip
-        self._options = (
-            "--store", "cassandra", *self._reach, "--redis-url", redis_server.url, "--cluster-secret", SECRET,
-            "--auth-secret", SECRET, "--log-format", "json",
-        )  # fmt: skip
-        self.running: dict[str, NodeProcess] = {}
-        self.tidegate("migrate", *self._reach)
-
-    def tidegate(self, *arguments: str) -> str:
-        """What a command of ours prints."""
-        command = [sys.executable, "-m", "gateway.cli.main", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def start(self, name: str) -> NodeProcess:
-        """Start a node and wait until it accepts connections."""
-        secret = {"TIDEGATE_AUTH_SECRET": SECRET}
-        node = NodeProcess(self._tmp_path / name, "--node-name", name, *self._options, environment=secret)
-        node.start()
-        self.running[name] = node
-        return node
-
 
 @pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[Nodes]:
-    each = Nodes(tmp_path, cassandra, redis_server)
+def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
+    each = ClusterNodes(tmp_path, cassandra, redis_server)
     yield each
-    for node in each.running.values():
-        node.kill()
-
-
-def token(user: str) -> str:
-    return jwt.encode({"sub": user, "aud": "tidegate", "exp": int(time.time()) + 3_600}, SECRET, algorithm="HS256")
+    each.kill_all()
 
 
 async def test_users_of_two_nodes_chat_and_one_node_is_killed_between_two_messages(
-    nodes: Nodes, tmp_path: Path
+    nodes: ClusterNodes, tmp_path: Path
 ) -> None:
     first, second = nodes.start("first"), nodes.start("second")
     path = tmp_path / "history.jsonl"
     with Recorder(path) as recorder, trio.fail_after(DEADLINE_S):
         async with (
-            connect(first.ws_url, token=token("alice"), device="a", rng=Eager()) as one,
-            connect(second.ws_url, token=token("bob"), device="b", rng=Eager()) as other,
+            connect(first.ws_url, token=first.token("alice"), device="a", rng=Eager()) as one,
+            connect(second.ws_url, token=second.token("bob"), device="b", rng=Eager()) as other,
             trio.open_nursery() as nursery,
         ):
             alice, bob = Talker(one, "alice", recorder), Talker(other, "bob", recorder)
@@ -99,9 +54,7 @@ async def test_users_of_two_nodes_chat_and_one_node_is_killed_between_two_messag
                 await alice.say(conversation, f"after {conversation}")
             for conversation in (direct, *groups):
                 await alice.read_all(conversation)
-            nodes.running.pop("second")
             await trio.to_thread.run_sync(second.start)
-            nodes.running["second"] = second
             await bob.until(18)
             nursery.cancel_scope.cancel()
     expected = [f"{when} {each}" for when in ("before", "after") for each in (direct, *groups)]
@@ -111,10 +64,10 @@ async def test_users_of_two_nodes_chat_and_one_node_is_killed_between_two_messag
     assert report.judged["lost-write"] == 18
 
 
-async def test_a_drained_node_hands_over_and_nobody_waits_for_a_lease(nodes: Nodes) -> None:
-    first, second = nodes.start("first"), nodes.start("second")
+async def test_a_drained_node_hands_over_and_nobody_waits_for_a_lease(nodes: ClusterNodes) -> None:
+    first, second = nodes.start("first", *PATIENT), nodes.start("second", *PATIENT)
     with trio.fail_after(DEADLINE_S):
-        async with connect(second.ws_url, token=token("alice"), device="a", rng=Eager()) as client:
+        async with connect(second.ws_url, token=second.token("alice"), device="a", rng=Eager()) as client:
             groups = [(await client.create_group(f"group {n}", ["bob"])).conversation_id for n in range(8)]
             code = await trio.to_thread.run_sync(first.terminate)
             assert code == 0, first.stderr_tail()
@@ -124,13 +77,13 @@ async def test_a_drained_node_hands_over_and_nobody_waits_for_a_lease(nodes: Nod
     assert "node marked dead" not in second.stderr_path.read_text(), "it gave its lease up itself"
 
 
-async def test_a_channels_entries_find_its_followers_on_both_nodes(nodes: Nodes) -> None:
+async def test_a_channels_entries_find_its_followers_on_both_nodes(nodes: ClusterNodes) -> None:
     first, second = nodes.start("first"), nodes.start("second")
     crowd = [f"reader{number:03}" for number in range(250)]
     with trio.fail_after(DEADLINE_S):
         async with (
-            connect(first.ws_url, token=token("alice"), device="a", rng=Eager()) as one,
-            connect(second.ws_url, token=token("bob"), device="b", rng=Eager()) as other,
+            connect(first.ws_url, token=first.token("alice"), device="a", rng=Eager()) as one,
+            connect(second.ws_url, token=second.token("bob"), device="b", rng=Eager()) as other,
         ):
             await one.wait_online()
             heard = other.events()
@@ -145,7 +98,9 @@ async def test_a_channels_entries_find_its_followers_on_both_nodes(nodes: Nodes)
             assert sorted(await bodies(heard, 30)) == expected
             members = [member.user async for member in other.members(channels[0])]
             assert members == ["alice", "bob", "carol", *crowd]
-            async with connect(second.ws_url, token=token("carol"), device="c", rng=Eager(), replay=True) as third:
+            async with connect(
+                second.ws_url, token=second.token("carol"), device="c", rng=Eager(), replay=True
+            ) as third:
                 read = third.events()
                 assert sorted(await bodies(read, 30)) == expected
                 for channel in channels:

@@ -11,7 +11,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.client import connect
-from tests.process.cluster_nodes import DEADLINE_S, SECRET, ClusterNode, ClusterNodes
+from tests.process.cluster_nodes import DEADLINE_S, PATIENT, SECRET, ClusterNode, ClusterNodes
 from tests.process.test_two_clients import Eager
 from tests.servers.fixtures import Keyspace
 from tests.servers.redis import RedisServer
@@ -56,10 +56,10 @@ def metrics_of(node: ClusterNode) -> dict[str, float]:
 
 async def test_an_operator_sees_both_nodes_and_has_one_drain(nodes: ClusterNodes) -> None:
     operator = Operator(nodes)
-    first = await trio.to_thread.run_sync(nodes.start, "first")
+    first = await trio.to_thread.run_sync(nodes.start, "first", *PATIENT)
     code, said = await trio.to_thread.run_sync(operator.drain, "first")
     assert (code, "the only node that can own slots" in said) == (1, True), said
-    second = await trio.to_thread.run_sync(nodes.start, "second")
+    second = await trio.to_thread.run_sync(nodes.start, "second", *PATIENT)
     with trio.fail_after(DEADLINE_S):
         async with connect(second.ws_url, token=second.token("alice"), device="a", rng=Eager()) as client:
             groups = [(await client.create_group(f"group {n}", ["bob"])).conversation_id for n in range(8)]
@@ -86,9 +86,8 @@ async def test_an_operator_sees_both_nodes_and_has_one_drain(nodes: ClusterNodes
 
 async def test_a_node_that_stands_still_is_shown_so(nodes: ClusterNodes) -> None:
     operator = Operator(nodes)
-    lease = ("--lease-s", "60")  # longer than the command takes on the slowest machine: nobody marks it dead meanwhile
-    await trio.to_thread.run_sync(nodes.start, "first", *lease)
-    second = await trio.to_thread.run_sync(nodes.start, "second", *lease)
+    await trio.to_thread.run_sync(nodes.start, "first", *PATIENT)
+    second = await trio.to_thread.run_sync(nodes.start, "second", *PATIENT)
     second.signal(signal.SIGSTOP)
     try:
         text = await trio.to_thread.run_sync(operator.status)

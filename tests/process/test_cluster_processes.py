@@ -22,7 +22,7 @@ pytestmark = pytest.mark.process
 COUNT = 2
 CONNECTIONS_MAX = 64
 """Connections among which there are some to each node: the kernel spreads them evenly, by chance."""
-WITHIN_S = 60.0
+WITHIN_S = 240.0
 
 
 @pytest.fixture
@@ -70,9 +70,8 @@ def pids(several: ClusterNode) -> list[int]:
     return [child.pid for child in psutil.Process(several.pid).children()]
 
 
-@pytest.mark.timeout(DEADLINE_S + 60)
 async def test_processes_behind_one_port_are_a_cluster_that_survives_one_of_them(nodes: ClusterNodes) -> None:
-    several = nodes.start("n", "--processes", str(COUNT), "--lease-s", "4", "--lease-renew-s", "1")
+    several = nodes.start("n", "--processes", str(COUNT))
     with trio.fail_after(DEADLINE_S):
         async with welcomed_by(several, "n-1", "alice") as alice, welcomed_by(several, "n-2", "bob") as bob:
             where = await direct(alice, "bob")
@@ -116,12 +115,11 @@ async def test_nodes_that_hold_connections_and_nodes_that_order_conversations(no
     assert "slots handed over" not in edge.stderr_path.read_text()
 
 
-@pytest.mark.timeout(DEADLINE_S + 60)
 async def test_processes_behind_one_port_are_upgraded_together_and_those_that_cannot_be_go_on(
     nodes: ClusterNodes, tmp_path: Path
 ) -> None:
     config = tmp_path / "n.toml"
-    config.write_text("lease_s = 10\n")
+    config.write_text("lease_s = 60\n")
     several = nodes.start("n", "--processes", str(COUNT), "--config", str(config))
 
     async def upgraded_with(text: str) -> tuple[int, str]:
@@ -136,13 +134,13 @@ async def test_processes_behind_one_port_are_upgraded_together_and_those_that_ca
             code, said = await upgraded_with("process_port = 9100\n")  # the supervisor itself cannot go on with that
             assert code == 1
             assert "process_port is 0 there and 9100 here" in said
-            code, said = await upgraded_with("lease_s = 12\n")  # its nodes cannot
+            code, said = await upgraded_with("lease_s = 61\n")  # its nodes cannot
             assert code == 1
-            assert said.count("lease_s is 10 there and 12 here") == COUNT, said
+            assert said.count("lease_s is 60 there and 61 here") == COUNT, said
             assert set(pids(several)) == before
             await alice.ask(Send(0, where, "one", "as before"), SendAck)
             await pushed(bob, b"as before")
-            code, said = await upgraded_with("lease_s = 10\n")
+            code, said = await upgraded_with("lease_s = 60\n")
             assert code == 0, said + several.stderr_tail()
             assert said.count("has taken over 1 connections") == COUNT, said
             assert not set(pids(several)) & before

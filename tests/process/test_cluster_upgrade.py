@@ -12,7 +12,7 @@ import trio
 
 from gateway.check.recorder import Recorder
 from protocol.frames import ErrorReply, Resync, SendAck
-from tests.process.cluster_nodes import DEADLINE_S, ClusterNode, ClusterNodes
+from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNode, ClusterNodes
 from tests.process.device import Device, Outgoing
 from tests.process.test_crash import Rounds, checked
 from tests.process.wire import Wire, connected
@@ -62,11 +62,10 @@ async def upgraded(nodes: ClusterNodes, pid: int) -> int:
     return int(done.stdout.split()[1])
 
 
-@pytest.mark.timeout(DEADLINE_S + 60)
 async def test_upgrades_of_both_nodes_under_load_lose_nothing_and_nobody(nodes: ClusterNodes, tmp_path: Path) -> None:
     seed = int(os.environ.get("UPGRADE_SEED", random.randrange(2**32)))
     print(f"UPGRADE_SEED={seed}")
-    first, second = nodes.start("first"), nodes.start("second")
+    first, second = nodes.start("first", *PATIENT), nodes.start("second", *PATIENT)
     history = tmp_path / "history.jsonl"
     with Recorder(history) as recorder, trio.fail_after(DEADLINE_S):
         rng = random.Random(seed)

@@ -1,10 +1,8 @@
 """Who comes back to a node of a cluster gets all that was missed, whatever became of owners and of Redis meanwhile."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jwt
 import pytest
 import trio
 
@@ -12,7 +10,7 @@ from bench.node import read_metrics
 from bench.processes import NodeProcess
 from bench.send_cross import wait_shared
 from protocol.client import Client, MessageReceived, Resumed, connect
-from tests.process.test_cluster import DEADLINE_S, SECRET, Nodes
+from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNodes
 from tests.process.test_two_clients import Eager
 from tests.servers.fixtures import Keyspace
 from tests.servers.redis import RedisServer
@@ -23,15 +21,10 @@ GROUPS = 12
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[Nodes]:
-    each = Nodes(tmp_path, cassandra, redis_server)
+def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
+    each = ClusterNodes(tmp_path, cassandra, redis_server)
     yield each
-    for node in each.running.values():
-        node.kill()
-
-
-def token(user: str) -> str:
-    return jwt.encode({"sub": user, "aud": "tidegate", "exp": int(time.time()) + 3_600}, SECRET, algorithm="HS256")
+    each.kill_all()
 
 
 class Bob:
@@ -45,7 +38,7 @@ class Bob:
         """What he missed: messages that a Sync brings, and nothing that comes later."""
         heard = []
         async with connect(
-            self._node.ws_url, token=token("bob"), device="b", state_file=self._state_file, rng=Eager()
+            self._node.ws_url, token=self._node.token("bob"), device="b", state_file=self._state_file, rng=Eager()
         ) as client:
             async for event in client.events():
                 if isinstance(event, Resumed):
@@ -68,13 +61,13 @@ async def say(alice: Client, groups: list[str], word: str) -> list[str]:
 
 
 async def test_a_sync_brings_all_that_was_missed_and_only_that(
-    nodes: Nodes, redis_server: RedisServer, tmp_path: Path
+    nodes: ClusterNodes, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    first, second = nodes.start("first"), nodes.start("second")
+    first, second = nodes.start("first", *PATIENT), nodes.start("second", *PATIENT)
     await trio.to_thread.run_sync(wait_shared, first, second)
     bob = Bob(second, tmp_path / "bob.state")
     with trio.fail_after(DEADLINE_S):
-        async with connect(first.ws_url, token=token("alice"), device="a", rng=Eager()) as alice:
+        async with connect(first.ws_url, token=first.token("alice"), device="a", rng=Eager()) as alice:
             groups = [(await alice.create_group(f"group {n}", ["bob"])).conversation_id for n in range(GROUPS)]
             await bob.looks_in()
             # Nothing is missed, and nobody has to be asked: owners have told the heads, this node's own it remembers.
@@ -95,12 +88,14 @@ async def test_a_sync_brings_all_that_was_missed_and_only_that(
             assert await bob.looks_in() == []
 
 
-async def test_a_sync_after_a_takeover_brings_what_both_owners_acknowledged(nodes: Nodes, tmp_path: Path) -> None:
+async def test_a_sync_after_a_takeover_brings_what_both_owners_acknowledged(
+    nodes: ClusterNodes, tmp_path: Path
+) -> None:
     first, second = nodes.start("first"), nodes.start("second")
     await trio.to_thread.run_sync(wait_shared, first, second)
     bob = Bob(second, tmp_path / "bob.state")
     with trio.fail_after(DEADLINE_S):
-        async with connect(second.ws_url, token=token("alice"), device="a", rng=Eager()) as alice:
+        async with connect(second.ws_url, token=second.token("alice"), device="a", rng=Eager()) as alice:
             groups = [(await alice.create_group(f"group {n}", ["bob"])).conversation_id for n in range(GROUPS)]
             await bob.looks_in()
             before = await say(alice, groups, "before")

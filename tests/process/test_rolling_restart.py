@@ -13,7 +13,7 @@ from gateway.check.history import SeenEntry
 from gateway.check.recorder import Recorder
 from protocol.client import Client, connect
 from protocol.client.wire import Address
-from tests.process.cluster_nodes import DEADLINE_S, ClusterNode, ClusterNodes
+from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNode, ClusterNodes
 from tests.process.test_crash import checked
 from tests.process.test_two_clients import Talker, seen
 from tests.servers.fixtures import Keyspace
@@ -116,9 +116,8 @@ async def create(speaker: Speaker, number: int, recorder: Recorder) -> str:
     return made
 
 
-@pytest.mark.timeout(DEADLINE_S + 60)
 async def test_a_rolling_restart_under_load_loses_nothing(nodes: ClusterNodes, tmp_path: Path) -> None:
-    running = [nodes.start("first"), nodes.start("second")]
+    running = [nodes.start(name, *PATIENT) for name in ("first", "second")]
     history, said = tmp_path / "history.jsonl", Said()
     with Recorder(history) as recorder, trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
