@@ -106,7 +106,7 @@ class RedisCluster:
     def __init__(self, directory: Path) -> None:
         """Describe the three; nothing is started yet. Raises ServerFailed."""
         network = free_network(PORT, BUS_PORT)
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "15000")
         self.servers = [
             # Told outright: else the nodes take each other for the source address of their links, 127.0.0.1.
             RedisServer(
