@@ -31,6 +31,9 @@ STORAGE_PORT = 7000
 START_TIMEOUT_S = 180.0
 """From start until a node must answer, seconds: 7 on two idle cores, ten times that on busy ones."""
 
+PROBE_TIMEOUT_S = 5.0
+"""How long a node may take for each step of its answer to the question whether it answers, seconds."""
+
 HEAP_MB = 512
 """Memory for a node's heap, MB; with all else it takes 0.95 GB."""
 
@@ -165,8 +168,9 @@ class CassandraNode(ServerProcess):
 
     def answers(self, consistency: int = cql.ONE, table: str = "system.local") -> bool:
         """Whether it answers a read of ``table`` at that consistency now."""
+        question = f"SELECT * FROM {table} LIMIT 1"
         try:
-            cql.ask(self.address, self.port, f"SELECT * FROM {table} LIMIT 1", consistency, self._access)
+            cql.ask(self.address, self.port, question, consistency, self._access, timeout_s=PROBE_TIMEOUT_S)
         except (OSError, cql.Refused) as error:
             self._refusal = str(error)
             return False

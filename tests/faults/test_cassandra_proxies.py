@@ -23,7 +23,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CassandraClust
 
 def connect(cluster: CassandraCluster) -> tuple[Cluster, Session]:
     profile = ExecutionProfile(RoundRobinPolicy(), FallthroughRetryPolicy(), request_timeout=30)
-    driver = Cluster(cluster.addresses, port=cluster.port, protocol_version=5, execution_profiles={"default": profile})
+    driver = Cluster(
+        cluster.addresses, port=cluster.port, protocol_version=5, execution_profiles={"default": profile},
+        connect_timeout=30, control_connection_timeout=30,
+    )  # fmt: skip
     return driver, driver.connect()
 
 
@@ -40,7 +43,8 @@ def test_an_lwt_whose_answer_is_lost_was_applied(cluster: CassandraCluster) -> N
             session.execute("CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}")
             session.execute("CREATE TABLE k.t (k int PRIMARY KEY, v int)")
             thread.call(faults.silence, DOWN)
-            future = session.execute_async("INSERT INTO k.t (k, v) VALUES (1, 1) IF NOT EXISTS", timeout=2)
+            # Long enough for a very busy node to apply it, so that the second try below does come second.
+            future = session.execute_async("INSERT INTO k.t (k, v) VALUES (1, 1) IF NOT EXISTS", timeout=10)
             with pytest.raises(OperationTimedOut):
                 future.result()
             # Asked past the proxy: a second try is the only one that is not applied, so it must not change the row.

@@ -38,6 +38,7 @@ def session_of(cluster: CassandraCluster) -> Iterator[Session]:
         execution_profiles={"default": profile},
         address_translator=PastProxies(cluster),
         connect_timeout=30,
+        control_connection_timeout=30,
     )
     try:
         yield driver.connect()
