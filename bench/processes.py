@@ -20,11 +20,12 @@ from typing import Self
 import jwt
 import psutil
 
-START_TIMEOUT_S = 30.0
-"""Seconds from start until a node must accept connections: an import takes one on a busy machine, recovery more."""
+START_TIMEOUT_S = 120.0
+"""Seconds from start until a node must accept connections: an import takes one on a busy machine, recovery more, and
+ten times as much on a machine that is starved."""
 
-STOP_TIMEOUT_S = 75.0
-"""Seconds from SIGTERM until a node must be gone: its drain grace (60 s by default) and room."""
+STOP_TIMEOUT_S = 120.0
+"""Seconds from SIGTERM until a node must be gone: its drain grace (60 s by default) and as much room."""
 
 STDERR_TAIL_BYTES = 4_000
 """How much of a node's log a failure shows, bytes."""

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.skipif(bool(MIS
 
 SEED = int(os.environ.get("TORTURE_SEED", "4"))
 RUNS = 5
-DEADLINE_S = 400
+DEADLINE_S = 900
 
 
 @pytest.mark.timeout(DEADLINE_S + 30)

@@ -99,7 +99,7 @@ async def test_without_its_supervisor_a_node_drains(link):
     supervisor, node_end = link
     node, scope = FakeNode(), trio.CancelScope()
     supervisor.close()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await heed_supervisor(node, node_end, scope, keep_all)
     assert (node.drains, scope.cancel_called) == (1, False)
 
@@ -143,7 +143,7 @@ async def test_what_an_upgrade_comes_to_is_heard_by_the_supervisor_line_by_line(
         node_end.say_upgrade(control.encode_line(line))
     node_end.say_upgrade(b"{nonsense")
     node_end.say_ready("http://a:1")
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await supervisor.ready.wait()
     assert heard == lines
     nursery.cancel_scope.cancel()

@@ -74,7 +74,7 @@ def test_modules_are_not_looked_for_in_a_strange_working_directory(monkeypatch, 
 async def test_a_process_is_started_tells_how_it_failed_and_leaves_nothing(tmp_path, capfd):
     (tmp_path / "file").write_text("")
     child = await launch(Settings(port=0, node_name="n-1", data_dir=tmp_path / "file" / "data"))
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         code = await child.run()
     assert code == 1
     assert not child.ready.is_set()
@@ -86,5 +86,5 @@ async def test_a_process_is_started_tells_how_it_failed_and_leaves_nothing(tmp_p
 async def test_a_process_that_is_killed_has_the_code_that_shells_give_it(tmp_path):
     child = await launch(Settings(port=0, node_name="n-1", data_dir=tmp_path / "data"))
     child.kill()
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         assert await child.run() == 128 + signal.SIGKILL

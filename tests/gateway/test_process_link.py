@@ -64,7 +64,7 @@ async def test_the_node_tells_its_address(ends, nursery):
     node.receive_settings()
     nursery.start_soon(supervisor.listen)
     node.say_ready("http://127.0.0.1:5")
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await supervisor.ready.wait()
     assert supervisor.address == "http://127.0.0.1:5"
 
@@ -73,7 +73,7 @@ async def test_listening_ends_with_the_node_and_orders_to_it_are_no_error():
     ours, theirs = make_pair()
     supervisor = SupervisorEnd(ours)
     theirs.close()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await supervisor.listen()
     assert not supervisor.ready.is_set()
     supervisor.order(DRAIN)

@@ -63,7 +63,7 @@ class Renewing:
 
     async def refused(self) -> str:
         """Why it does not go on."""
-        with pytest.raises(UpgradeFailed) as failed, trio.fail_after(60):
+        with pytest.raises(UpgradeFailed) as failed, trio.fail_after(120):
             await self.renewal.go_on(self.asker)
         return str(failed.value)
 
@@ -124,7 +124,7 @@ def test_a_program_with_other_settings_of_its_nodes_is_fit(capfd):
 
 async def test_nodes_are_adopted_unless_they_are_gone_or_not_wanted():
     pairs = [make_pair() for _ in range(3)]
-    running = spawn("import time; time.sleep(60)")
+    running = spawn("import time; time.sleep(600)")
     ended = await trio.run_process([sys.executable, "-c", "import os; print(os.getpid())"], capture_stdout=True)
     pids = [running, int(ended.stdout), running]
     nodes = [
@@ -140,13 +140,13 @@ async def test_nodes_are_adopted_unless_they_are_gone_or_not_wanted():
         theirs.close()
     child.kill()
     pairs[0][1].close()
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         assert await child.run() == 128 + signal.SIGKILL
 
 
 async def test_a_process_that_was_not_started_here_has_its_exit_code():
     pid = spawn("raise SystemExit(75)")
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         process = InheritedProcess(pid)
         assert await process.wait() == 75
         assert await process.wait() == 75
@@ -172,7 +172,7 @@ async def test_a_program_that_is_not_fit_changes_nothing(program, reason, nurser
 
 async def test_a_program_that_cannot_be_started_or_never_answers(nursery, held, monkeypatch):
     monkeypatch.setattr("gateway.process_succession.TRY_TIMEOUT_S", 0.2)
-    renewing = Renewing(held, "import time; time.sleep(60)")
+    renewing = Renewing(held, "import time; time.sleep(600)")
     await renewing.world.start(nursery)
     assert "did not say within 0.2 s that it is fit" in await renewing.refused()
     renewing.renewal._command = ["/no/such/program"]
@@ -204,7 +204,7 @@ async def test_a_signal_that_comes_at_the_last_moment_waits_whichever_thread_wou
     monkeypatch.setattr(os, "execve", execve)
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         assert "cannot be executed" in await renewing.refused()
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             assert await anext(signals) == signal.SIGTERM, "heeded here, as it did not come to that"
         assert waits == [True]
     renewing.world.supervisor.drain()
@@ -222,7 +222,7 @@ def gone(*_arguments: object) -> None:
 
 
 async def test_what_is_no_moment_to_go_on(nursery, held):
-    renewing = Renewing(held, "import time; time.sleep(60)")
+    renewing = Renewing(held, "import time; time.sleep(600)")
     nursery.start_soon(renewing.world.run)
     await trio.testing.wait_all_tasks_blocked()
     assert await renewing.refused() == "n1 is being started: try again when it is ready"

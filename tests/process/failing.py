@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 USAGE = 2
 UNAVAILABLE = 69
-DEADLINE_S = 120
+DEADLINE_S = 240
 
 
 def fails(*options: str, prefix: Sequence[str] = ()) -> tuple[int, str]:

@@ -94,7 +94,11 @@ def _websockets(node: NodeProcess, user: str, *, json: bool = False, header: boo
     headers = {"Authorization": f"Bearer {node.token(user)}"} if header else {}
     subprotocol = SUBPROTOCOL_JSON if json else SUBPROTOCOL
     return connect_asyncio(
-        node.ws_url, subprotocols=[websockets.Subprotocol(subprotocol)], additional_headers=headers, proxy=None
+        node.ws_url,
+        subprotocols=[websockets.Subprotocol(subprotocol)],
+        additional_headers=headers,
+        proxy=None,
+        open_timeout=ANSWER_TIMEOUT_S,
     )
 
 

@@ -27,7 +27,7 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 SECRET = "a secret of more than thirty-two bytes, for tests"
 FRONT, STATUS = 8443, 8404
 CLIENT = "127.0.0.77"
-DEADLINE_S = 60
+DEADLINE_S = 240
 
 
 class Front:

@@ -20,7 +20,7 @@ from tests.process.wire import Wire, upgraded
 pytestmark = pytest.mark.process
 
 COUNT = 2
-WITHIN_S = 90.0
+WITHIN_S = 240.0
 """Seconds in which whatever a test waits for has to happen: far more than it takes on a busy machine."""
 CONNECTIONS = 16
 
@@ -82,7 +82,7 @@ def upgraded_by_signal(nodes: SharedPort, _counts: Mapping[str, int]) -> None:
 
 async def test_all_go_on_in_new_processes_with_their_connections_under_the_same_supervisor(nodes: SharedPort) -> None:
     before = set(nodes.node_pids())
-    with trio.fail_after(2 * WITHIN_S):
+    with trio.fail_after(WITHIN_S):
         async with crowd(nodes) as connections:
             for user, (wire, _) in connections.items():
                 await told_apart(wire, user, "before")

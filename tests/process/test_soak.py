@@ -33,7 +33,7 @@ SOAK_S = float(os.environ.get("SOAK_S", "180"))
 WARM_UP_S = SOAK_S / 7
 USERS = 40
 WORKERS = 12
-BACK_WITHIN_S = 60
+BACK_WITHIN_S = 240
 """Seconds that the node has to let go of everything: presence and deadlines are set to seconds below."""
 
 KINDS = {"chat": 8, "drop": 4, "stall": 1, "knock": 3, "resume": 4}
@@ -159,7 +159,7 @@ async def _back(node: NodeProcess, allowed: dict[str, float]) -> dict[str, float
     return await _resources(node)
 
 
-@pytest.mark.timeout(SOAK_S + 200)
+@pytest.mark.timeout(SOAK_S + 2 * BACK_WITHIN_S + 240)
 async def test_after_minutes_of_churn_everything_is_given_back(tmp_path: Path) -> None:
     seed = int(os.environ.get("SOAK_SEED", random.randrange(2**32)))
     print(f"SOAK_SEED={seed}")

@@ -19,7 +19,7 @@ from protocol.client import MessageReceived, connect
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60
+DEADLINE_S = 240
 MEMBERS = 80
 """Above what a fan-out writes at once, so that slices are seen too."""
 

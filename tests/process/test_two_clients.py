@@ -1,5 +1,6 @@
 """Two clients of the SDK chat; the node is killed between two messages, and neither notices more than a pause."""
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -16,7 +17,7 @@ from protocol.client import Client, ConversationCreated, EntryEvent, MessageRece
 pytestmark = pytest.mark.process
 
 MESSAGES = 10
-DEADLINE_S = 90
+DEADLINE_S = 240
 
 
 class Eager(random.Random):
@@ -70,6 +71,7 @@ class Talker:
 
 async def test_a_node_killed_between_two_messages_is_a_pause_and_nothing_more(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
+    gc.collect()  # what tests before this one left is not to go in the midst of it
     descriptors = len(os.listdir("/proc/self/fd"))
     with NodeProcess(tmp_path / "data") as node, Recorder(path) as recorder, trio.fail_after(DEADLINE_S):
         url = f"ws://{node.host}:{node.port}"

@@ -38,7 +38,7 @@ from tests.process.wire import ask, connect_tcp, connected, read_http
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 90
+DEADLINE_S = 240
 HEALTH = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -71,7 +71,6 @@ async def pushed(wire, body: bytes) -> None:
         pass
 
 
-@pytest.mark.timeout(DEADLINE_S + 30)
 async def test_three_upgrades_under_load_lose_nothing_and_nobody(tmp_path: Path) -> None:
     seed = int(os.environ.get("UPGRADE_SEED", random.randrange(2**32)))
     print(f"UPGRADE_SEED={seed}")

@@ -14,7 +14,7 @@ from protocol import codec
 from protocol.frames import SUBPROTOCOL, SUBPROTOCOL_JSON, EntryPush, Frame, Welcome
 from protocol.websocket import Opcode, encode_masked_frame, parse_close, read_header
 
-ANSWER_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 60.0
 """Seconds after which a node that does not answer has failed: far more than it takes on a busy machine."""
 
 F = TypeVar("F", bound=Frame)

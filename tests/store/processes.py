@@ -32,4 +32,4 @@ def run_with_store(data_dir: Path, body: str, *prefix: str) -> subprocess.Comple
     """Run statements with an open ``store`` in a process of its own, behind a command such as strace."""
     program = _PROGRAM.format(body=indent(dedent(body), " " * 8))
     command = [*prefix, sys.executable, "-c", program, str(data_dir)]
-    return subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=240)

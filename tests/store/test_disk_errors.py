@@ -34,7 +34,7 @@ def limit_pages(store, monkeypatch):
 
 
 async def until_writable(store):
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         while not store.writable:
             await trio.lowlevel.checkpoint()
 
@@ -124,7 +124,7 @@ def test_a_write_beyond_the_size_limit_is_not_acknowledged_and_heals(tmp_path):
         assert "SQLITE_IOERR_WRITE" in str(store.write_error), store.write_error
         assert await seqs(store) == list(range(1, head + 1))
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             while not store.writable:
                 await trio.lowlevel.checkpoint()
         assert await append_all(store, append("g1", head + 1)) == [None]

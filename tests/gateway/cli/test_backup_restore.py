@@ -8,7 +8,7 @@ from store.embedded import EmbeddedStore
 
 def tidegate(*arguments, cwd):
     command = [sys.executable, "-m", "gateway.cli.main", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=240)
 
 
 def test_a_backup_of_a_store_in_use_is_restored(tmp_path):

@@ -139,7 +139,7 @@ def test_without_the_drivers_of_a_cluster_help_helps_and_the_rest_says_what_is_m
         f"main.main({arguments})\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == code, done.stderr
     assert line in done.stdout + done.stderr

@@ -15,7 +15,7 @@ from store.interface import Unavailable
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S = 120
+DEADLINE_S = 240
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gateway.upgrade import candidates
 from gateway.upgrade.candidates import Sibling, start_candidate
 from gateway.upgrade.channel import Channel, HandOverFailed
 
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def sibling_of(process: "subprocess.Popen[bytes]") -> Sibling:

@@ -28,6 +28,8 @@ from tests.fakes.memory_store import MemoryStore
 from tests.gateway.test_node import SECRET, connect
 
 ROOT = Path(__file__).parents[3]
+DEADLINE_S = 120
+"""Seconds in which a process has started and is done: some hundred times what it takes."""
 
 BEGINNING = f"""
 import os, signal, socket, sys, time
@@ -35,7 +37,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from gateway.upgrade.channel import Channel
 from gateway.upgrade.messages import *
 channel = Channel(socket.socket(fileno=int(os.environ["TIDEGATE_PREDECESSOR"])))
-soon = time.monotonic() + 20
+soon = time.monotonic() + {DEADLINE_S}
 offer, _ = channel.receive(Offer, until_s=soon)
 def ready(): channel.send(Ready(FORMAT, "9.9"), until_s=soon)
 def take():
@@ -125,7 +127,7 @@ async def serves(node: Node, user: str) -> None:
 async def test_the_successor_gets_everything_and_is_told_apart(node, dial):
     streams = [await dial(node, f"u{number}") for number in range(3)]
     states: list[str] = []
-    with pytest.raises(Left) as left, trio.fail_after(30):
+    with pytest.raises(Left) as left, trio.fail_after(DEADLINE_S):
         await upgrades_to(node, "ready(); take(); taken()").upgrade(states.append, leave)
     (outcome,) = left.value.args
     await trio.to_thread.run_sync(os.waitpid, outcome.pid, 0)
@@ -143,13 +145,13 @@ async def test_the_successor_gets_everything_and_is_told_apart(node, dial):
         ("channel.send(Failed('no licence'), until_s=soon)", "starting: no licence"),
         ("ready(); sys.exit(5)", "has ended"),
         ("ready(); take(); sys.exit(5)", "handing over: the other process has ended"),
-        ("ready(); take(); channel.send(Failed('no store'), until_s=soon); time.sleep(60)", "handing over: no store"),
+        ("ready(); take(); channel.send(Failed('no store'), until_s=soon); time.sleep(600)", "handing over: no store"),
     ],
 )
 async def test_after_a_failure_everybody_is_served_as_before(node, dial, program, reason):
     stream = await dial(node, "alice")
     upgrades = upgrades_to(node, program)
-    with pytest.raises(UpgradeFailed, match=reason), trio.fail_after(30):
+    with pytest.raises(UpgradeFailed, match=reason), trio.fail_after(DEADLINE_S):
         await upgrades.upgrade(lambda _state: None, leave)
     assert upgrades.state == "idle"
     await stream.send_all(b"\x89\x80\x00\x00\x00\x00")
@@ -160,16 +162,16 @@ async def test_after_a_failure_everybody_is_served_as_before(node, dial, program
 async def test_a_process_whose_successor_took_over_and_died_ends(node, dial, monkeypatch):
     """The message was sent, but the predecessor had given up before it came: it must not go on."""
     await dial(node, "alice")
-    program = "ready(); channel.receive(Begin, until_s=soon); taken(); time.sleep(60)"
+    program = "ready(); channel.receive(Begin, until_s=soon); taken(); time.sleep(600)"
     monkeypatch.setattr(predecessor.Upgrades, "_hand_over", _give_up_late)
-    with pytest.raises(SystemExit), trio.fail_after(30):
+    with pytest.raises(SystemExit), trio.fail_after(DEADLINE_S):
         await upgrades_to(node, program).upgrade(lambda _state: None, leave)
 
 
 def _give_up_late(upgrades, channel, estate):
     begin = predecessor.Begin(0, 0, 0.0, 0.0, {}, b"")
-    channel.send(begin, until_s=time.monotonic() + 20)
-    channel.sock.settimeout(20)
+    channel.send(begin, until_s=time.monotonic() + DEADLINE_S)
+    channel.sock.settimeout(DEADLINE_S)
     channel.sock.recv(1, socket.MSG_PEEK)  # it is there
     raise predecessor.HandOverFailed("too slow")
 
@@ -177,22 +179,25 @@ def _give_up_late(upgrades, channel, estate):
 async def test_one_that_hangs_is_ended(node, dial, monkeypatch):
     monkeypatch.setattr(FakeEstate, "stand_still_max_s", 0.2)
     await dial(node, "alice")
-    with pytest.raises(UpgradeFailed, match="silent"), trio.fail_after(30):
-        await upgrades_to(node, "ready(); time.sleep(60)").upgrade(lambda _state: None, leave)
+    with pytest.raises(UpgradeFailed, match="silent"), trio.fail_after(DEADLINE_S):
+        await upgrades_to(node, "ready(); time.sleep(600)").upgrade(lambda _state: None, leave)
     await serves(node, "bob")
 
 
 async def test_one_that_never_gets_ready_is_ended(node, monkeypatch):
     monkeypatch.setattr(predecessor, "START_TIMEOUT_S", 0.2)
-    with pytest.raises(UpgradeFailed, match="not ready within"), trio.fail_after(30):
-        await upgrades_to(node, "time.sleep(60)").upgrade(lambda _state: None, leave)
+    with pytest.raises(UpgradeFailed, match="not ready within"), trio.fail_after(DEADLINE_S):
+        await upgrades_to(node, "time.sleep(600)").upgrade(lambda _state: None, leave)
     await serves(node, "bob")
 
 
 async def test_a_store_that_stands_still_is_waited_for_and_then_left_alone(node, monkeypatch):
     monkeypatch.setattr(settling, "QUIET_TIMEOUT_S", 0.1)
     node.owner.backlog.waiting = 1  # an append that the disk does not answer
-    with pytest.raises(UpgradeFailed, match="commands that wait for the store took longer"), trio.fail_after(30):
+    with (
+        pytest.raises(UpgradeFailed, match="commands that wait for the store took longer"),
+        trio.fail_after(DEADLINE_S),
+    ):
         await upgrades_to(node, "ready(); take()").upgrade(lambda _state: None, leave)
     node.owner.backlog.waiting = 0
     await serves(node, "bob")
@@ -200,7 +205,7 @@ async def test_a_store_that_stands_still_is_waited_for_and_then_left_alone(node,
 
 async def test_a_fault_of_our_own_does_not_end_the_node(node, monkeypatch):
     monkeypatch.setattr(predecessor, "movable_connections", lambda _node: 1 / 0)
-    with pytest.raises(UpgradeFailed, match="a fault of the node"), trio.fail_after(30):
+    with pytest.raises(UpgradeFailed, match="a fault of the node"), trio.fail_after(DEADLINE_S):
         await upgrades_to(node, "ready(); take()").upgrade(lambda _state: None, leave)
     await serves(node, "bob")
 
@@ -231,7 +236,7 @@ async def test_what_cannot_be_upgraded_says_why(node, monkeypatch, tmp_path):
 
 
 async def test_a_second_request_meanwhile_is_refused_by_the_control_socket(node, nursery):
-    upgrades = upgrades_to(node, "time.sleep(60)")
+    upgrades = upgrades_to(node, "time.sleep(600)")
     await nursery.start(heed_upgrades, lambda asker: upgrades.upgrade(asker.reached, asker.leave))
     reached = trio.Event()
 
@@ -243,8 +248,8 @@ async def test_a_second_request_meanwhile_is_refused_by_the_control_socket(node,
     scopes: list[trio.CancelScope] = []
     nursery.start_soon(first)
     await reached.wait()
-    with pytest.raises(control.UpgradeRefused, match=r"under way already \(starting\)"), trio.fail_after(30):
-        await trio.to_thread.run_sync(control.ask, os.getpid(), lambda _state: None, 20.0)
+    with pytest.raises(control.UpgradeRefused, match=r"under way already \(starting\)"), trio.fail_after(DEADLINE_S):
+        await trio.to_thread.run_sync(control.ask, os.getpid(), lambda _state: None, DEADLINE_S)
     scopes[0].cancel()
     with pytest.raises(OSError):  # noqa: PT011 - whichever the kernel chooses
         control.ask(2**22 + 5, lambda _state: None, 1.0)
@@ -265,11 +270,11 @@ async def started_by_a_supervisor(program: str) -> tuple[trio.Process, Sibling]:
 async def test_a_supervised_node_hands_over_to_the_process_that_it_is_given(node, dial):
     await dial(node, "alice")
     process, sibling = await started_by_a_supervisor("ready(); take(); taken()")
-    with pytest.raises(Left) as left, trio.fail_after(30):
+    with pytest.raises(Left) as left, trio.fail_after(DEADLINE_S):
         await Upgrades(node, FakeEstate(), supervised=True).upgrade(lambda _state: None, leave, sibling)
     assert left.value.args[0].pid == process.pid
     assert left.value.args[0].connections == 1
-    with trio.fail_after(30):
+    with trio.fail_after(DEADLINE_S):
         assert await process.wait() == 0
 
 
@@ -277,15 +282,15 @@ async def test_a_supervised_node_hands_over_to_the_process_that_it_is_given(node
     ("program", "reason"),
     [
         ("sys.exit(5)", "starting: the new program ended before it was ready"),
-        ("ready(); take(); channel.send(Failed('no store'), until_s=soon); time.sleep(60)", "handing over: no store"),
+        ("ready(); take(); channel.send(Failed('no store'), until_s=soon); time.sleep(600)", "handing over: no store"),
     ],
 )
 async def test_a_supervised_node_goes_on_when_that_process_fails_and_ends_it(node, dial, program, reason):
     await dial(node, "alice")
     process, sibling = await started_by_a_supervisor(program)
-    with pytest.raises(UpgradeFailed, match=reason), trio.fail_after(30):
+    with pytest.raises(UpgradeFailed, match=reason), trio.fail_after(DEADLINE_S):
         await Upgrades(node, FakeEstate(), supervised=True).upgrade(lambda _state: None, leave, sibling)
-    with trio.fail_after(30):
+    with trio.fail_after(DEADLINE_S):
         await process.wait()
     await serves(node, "bob")
 
@@ -308,7 +313,7 @@ class Told:
     async def everything(self) -> list[control.Line]:
         """What it heard until the node ended."""
         self._theirs.close()
-        with trio.fail_after(30):
+        with trio.fail_after(DEADLINE_S):
             await self._end.listen()
         self._ours.close()
         return self.heard
@@ -317,8 +322,8 @@ class Told:
 async def test_a_supervisor_hears_over_its_link_what_became_of_its_order(node):
     node.drain()
     told = Told()
-    process, sibling = await started_by_a_supervisor("time.sleep(60)")
-    with trio.fail_after(30):
+    process, sibling = await started_by_a_supervisor("time.sleep(600)")
+    with trio.fail_after(DEADLINE_S):
         await told.carry_out(node, process, sibling)
     assert await told.everything() == [control.Refused("the node drains")]
     process.kill()
@@ -328,8 +333,8 @@ async def test_a_supervisor_hears_over_its_link_what_became_of_its_order(node):
 async def test_a_supervisor_hears_that_a_node_ended_before_anything_came_of_its_order(node):
     """Else it would take the other process, which the node has ended, for the node's next life that crashed."""
     told = Told()
-    process, sibling = await started_by_a_supervisor("time.sleep(60)")
-    with trio.fail_after(30):
+    process, sibling = await started_by_a_supervisor("time.sleep(600)")
+    with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as serving:
             serving.start_soon(told.carry_out, node, process, sibling)
             await trio.testing.wait_all_tasks_blocked(0.01)

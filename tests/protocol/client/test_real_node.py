@@ -71,7 +71,7 @@ async def up_to_date(client: Client) -> AsyncIterator:
 
 
 async def test_two_users_across_a_kill(real_node: Node, tmp_path: Path) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with (
             real_node.connect("alice", state_file=tmp_path / "alice") as alice,
             real_node.connect("bob") as bob,
@@ -93,7 +93,7 @@ async def test_two_users_across_a_kill(real_node: Node, tmp_path: Path) -> None:
 
 
 async def test_groups_members_and_refusals(real_node: Node) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with real_node.connect("alice") as alice, real_node.connect("carol") as carol:
             heard = await up_to_date(carol)
             own = await up_to_date(alice)
@@ -117,7 +117,7 @@ async def test_groups_members_and_refusals(real_node: Node) -> None:
 
 
 async def test_channels_are_for_those_who_are_connected_and_read_by_the_others_later(real_node: Node) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with real_node.connect("alice") as alice, real_node.connect("bob") as bob:
             heard = await up_to_date(bob)
             channel = (await alice.create_channel("News", [f"user{n:03}" for n in range(200)])).conversation_id
@@ -147,7 +147,7 @@ async def test_channels_are_for_those_who_are_connected_and_read_by_the_others_l
 
 
 async def test_a_backlog_larger_than_a_sync_and_than_the_queue(real_node: Node, tmp_path: Path) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with real_node.connect("bob", state_file=tmp_path / "bob", events_max=50) as bob:
             await up_to_date(bob)
             direct = (await bob.create_direct("alice")).conversation_id
