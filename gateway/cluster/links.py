@@ -374,6 +374,7 @@ class Links:
         if type(item) is Hello:
             if sender not in self._watch.live:
                 self._newcomers[sender] = trio.current_time()
+            self._welcomes.add(sender)
             self.send(sender, Welcome(item.number))
         elif type(item) is Welcome:
             self._welcomes.add(sender)

@@ -154,6 +154,19 @@ async def test_another_process_goes_on_with_the_links_and_nobody_notices(
     assert [parcel.number for parcel in wires.sent] == [1, 2]
 
 
+async def test_who_came_later_and_said_hello_by_itself_knows_the_next_process_too(
+    wires: Wires, live: Live, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It may have died meanwhile: who connects to the next process would have to wait until it is found dead."""
+    first = links_of(wires, live)
+    wires.bring(1, Hello(1))
+    second = links_of(wires, live)
+    second.restore(first.state())
+    nursery.start_soon(second.run)
+    with trio.fail_after(1):
+        await second.introduce()
+
+
 async def test_every_parcel_says_from_which_hash_of_heads_on_its_sender_is_to_be_believed(
     links: Links, wires: Wires, autojump_clock: MockClock
 ) -> None:
