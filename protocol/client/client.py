@@ -14,7 +14,7 @@ from protocol.client.backoff import Backoff
 from protocol.client.commands import REQUEST_TIMEOUT_S, Commands
 from protocol.client.connection import RefusedNow
 from protocol.client.engine import Engine
-from protocol.client.errors import ClientClosed, ConnectionLost, NotReachable, RequestTimeout
+from protocol.client.errors import ClientClosed, ConnectionLost, NotReachable, Refused, RequestTimeout
 from protocol.client.events import Event
 from protocol.client.send_queue import Outgoing, Sent
 from protocol.client.state_file import Changes, Saved, StateFile
@@ -211,8 +211,12 @@ class Client(Commands):
             self._engine.connection.post(Typing(0, conversation_id, typing))
 
     async def watch_presence(self, users: Sequence[str]) -> list[Presence]:
-        self._engine.watched = list(users)
-        return await super().watch_presence(users)
+        before, self._engine.watched = self._engine.watched, list(users)
+        try:
+            return await super().watch_presence(users)
+        except Refused:
+            self._engine.watched = before  # the node goes on with those, and so does the next connection
+            raise
 
     async def request(
         self, command: Callable[[int, int], Command], *, timeout_s: float = REQUEST_TIMEOUT_S, own: str = ""

@@ -8,6 +8,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from protocol import limits
+from protocol.client.backoff import Backoff
 from protocol.client.endings import ConnectionEnded, Ending
 from protocol.client.errors import ConnectionLost, Refused
 from protocol.codec import encode_msgpack
@@ -106,6 +107,22 @@ class Connection:
         if isinstance(reply, ErrorReply):
             raise RefusedNow(reply)
         return reply
+
+    async def insist(self, command: Callable[[int], Command], on_reply: Callable[[Reply], None] | None = None) -> Reply:
+        """``call``, again and again while the node refuses with an error that may pass. Cancelling is safe as there.
+
+        Raises:
+            RefusedNow: the node said no for good.
+            ConnectionLost: no reply came.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                return await self.call(command, on_reply)
+            except RefusedNow as refused:
+                if not refused.retry:
+                    raise
+                await trio.sleep(max(refused.retry_after_s, backoff.fail()))
 
     def take_reply(self, reply: Reply) -> None:
         """Hand a reply to whoever asked."""

@@ -153,8 +153,6 @@ class Engine:
             token = await self._tokens.fetch()
         except OSError as error:
             return Ending("backoff", f"no token to be had: {error}")
-        except Exception as error:
-            raise ClientClosed(f"the token provider failed: {error!r}") from error
         if self._tokens.exhausted:
             raise TokenRefused(f"{self._tokens.reason}, and there is no other token", self._tokens.code)
         handlers = Handlers(self._begin, self._end, self._work, self._ready_to_read, self._on_push)
@@ -224,14 +222,14 @@ class Engine:
         while True:
             await self._token_expiring.wait()
             self._token_expiring = trio.Event()
-            before = self._tokens.in_use
             try:
-                token = await self._tokens.fetch()
-                if token == before:
+                token = await self._tokens.ask()
+                if token == self._tokens.in_use:
                     log.warning("the token runs out soon, and the token provider has no fresh one")
                     continue
-                reply = await connection.call(partial(Authenticate, token=token, device=self.device))
+                reply = await connection.insist(partial(Authenticate, token=token, device=self.device))
                 assert isinstance(reply, Authenticated)
+                self._tokens.in_use = token  # not earlier: until then it is the old one that runs out
             except (OSError, Refused) as error:
                 # Not the end: the connection lives until its token runs out, and the next one begins with a new one.
                 log.warning("the token could not be refreshed: %s", error)
@@ -240,7 +238,7 @@ class Engine:
         if not self.watched:
             return
         try:
-            reply = await connection.call(lambda n: WatchPresence(n, self.watched))
+            reply = await connection.insist(lambda n: WatchPresence(n, self.watched))
         except Refused as refused:
             log.warning("presence is not watched any more: %s", refused)
             return

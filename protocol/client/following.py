@@ -9,7 +9,6 @@ import trio
 from msgspec import Raw
 
 from protocol import limits
-from protocol.client.backoff import Backoff
 from protocol.client.connection import Connection, RefusedNow
 from protocol.client.endings import ConnectionEnded, Ending
 from protocol.client.errors import Refused
@@ -252,16 +251,12 @@ class Follower:
             Refused: NOT_FOUND and BEYOND_HEAD, which have a meaning here.
             ConnectionEnded: any other refusal that is final. A new connection may meet a node without the fault.
         """
-        backoff = Backoff()
-        while True:
-            try:
-                return await connection.call(command, on_reply)
-            except RefusedNow as refused:
-                if refused.code in {ErrorCode.NOT_FOUND, ErrorCode.BEYOND_HEAD}:
-                    raise
-                if not refused.retry:
-                    raise ConnectionEnded(Ending("backoff", f"the node refuses to sync ({refused})")) from refused
-                await trio.sleep(max(refused.retry_after_s, backoff.fail()))
+        try:
+            return await connection.insist(command, on_reply)
+        except RefusedNow as refused:
+            if refused.code in {ErrorCode.NOT_FOUND, ErrorCode.BEYOND_HEAD}:
+                raise
+            raise ConnectionEnded(Ending("backoff", f"the node refuses to sync ({refused})")) from refused
 
     def _take_synced(self, synced: SyncedConversation) -> None:
         name = synced.conversation_id

@@ -30,6 +30,7 @@ from protocol.frames import (
     TokenExpiring,
     Typing,
     TypingPush,
+    WatchPresence,
 )
 from tests.fakes.node import FakeNode
 from tests.fakes.waiting import next_of
@@ -261,6 +262,49 @@ async def test_typing_and_presence(autojump_clock, node: FakeNode, connected) ->
         await node.connection.close(1012)
         assert await next_of(events, PresenceChanged) == PresenceChanged("bob", True, 0)
     assert len([c for c in node.received if isinstance(c, Typing)]) == 1
+
+
+async def test_presence_is_watched_again_as_soon_as_a_node_under_load_lets_it(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    refused = 0
+
+    async def overloaded(connection, command) -> bool:
+        nonlocal refused
+        refused += 1
+        if refused > 2:
+            return False
+        await connection.put(ErrorReply(command.id, ErrorCode.OVERLOADED, "busy", 1000))
+        return True
+
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await client.watch_presence(["bob"])
+        node.scripts[WatchPresence] = overloaded
+        await node.connection.close(1012)
+        assert await next_of(events, PresenceChanged) == PresenceChanged("bob", True, 0)
+    assert refused == 3
+
+
+async def test_a_refused_list_of_users_leaves_the_one_before_in_force(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async def too_many(connection, command) -> bool:
+        if command.users == ["bob"]:
+            return False
+        await connection.put(ErrorReply(command.id, ErrorCode.BAD_REQUEST, "too many"))
+        return True
+
+    node.scripts[WatchPresence] = too_many
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await client.watch_presence(["bob"])
+        with pytest.raises(Refused, match="too many"):
+            await client.watch_presence(["carol"] * 100)
+        await node.connection.close(1012)
+        assert await next_of(events, PresenceChanged) == PresenceChanged("bob", True, 0)
 
 
 async def test_what_a_program_that_does_not_keep_up_is_not_told_is_counted(
