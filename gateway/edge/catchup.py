@@ -367,7 +367,7 @@ def _shown(page: Sequence[Membership], whole: Mapping[str, Membership]) -> list[
 def _parse_cursor(text: str) -> _Cursor:
     try:
         return _decode_cursor(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (ValueError, msgspec.DecodeError):
+    except (ValueError, msgspec.DecodeError, RecursionError):
         raise Refused(
             ErrorCode.BAD_REQUEST,
             "cursor is none that this node gave; use next_cursor of the page before, or leave it empty for the first",

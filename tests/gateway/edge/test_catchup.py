@@ -368,7 +368,7 @@ async def test_a_user_without_conversations(place, alice):
     assert page.resumed
 
 
-@pytest.mark.parametrize("cursor", ["x", "AAAA", "not a cursor", "köder", "kpEB"])
+@pytest.mark.parametrize("cursor", ["x", "AAAA", "not a cursor", "köder", "kpEB", "k5IBoWGSAaFh" + "kZGR" * 9_000])
 async def test_a_cursor_of_ones_own_making(place, alice, cursor):
     (reply,) = await place.ask(alice, ListConversations(1, cursor))
     assert reply.code == ErrorCode.BAD_REQUEST
