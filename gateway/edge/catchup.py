@@ -28,12 +28,14 @@ from gateway.pages import fit
 from gateway.refusals import Refused, beyond_head, overloaded, too_long, unavailable
 from gateway.task_pool import TaskPool
 from protocol import limits
+from protocol.codec import decode_entry, decode_entry_head
 from protocol.errors import ErrorCode
 from protocol.frames import (
     Command,
     Conversation,
     ConversationKind,
     ConversationList,
+    EntryKind,
     ListConversations,
     Member,
     Seq,
@@ -41,7 +43,7 @@ from protocol.frames import (
     SyncedConversation,
     SyncPage,
 )
-from store.entries import Membership
+from store.entries import Membership, changes_of
 from store.interface import Store, Unavailable
 
 SYNCS_WAITING_MAX: Final = 16_384
@@ -223,7 +225,8 @@ class Catchup:
                 self._edge.reply(progress.origin, SyncPage(progress.request_id, page, done=False))
                 self._edge.when_room(progress.origin, partial(self._go_on, progress))
                 return
-            conversation = self._synced(progress.origin.user, membership, cursor, entries)
+            left = await self._has_left(progress.origin.user, membership, cursor, entries)
+            conversation = self._synced(progress.origin.user, membership, cursor, entries, left=left)
             progress.resumed = progress.resumed and not conversation.has_more
             progress.changed.popleft()
             page.append(conversation)
@@ -270,9 +273,28 @@ class Catchup:
             )
         return fit(entries, newest=True)
 
-    def _synced(self, user: str, membership: Membership, cursor: int, entries: Sequence[bytes]) -> SyncedConversation:
+    async def _has_left(self, user: str, membership: Membership, cursor: int, entries: Sequence[bytes]) -> bool:
+        """Whether the user was removed after it was read who is in, and before it was known how far the log is.
+
+        What was appended behind that removal is not theirs to see. The entries tell, if none was left out.
+        """
+        if self.heads is None or membership.kind is ConversationKind.DIRECT:
+            return False  # one read said both, or nobody ever leaves
+        if membership.head_seq - cursor > len(entries):
+            return user not in await self._store.find_members(membership.conversation_id, [user])
+        left = False
+        for encoded in entries:
+            head = decode_entry_head(encoded)
+            if head.kind != EntryKind.MESSAGE and head.seq > membership.joined_seq:
+                changes = changes_of(decode_entry(encoded))
+                left = user in changes.removed or (left and user not in changes.added)
+        return left
+
+    def _synced(
+        self, user: str, membership: Membership, cursor: int, entries: Sequence[bytes], *, left: bool
+    ) -> SyncedConversation:
         conversation_id = membership.conversation_id
-        if self._owner.excludes(conversation_id, user):  # removed since the store was read
+        if left or self._owner.excludes(conversation_id, user):  # removed since the store was read
             return SyncedConversation(conversation_id, 0, 0, [], removed=True)
         _, read_seq = self._pointers(membership, user)
         return SyncedConversation(
