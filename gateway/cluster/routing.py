@@ -365,6 +365,6 @@ class Router:
 
 
 def _late(waiting: _Waiting) -> Refused:
-    if waiting.sent and not isinstance(waiting.command, READS):
+    if (waiting.sent or waiting.copies) and not isinstance(waiting.command, READS):
         return outcome_unknown()
     return unavailable(f"no node answered for the conversation within {ANSWER_MAX_S:g} s")

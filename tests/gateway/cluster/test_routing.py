@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from gateway.broker import Origin
 from gateway.cluster.parcels import Answered, Forwarded, GivenBack, Item
-from gateway.cluster.routing import DOUBT_S, FRESH_S, Router
+from gateway.cluster.routing import ANSWER_MAX_S, DOUBT_S, FRESH_S, Router
 from protocol.codec import decode_command, encode_msgpack
 from protocol.errors import ErrorCode
 from protocol.frames import Command, ErrorReply, History, Ok, Send, Typing
@@ -171,3 +171,17 @@ async def test_nor_does_one_that_the_own_owner_gave_back(nursery: trio.Nursery, 
     await trio.sleep(DOUBT_S + 1)
     refusal = ErrorReply(5, ErrorCode.UNAVAILABLE, "")
     assert place.router.refusal(ALICE, refusal) is refusal, "of something else that has that number by now"
+
+
+async def test_nor_is_it_known_of_what_no_owner_takes_any_more(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    place = Place()
+    nursery.start_soon(place.router.run)
+    place.owner = "b:1"
+    place.router.submit(ALICE, SEND)
+    place.found("a:1")
+    place.owner = ""
+    place.router.take_back(ALICE, place.local[0])
+    await trio.sleep(ANSWER_MAX_S + 2)
+    assert place.codes == [ErrorCode.OUTCOME_UNKNOWN]
