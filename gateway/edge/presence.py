@@ -33,6 +33,9 @@ SAVE_AT_END_S = 2.0
 WATCH_COMMANDS_MAX = 256
 """Watch commands being answered at once; more are told to come back."""
 
+WATCH_COMMANDS_EACH_MAX = 4
+"""Those of one connection: each replaces the one before, and nobody shall keep the places of all others."""
+
 RETRY_MS_MIN, RETRY_MS_MAX = 1_000, 3_000
 """Milliseconds after which a refused watch command may be repeated; spread, lest a crowd come back as one."""
 
@@ -169,8 +172,11 @@ class Presences:
         if self._asked_count >= WATCH_COMMANDS_MAX:
             self._refuse(connection, command, ErrorCode.OVERLOADED, "too many watch commands at once")
             return
-        self._asked_count += 1
         waiting = self._asked.get(connection)
+        if waiting is not None and len(waiting) >= WATCH_COMMANDS_EACH_MAX:
+            self._refuse(connection, command, ErrorCode.RATE_LIMITED, "the watch commands before this one still wait")
+            return
+        self._asked_count += 1
         if waiting is None:
             waiting = self._asked[connection] = deque()
             self._nursery.start_soon(self._answer_all, connection, waiting)

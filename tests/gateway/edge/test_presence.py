@@ -7,6 +7,7 @@ from gateway.config import Settings
 from gateway.edge.presence import (
     LEAVERS_PER_SLICE,
     SAVE_AT_END_S,
+    WATCH_COMMANDS_EACH_MAX,
     WATCH_COMMANDS_MAX,
     Presences,
 )
@@ -262,21 +263,42 @@ async def test_the_newer_of_two_watch_commands_stays(edge, presences, store, nur
     assert pushes(alice) == [PresencePush("carol", online=True)]
 
 
+async def test_one_connection_does_not_keep_all_places_for_watch_commands(edge, presences, store, nursery):
+    flooder, other = edge.connect("mallory"), edge.connect("bob")
+    await nursery.start(presences.run)
+    store.gates = [gate := trio.Event()]
+    for n in range(WATCH_COMMANDS_MAX):
+        presences.watch(flooder.connection, WatchPresence(n, ["bob"]))
+    presences.watch(other.connection, WatchPresence(7, ["bob"]))
+    await trio.testing.wait_all_tasks_blocked()
+    (reply,) = other.frames()
+    assert isinstance(reply, PresenceReply)
+    gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    refused = [frame for frame in flooder.frames() if not isinstance(frame, PresenceReply)]
+    assert len(refused) == WATCH_COMMANDS_MAX - WATCH_COMMANDS_EACH_MAX
+    assert {frame.code for frame in refused} == {ErrorCode.RATE_LIMITED}
+    assert presences.idle
+
+
 async def test_watch_commands_beyond_the_limit_are_told_to_come_back(edge, presences, store, nursery):
     gate = trio.Event()
-    store.gates = [gate]
     await nursery.start(presences.run)
-    alice, late = edge.connect("alice"), edge.connect("late")
-    for n in range(WATCH_COMMANDS_MAX):
-        presences.watch(alice.connection, WatchPresence(n, ["bob"]))
+    crowd = [edge.connect(f"user{n}") for n in range(WATCH_COMMANDS_MAX // WATCH_COMMANDS_EACH_MAX)]
+    late = edge.connect("late")
+    store.gates = [gate] * len(crowd)
+    for peer in crowd:
+        for n in range(WATCH_COMMANDS_EACH_MAX):
+            presences.watch(peer.connection, WatchPresence(n, ["bob"]))
     await watch(presences, late)
     (reply,) = late.frames()
     assert reply.code == ErrorCode.OVERLOADED
     assert 1000 <= reply.retry_after_ms <= 3000
-    edge.writer.abort(alice.connection)  # what it asked for needs no answer
+    for peer in crowd:
+        edge.writer.abort(peer.connection)  # what it asked for needs no answer
     gate.set()
     await trio.testing.wait_all_tasks_blocked()
-    assert store.asked == 1, "nothing was read for the other commands of a connection that is gone"
+    assert store.asked == len(crowd), "nothing was read for the other commands of a connection that is gone"
     await watch(presences, late)
     assert isinstance(late.frames()[-1], PresenceReply)
 
