@@ -23,6 +23,7 @@ SUBPROTOCOL_JSON = "tidegate.v1.json"
 
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Seq = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # 2**53: exact in JavaScript
+Attempt = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 UserId = Annotated[str, Meta(min_length=1, max_length=limits.USER_ID_CHARS_MAX)]
 DeviceId = Annotated[str, Meta(max_length=limits.DEVICE_ID_CHARS_MAX)]
 ConversationId = Annotated[str, Meta(min_length=1, max_length=limits.CONVERSATION_ID_CHARS_MAX)]
@@ -104,7 +105,7 @@ class Send(Frame, tag=3, gc=False):
     client_msg_id: ClientMsgId
     body: str
     metadata: Metadata | None = None
-    attempt: Annotated[int, Meta(ge=1)] = 1
+    attempt: Attempt = 1
 
 
 class CreateConversation(Frame, tag=4):
@@ -127,7 +128,7 @@ class AddMembers(Frame, tag=5):
     conversation_id: ConversationId
     client_msg_id: ClientMsgId
     users: Members
-    attempt: Annotated[int, Meta(ge=1)] = 1
+    attempt: Attempt = 1
 
 
 class RemoveMembers(Frame, tag=6):
@@ -137,7 +138,7 @@ class RemoveMembers(Frame, tag=6):
     conversation_id: ConversationId
     client_msg_id: ClientMsgId
     users: Members
-    attempt: Annotated[int, Meta(ge=1)] = 1
+    attempt: Attempt = 1
 
 
 class Rename(Frame, tag=7, gc=False):
@@ -147,7 +148,7 @@ class Rename(Frame, tag=7, gc=False):
     conversation_id: ConversationId
     client_msg_id: ClientMsgId
     title: str
-    attempt: Annotated[int, Meta(ge=1)] = 1
+    attempt: Attempt = 1
 
 
 class MarkReceipt(Frame, tag=8, gc=False):

@@ -33,7 +33,7 @@ ClientMsgId = Annotated[
     frames.ClientMsgId,
     Meta(description="chosen by the client, new for every intent; repeating a request with the same one is safe"),
 ]
-Attempt = Annotated[int, Meta(ge=1, description="1 the first time, greater for every repeat")]
+Attempt = Annotated[frames.Attempt, Meta(description="1 the first time, greater for every repeat")]
 
 # --- Requests -------------------------------------------------------------------------------------------------------
 

@@ -183,7 +183,7 @@ class Router:
             return
         self.given_back += 1
         if isinstance(command, WRITES_WITH_ATTEMPT):
-            command = replace(command, attempt=command.attempt + 1)  # nobody knows how long it has waited there
+            command = replace(command, attempt=max(command.attempt, 2))  # nobody knows how long it has waited there
         route = self._routes.setdefault(slot, _Route())
         route.returned.append((origin, command))
         route.owner = ""
@@ -344,7 +344,7 @@ class Router:
         if not isinstance(command, WRITES_WITH_ATTEMPT):
             return command
         stale = trio.current_time() - waiting.arrived_s > FRESH_S or self._edge.is_gone(waiting.origin)
-        return replace(command, attempt=command.attempt + 1) if waiting.sent or stale else command
+        return replace(command, attempt=max(command.attempt, 2)) if waiting.sent or stale else command
 
     def _end(self, request: int) -> _Waiting | None:
         """Take a command out of its queue."""

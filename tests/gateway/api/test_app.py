@@ -303,6 +303,7 @@ async def test_every_error_code_becomes_a_problem(front: Front, code: ErrorCode)
         (b'{"client_msg_id":7,"body":"x"}', "client_msg_id"),
         (b'{"client_msg_id":"","body":"x"}', "client_msg_id"),
         (b'{"client_msg_id":"m1","body":"x","attempt":0}', "attempt"),
+        (b'{"client_msg_id":"m1","body":"x","attempt":18446744073709551616}', "attempt"),
         (b'{"client_msg_id":"m1","body":"x","metadata":{"a":1}}', "metadata[...]"),
         (b'{"client_msg_id":"m1","body":null}', "body"),
     ],

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from gateway.broker import Origin
@@ -91,6 +92,14 @@ async def test_so_may_what_an_owner_gave_back(autojump_clock: MockClock) -> None
     place.router.take_back(ALICE, SEND)
     place.found("b:1")
     assert place.attempts == [2]
+
+
+async def test_the_last_attempt_there_can_be_goes_on_as_it_is(autojump_clock: MockClock) -> None:
+    place = Place()
+    place.router.take_back(ALICE, replace(SEND, attempt=2**53 - 1))
+    place.edge.gone.add(ALICE)
+    place.found("b:1")
+    assert place.attempts == [2**53 - 1], "its owner would understand no greater one"
 
 
 async def test_the_answer_to_who_types_is_nobody_elses(autojump_clock: MockClock) -> None:
