@@ -192,15 +192,22 @@ class Device:
                 self.unsent -= 1
 
     async def _send_surely(self, client_msg_id: str) -> None:
+        """Send until it is acknowledged, or in some worlds until it is said that nothing of it was stored."""
         attempt = 0
+        refused = True
         while True:
             await self._connected.wait()
             attempt += 1
-            if await self._send(client_msg_id, attempt):
+            reply = await self._send(client_msg_id, attempt)
+            if isinstance(reply, SendAck):
+                return
+            refused = refused and reply is not None and reply.code in NOTHING_STORED
+            if refused and self.world.gives_up:
+                self.world.count("gave up")
                 return
             await trio.sleep(0.2 + self.world.rng.random())
 
-    async def _send(self, client_msg_id: str, attempt: int) -> bool:
+    async def _send(self, client_msg_id: str, attempt: int) -> SendAck | ErrorReply | None:
         call = self.world.next_call()
         self._record(
             "invoke", "send", call=call, client_msg_id=client_msg_id, payload=payload_of(client_msg_id), attempt=attempt
@@ -220,7 +227,8 @@ class Device:
         reply = await self.ask(
             lambda number: Send(number, self.conversation_id, client_msg_id, client_msg_id, None, attempt), answered
         )
-        return isinstance(reply, SendAck)
+        assert isinstance(reply, SendAck | ErrorReply | None), reply
+        return reply
 
     async def ask(self, command: Any, take: Callable[[Reply], None] = lambda _reply: None) -> Reply | None:
         """Submit what ``command`` makes of a number; None: no answer came. ``take`` is called with it as it comes."""

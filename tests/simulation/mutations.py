@@ -133,8 +133,9 @@ def _leave_with_news_only(self: HandingOn, handing: Any) -> None:
     _leave(self, handing)
 
 
-async def _reach_nobody(_self: Links, _incarnations: Collection[str]) -> None:
+async def _reach_nobody(_self: Links, incarnations: Collection[str]) -> Collection[str]:
     await trio.lowlevel.checkpoint()
+    return incarnations
 
 
 async def _stand_as_logs_end(

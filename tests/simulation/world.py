@@ -70,6 +70,9 @@ QUIET_S = 15.0
 CALL_MAX_S = 15.0
 """Seconds that a caller waits for a reply."""
 
+GIVE_UP_EVERY = 4
+"""One of so many worlds is one in which who is refused gives up, so that it shows whether what was refused is there."""
+
 FAIR_SHARE = 0.4
 """Share of worlds in which Redis loses nothing, so that no push may skip what was acknowledged."""
 
@@ -87,6 +90,7 @@ class World:
         sending: whether devices begin new sends.
         sends_per_s: of each of the two senders of a device.
         fair: Redis loses nothing, and is there all the time.
+        gives_up: who is told that nothing of a send was stored does not repeat it.
         sync_share: how many of the times that a device comes back it asks for all that is new; otherwise it reads the
             history.
         acknowledged: of each conversation the seqs of what was acknowledged by whoever appended it.
@@ -111,6 +115,7 @@ class World:
         self.sending = False
         self.sends_per_s = self.rng.choice((0.3, 1.0, 2.0))
         self.fair = self.rng.random() < FAIR_SHARE
+        self.gives_up = seed % GIVE_UP_EVERY == 1
         self.sync_share = self.rng.choice((0.5, 0.8, 1.0))
         self._changing = 0
         self._calls = 0
