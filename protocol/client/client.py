@@ -1,5 +1,6 @@
 """The client: what a program uses. ``connect`` makes one and keeps it connected."""
 
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,7 +15,14 @@ from protocol.client.backoff import Backoff
 from protocol.client.commands import REQUEST_TIMEOUT_S, Commands
 from protocol.client.connection import RefusedNow
 from protocol.client.engine import Engine
-from protocol.client.errors import ClientClosed, ConnectionLost, NotReachable, Refused, RequestTimeout
+from protocol.client.errors import (
+    ClientClosed,
+    ConnectionLost,
+    NotReachable,
+    Refused,
+    RequestTimeout,
+    StateFileError,
+)
 from protocol.client.events import Event
 from protocol.client.send_queue import Outgoing, Sent
 from protocol.client.state_file import Changes, Saved, StateFile
@@ -22,6 +30,8 @@ from protocol.client.states import Closed, Online, State, Waiting
 from protocol.client.tokens import TokenProvider, Tokens
 from protocol.client.wire import StreamOpener, open_stream, parse_url
 from protocol.frames import Command, ConversationReply, Presence, Reply, SendAck, Typing
+
+log = logging.getLogger("tidegate.client")
 
 EVENTS_MAX: Final = 1_000
 """Events that wait for the program (default): ten syncs' worth of one conversation, some 500 KB."""
@@ -90,7 +100,12 @@ async def connect(
                 problem = error
             nursery.cancel_scope.cancel()
         engine.close(ClientClosed("the client was closed by the program"), by_user=True)
-        await engine.save(all_dealt_with=problem is None)
+        try:
+            await engine.save(all_dealt_with=problem is None)
+        except StateFileError:
+            if problem is None or isinstance(problem, trio.Cancelled):
+                raise
+            log.exception("what was to be kept for the next run is not, or not all of it")
         if problem is not None:
             raise problem
     finally:
@@ -131,7 +146,9 @@ class Client(Commands):
 
     @property
     def shed_events(self) -> int:
-        """Receipts, typing and presence events dropped because the program did not keep up."""
+        """Events dropped because the program did not keep up: receipts, typing, presence, and the oldest of very many
+        states or outcomes of sends.
+        """
         return self._engine.events.shed
 
     def events(self) -> "Events":

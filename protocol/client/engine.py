@@ -73,7 +73,7 @@ class Engine:
         self.node = ""
         self.watched: list[str] = []
         self.rng = rng
-        self.events = EventQueue(events_max)
+        self.events = EventQueue(events_max, outcomes_max=sends_max)
         self.states = StateBox(lambda state: self.events.put_control(StateChanged(state)))
         self.sends = SendQueue(state_file, self.events.put_control, sends_max)
         self.sends.restore(saved.messages)
@@ -285,6 +285,12 @@ class Engine:
         waiting = self.events.not_dealt_with()
         moved = self.follower.moved
         cursors = {name: waiting.get(name, self._session.cursor(name) + 1) - 1 for name in moved}
-        moved.intersection_update(waiting)
+        self.follower.moved = moved & waiting.keys()
         left, self.follower.left = self.follower.left, set()
-        await self._state_file.commit(Changes(cursors=cursors, dropped_cursors=left, facts={"user": self.user}))
+        try:
+            await self.sends.save()  # a program that answers what it got counts on both, or on neither
+            await self._state_file.commit(Changes(cursors=cursors, dropped_cursors=left, facts={"user": self.user}))
+        except BaseException:
+            self.follower.moved |= moved
+            self.follower.left |= left
+            raise

@@ -1,6 +1,7 @@
 """What a client tells its user: typed events, and the bounded queue that they wait in."""
 
 from collections import deque
+from typing import Final
 
 import trio
 from msgspec import Struct
@@ -153,20 +154,24 @@ class EventQueue:
     """Events between the connection and the program, bounded.
 
     Entries are never dropped here: whoever puts them asks ``full`` first and fetches what did not fit by history.
-    Receipts, typing and presence are shed when the queue is full (``shed`` counts them). Of the rare rest (states,
-    Resumed, outcomes of sends) the newest CONTROL_EVENTS_MAX are kept whatever else waits.
+    Receipts, typing and presence are shed when the queue is full (``shed`` counts them). Of the rare rest there are
+    kept, whatever else waits, the newest CONTROL_EVENTS_MAX (states, Resumed) and the newest ``outcomes_max`` outcomes
+    of sends: a message that was given up is told of nowhere else. That a conversation was left is never shed; it comes
+    once for each.
 
     Args:
         events_max: events that may wait.
+        outcomes_max: outcomes of sends that may wait.
     """
 
     CONTROL_EVENTS_MAX = 256
 
-    def __init__(self, events_max: int) -> None:
+    def __init__(self, events_max: int, outcomes_max: int) -> None:
         self.events_max = events_max
         self.shed = 0
         self._events: deque[Event] = deque()
-        self._control = 0
+        self._rare = {_STATES: 0, _OUTCOMES: 0}
+        self._rare_max = {_STATES: self.CONTROL_EVENTS_MAX, _OUTCOMES: outcomes_max}
         self._in_hand: EntryEvent | None = None
         self._closed = False
         self._arrived = trio.Event()
@@ -195,12 +200,14 @@ class EventQueue:
 
     def put_control(self, event: Event) -> None:
         """Queue a rare event even beyond the bound; the oldest of its sort goes when there are too many."""
-        if self._control >= self.CONTROL_EVENTS_MAX:
-            oldest = next(e for e in self._events if _is_control(e))
-            self._events.remove(oldest)
-            self.shed += 1
-        else:
-            self._control += 1
+        sort = _sort(event)
+        if sort is not None:
+            if self._rare[sort] >= self._rare_max[sort]:
+                oldest = next(place for place, e in enumerate(self._events) if isinstance(e, sort))
+                del self._events[oldest]
+                self.shed += 1
+            else:
+                self._rare[sort] += 1
         self._put(event)
 
     def close(self) -> None:
@@ -223,10 +230,11 @@ class EventQueue:
                 self._arrived = trio.Event()
             await self._arrived.wait()
         event = self._events.popleft()
+        sort = _sort(event)
         if isinstance(event, EntryEvent):
             self._in_hand = event
-        elif _is_control(event):
-            self._control -= 1
+        elif sort is not None:
+            self._rare[sort] -= 1
         if self.half_empty:
             self._room.set()
         return event
@@ -257,5 +265,10 @@ class EventQueue:
             self._arrived.set()
 
 
-def _is_control(event: Event) -> bool:
-    return not isinstance(event, EntryEvent | ReceiptChanged | TypingChanged | PresenceChanged)
+_Sort = tuple[type[Event], ...]
+_STATES: Final[_Sort] = (StateChanged, Resumed)
+_OUTCOMES: Final[_Sort] = (MessageSent, MessageNotSent)
+
+
+def _sort(event: Event) -> _Sort | None:
+    return next((sort for sort in (_STATES, _OUTCOMES) if isinstance(event, sort)), None)

@@ -72,7 +72,8 @@ class Follower:
     def take(self, conversation_id: str, entry: Entry) -> None:
         """An entry came, whichever way."""
         if entry.sender == self.user and (
-            self._sends.stored(entry.client_msg_id, entry.seq, entry.time_us) or entry.client_msg_id in self.own_ids
+            self._sends.stored(conversation_id, entry.client_msg_id, entry.seq, entry.time_us)
+            or entry.client_msg_id in self.own_ids
         ):
             self.own(conversation_id, entry.seq)
         elif self._events.full:

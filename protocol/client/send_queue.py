@@ -26,10 +26,11 @@ from protocol.client.errors import (
     SendExpired,
     SendQueueFull,
     SendRefused,
+    StateFileError,
 )
 from protocol.client.events import Event, MessageNotSent, MessageSent
 from protocol.client.state_file import Changes, SavedMessage, StateFile
-from protocol.codec import encode_msgpack
+from protocol.codec import InvalidFrame, decode_command, encode_msgpack
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Reply, Send, SendAck
 
@@ -179,11 +180,11 @@ class SendQueue:
         try:
             return await item.wait_settled()
         except trio.Cancelled:
-            if item.outcome is None:
-                if item.attempts == 0:
-                    self._remove(item)
-                else:
-                    item.awaited = False
+            item.awaited = False
+            if item.outcome is not None:  # it was settled when this task was cancelled, but had not run yet
+                self._tell(item)
+            elif item.attempts == 0:
+                self._remove(item)
             raise
 
     async def flush(self) -> None:
@@ -193,10 +194,10 @@ class SendQueue:
                 raise self._closed
             await self._empty.wait()
 
-    def stored(self, client_msg_id: str, seq: int, time_us: int) -> bool:
+    def stored(self, conversation_id: str, client_msg_id: str, seq: int, time_us: int) -> bool:
         """An entry with this id is in the log: settles the message. Returns whether it is one of ours."""
         item = self._messages.get(client_msg_id)
-        if item is None:
+        if item is None or item.conversation_id != conversation_id:  # an id is unique within a conversation only
             return False
         self._settle(item, Sent(seq, time_us))
         return True
@@ -243,8 +244,13 @@ class SendQueue:
         """Write all changes so far to the state file; returns when they are on the disk."""
         async with self._saving:
             changes, self._changes = self._changes, Changes()
-            if self._state_file is not None and changes:
+            if self._state_file is None or not changes:
+                return
+            try:
                 await self._state_file.commit(changes)
+            except StateFileError:
+                self._changes = changes.before(self._changes)  # for the attempt that is made at the end
+                raise
 
     def close(self, error: ClientClosed) -> None:
         """Nothing is sent any more: calls that wait raise ``error``. The state file keeps what is unsettled."""
@@ -325,11 +331,15 @@ class SendQueue:
             return  # settled before: an answer that came twice
         self._remove(item)
         item.settle(outcome)
-        if item.awaited:
-            return
+        if not item.awaited:
+            self._tell(item)
+
+    def _tell(self, item: Outgoing) -> None:
+        """Tell by an event how a message ended that no call waits for. That the client closed is no such end."""
+        outcome = item.outcome
         if isinstance(outcome, Sent):
             self._on_unawaited(MessageSent(item.conversation_id, item.client_msg_id, outcome.seq, outcome.time_us))
-        else:
+        elif not isinstance(outcome, ClientClosed):
             self._on_unawaited(MessageNotSent(item.conversation_id, item.client_msg_id, item.body, str(outcome)))
 
     def _remove(self, item: Outgoing) -> None:
@@ -364,15 +374,19 @@ def _check(item: Outgoing) -> None:
         text = f"the body has {len(item.body):,} characters, no more than {limits.BODY_CHARS_MAX:,} are allowed"
         raise SendRefused(ErrorCode.TOO_LONG, text)
     try:
-        size = len(encode_msgpack(item.command(2**32 - 1)))
+        data = encode_msgpack(item.command(2**32 - 1))
     except UnicodeEncodeError as error:
         # what Python makes of bytes that are no UTF-8 (surrogateescape), or half of a character from UTF-16
         code = ord(error.object[error.start])
         text = f"U+{code:04X}, half of a surrogate pair, is no character: text must be such that UTF-8 can hold it"
         raise SendRefused(ErrorCode.BAD_REQUEST, text) from None
-    if size > limits.COMMAND_BYTES_MAX:
-        text = f"the message takes {size:,} bytes, no more than {limits.COMMAND_BYTES_MAX:,} are allowed"
+    if len(data) > limits.COMMAND_BYTES_MAX:
+        text = f"the message takes {len(data):,} bytes, no more than {limits.COMMAND_BYTES_MAX:,} are allowed"
         raise SendRefused(ErrorCode.TOO_LONG, text)
+    try:
+        decode_command(data)
+    except InvalidFrame as error:
+        raise SendRefused(ErrorCode.BAD_REQUEST, str(error)) from None
 
 
 _REPEAT_MS_MAX: Final = (limits.DEDUPLICATION_WINDOW_S - _EXPIRY_MARGIN_S) * 1000

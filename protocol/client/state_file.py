@@ -50,7 +50,7 @@ class SavedMessage(Struct, frozen=True):
 
 
 class Changes(Struct):
-    """What one commit writes, all or nothing."""
+    """What one commit writes, all or nothing: first it drops, then it puts."""
 
     messages: dict[str, SavedMessage] = field(default_factory=dict)
     dropped_messages: set[str] = field(default_factory=set)
@@ -60,6 +60,16 @@ class Changes(Struct):
 
     def __bool__(self) -> bool:
         return bool(self.messages or self.dropped_messages or self.cursors or self.dropped_cursors or self.facts)
+
+    def before(self, later: "Changes") -> "Changes":
+        """These changes and ``later`` ones as one commit."""
+        return Changes(
+            {name: m for name, m in self.messages.items() if name not in later.dropped_messages} | later.messages,
+            self.dropped_messages | later.dropped_messages,
+            {name: seq for name, seq in self.cursors.items() if name not in later.dropped_cursors} | later.cursors,
+            self.dropped_cursors | later.dropped_cursors,
+            self.facts | later.facts,
+        )
 
 
 class Saved(Struct):
@@ -139,7 +149,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _load(database: sqlite3.Connection) -> Saved:
     messages = [
-        SavedMessage(row[0], row[1], row[2], msgspec.json.decode(row[3], type=dict[str, str] | None), row[4], row[5])
+        SavedMessage(row[0], row[1], row[2], msgspec.json.decode(row[3]), row[4], row[5])
         for row in database.execute(_ITEMS)
     ]
     cursors = dict(database.execute("SELECT conversation_id, seq FROM cursors").fetchall())
@@ -149,13 +159,13 @@ def _load(database: sqlite3.Connection) -> Saved:
 def _commit(database: sqlite3.Connection, changes: Changes) -> None:
     database.execute("BEGIN")
     try:
+        database.executemany(_DROP_ITEM, [(name,) for name in changes.dropped_messages])
+        database.executemany(_DROP_CURSOR, [(name,) for name in changes.dropped_cursors])
         for m in changes.messages.values():
             metadata = msgspec.json.encode(m.metadata).decode()
             row = (m.client_msg_id, m.conversation_id, m.body, metadata, m.attempts, m.first_attempt_ms)
             database.execute(_PUT_ITEM, row)
-        database.executemany(_DROP_ITEM, [(name,) for name in changes.dropped_messages])
         database.executemany(_PUT_CURSOR, list(changes.cursors.items()))
-        database.executemany(_DROP_CURSOR, [(name,) for name in changes.dropped_cursors])
         database.executemany(_PUT_FACT, list(changes.facts.items()))
         database.execute("COMMIT")
     except BaseException:

@@ -10,7 +10,7 @@ from trio.testing import memory_stream_pair
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
 
 from protocol.client.wire import Address
-from protocol.codec import decode_command, encode_entry, encode_msgpack
+from protocol.codec import InvalidFrame, decode_command, encode_entry, encode_msgpack
 from protocol.errors import ErrorCode
 from protocol.frames import (
     SUBPROTOCOL,
@@ -84,7 +84,11 @@ class FakeConnection:
             except ConnectionClosed as closed:
                 self.node.close_codes.append(closed.reason.code if closed.reason else 1006)
                 return
-            command = decode_command(bytes(data))
+            try:
+                command = decode_command(bytes(data))
+            except InvalidFrame as error:
+                await self.put(ErrorReply(error.request_id, error.code, str(error)))
+                continue
             self.node.received.append(command)
             script = self.node.scripts.get(type(command))
             try:

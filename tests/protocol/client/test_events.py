@@ -10,7 +10,7 @@ def message(seq: int, conversation_id: str = "c") -> MessageReceived:
 
 
 async def test_events_come_in_order_and_end() -> None:
-    queue = EventQueue(10)
+    queue = EventQueue(10, 10)
     queue.put_entry(message(1))
     queue.put_control(Resumed(True))
     queue.close()
@@ -20,7 +20,7 @@ async def test_events_come_in_order_and_end() -> None:
 
 
 async def test_what_may_be_shed_is_shed_when_full_and_counted() -> None:
-    queue = EventQueue(1)
+    queue = EventQueue(1, 10)
     queue.put_entry(message(1))
     queue.put_or_shed(TypingChanged("c", "bob", True))
     assert queue.shed == 1
@@ -31,7 +31,7 @@ async def test_what_may_be_shed_is_shed_when_full_and_counted() -> None:
 
 
 async def test_of_too_many_control_events_the_newest_stay_and_entries_all() -> None:
-    queue = EventQueue(10)
+    queue = EventQueue(10, 10)
     queue.put_entry(message(1))
     for n in range(queue.CONTROL_EVENTS_MAX + 3):
         queue.put_control(Resumed(n % 2 == 0))
@@ -45,7 +45,7 @@ async def test_of_too_many_control_events_the_newest_stay_and_entries_all() -> N
 
 
 async def test_a_cancelled_get_loses_nothing() -> None:
-    queue = EventQueue(10)
+    queue = EventQueue(10, 10)
     queue.put_entry(message(1))
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -55,7 +55,7 @@ async def test_a_cancelled_get_loses_nothing() -> None:
 
 
 async def test_waiting_for_room() -> None:
-    queue = EventQueue(4)
+    queue = EventQueue(4, 10)
     for seq in range(1, 5):
         queue.put_entry(message(seq))
     async with trio.open_nursery() as nursery:
@@ -68,7 +68,7 @@ async def test_waiting_for_room() -> None:
 
 
 async def test_two_who_wait_for_room_are_both_woken() -> None:
-    queue = EventQueue(2)
+    queue = EventQueue(2, 10)
     queue.put_entry(message(1))
     queue.put_entry(message(2))
     async with trio.open_nursery() as nursery:
@@ -81,7 +81,7 @@ async def test_two_who_wait_for_room_are_both_woken() -> None:
 
 
 async def test_the_event_in_hand_is_not_dealt_with_until_the_next_is_asked_for() -> None:
-    queue = EventQueue(10)
+    queue = EventQueue(10, 10)
     for seq in (5, 6):
         queue.put_entry(message(seq))
     queue.put_entry(message(9, "d"))

@@ -14,8 +14,10 @@ from protocol.client import (
     SendRefused,
     StateFileError,
 )
+from protocol.client.engine import NOTES_DELAY_S
+from protocol.client.events import EventQueue
 from protocol.client.send_queue import SendQueue
-from protocol.client.state_file import SavedMessage, StateFile
+from protocol.client.state_file import Changes, SavedMessage, StateFile
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply, Send
 from tests.fakes.node import FakeConnection, FakeNode
@@ -123,6 +125,8 @@ async def test_final_refusals_are_raised_and_do_not_block_the_next(
         ("x", {"k": "v" * 70_000}, "no more than 65,536"),
         ("caf\udce9", None, r"BAD_REQUEST: U\+DCE9, half of a surrogate pair"),
         ("x", {"k": "\ud83d"}, r"U\+D83D, half of a surrogate pair"),
+        ("x", {"retries": 3}, r"BAD_REQUEST: Expected `str`, got `int`"),
+        (b"x", None, r"BAD_REQUEST: Expected `str`, got `bytes`"),
     ],
 )
 async def test_what_no_node_takes_is_refused_before_it_is_sent(
@@ -192,6 +196,20 @@ async def test_cancelling_later_leaves_the_message_to_the_queue_and_an_event_tel
         assert (failed.body, failed.reason) == ("again", "NOT_FOUND: no")
 
 
+async def test_a_message_that_is_settled_when_its_call_is_cancelled_is_told_by_an_event() -> None:
+    """The task that was cancelled has not run yet when the acknowledgement comes."""
+    told = []
+    queue = SendQueue(None, told.append, 10)
+    item = queue.submit("c", "hello", None, "mine")
+    item.attempts = 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.wait, item)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        assert queue.stored("c", "mine", 7, 0)
+    assert told == [MessageSent("c", "mine", 7, 0)]
+
+
 async def test_the_queue_is_bounded_and_ids_are_unique(autojump_clock, node: FakeNode, connected) -> None:
     node.refusals.extend([OSError("down")] * 100)
     async with connected(sends_max=2) as client:
@@ -221,6 +239,82 @@ async def test_unsent_messages_outlive_a_restart_in_order(
     assert sends(node) == [("0", 1), ("1", 1), ("2", 1)]
     async with connected(state_file=path) as client:
         assert client.unsent == 0
+
+
+async def test_a_message_taken_back_and_submitted_again_outlives_a_restart(
+    patient_clock, node: FakeNode, connected, tmp_path: Path
+) -> None:
+    path = tmp_path / "state"
+    node.refusals.extend([OSError("down")] * 100)
+    async with connected(state_file=path) as client:
+        with trio.move_on_after(5):
+            await client.send("c", "once more", client_msg_id="mine")
+        client.submit("c", "once more", client_msg_id="mine")
+    node.refusals.clear()
+    async with connected(state_file=path) as client:
+        assert client.unsent == 1
+        await client.flush()
+    assert sends(node) == [("once more", 1)]
+
+
+async def test_every_outcome_of_an_earlier_run_is_told_however_late_the_program_asks(
+    patient_clock, node: FakeNode, connected, tmp_path: Path
+) -> None:
+    count = EventQueue.CONTROL_EVENTS_MAX + 50
+    path = tmp_path / "state"
+    node.refusals.extend([OSError("down")] * 100)
+    async with connected(state_file=path) as client:
+        for n in range(count):
+            client.submit("c", str(n))
+    node.refusals.clear()
+    node.scripts[Send] = Refuse(*[(ErrorCode.NOT_FOUND, 0)] * count)
+    async with connected(state_file=path) as client:
+        await client.flush()
+        events = client.events()
+        assert [(await next_of(events, MessageNotSent)).body for _ in range(count)] == [str(n) for n in range(count)]
+
+
+async def test_the_same_id_in_another_conversation_is_another_message(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    """An id is its sender's within one conversation: another device may use it in another one."""
+    node.scripts[Send] = Refuse((ErrorCode.UNAVAILABLE, 5000))
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        outgoing = client.submit("a", "for a", client_msg_id="daily")
+        await trio.sleep(1)
+        await node.say("b", "for b", "alice", client_msg_id="daily")
+        assert (await next_of(events, MessageReceived)).body == "for b"
+        await outgoing.wait_settled()
+    assert [entry.body for entry in node.logs["a"]] == ["for a"]
+
+
+async def test_an_answer_is_on_disk_before_its_question_counts_as_dealt_with(
+    patient_clock, node: FakeNode, connected, tmp_path: Path, monkeypatch
+) -> None:
+    """Whenever a crash comes, a program that answers each message once has answered it."""
+    answered: set[str] = set()
+    commit = StateFile.commit
+    count = 20
+
+    async def look(self: StateFile, changes: Changes) -> None:
+        await commit(self, changes)
+        answered.update(message.body for message in changes.messages.values())
+        for seq in range(1, changes.cursors.get("questions", 0) + 1):
+            assert f"to {seq}" in answered
+
+    monkeypatch.setattr(StateFile, "commit", look)
+    async with connected(state_file=tmp_path / "state") as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        for _ in range(count):
+            await node.say("questions", "?")
+        for _ in range(count):
+            question = await next_of(events, MessageReceived)
+            await trio.sleep(NOTES_DELAY_S)  # the moment in which the file is written
+            client.submit("answers", f"to {question.seq}")
+    assert len(answered) == count
 
 
 async def test_an_attempt_is_on_disk_before_it_is_made(
@@ -308,3 +402,50 @@ async def test_a_state_file_that_cannot_be_written_ends_the_client(
             with pytest.raises(StateFileError, match="disk is full"):
                 await client.send("c", "hello")
     assert sends(node) == []
+
+
+async def test_what_could_not_be_written_is_written_at_the_end_if_the_disk_has_room_again(
+    patient_clock, node: FakeNode, connected, tmp_path: Path, monkeypatch
+) -> None:
+    async def full(self, changes) -> None:
+        raise StateFileError("the disk is full")
+
+    path = tmp_path / "state"
+    async with connected(state_file=path) as client:
+        await client.wait_online()
+        with monkeypatch.context() as patch:
+            patch.setattr(StateFile, "commit", full)
+            with pytest.raises(StateFileError, match="disk is full"):
+                await client.send("c", "hello")
+    async with connected(state_file=path) as client:
+        await client.flush()
+    assert sends(node) == [("hello", 2)]
+
+
+async def test_an_error_of_the_program_is_not_hidden_by_one_of_the_state_file(
+    patient_clock, node: FakeNode, connected, tmp_path: Path, monkeypatch
+) -> None:
+    async def full(self, changes) -> None:
+        raise StateFileError("the disk is full")
+
+    async def program() -> None:
+        async with connected(state_file=tmp_path / "state") as client:
+            await client.wait_online()
+            monkeypatch.setattr(StateFile, "commit", full)
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await program()
+
+
+async def test_a_message_of_an_earlier_run_that_no_node_takes_is_given_up_and_told(
+    patient_clock, node: FakeNode, connected, tmp_path: Path
+) -> None:
+    """There was a version that let metadata of any type into the file."""
+    file = await StateFile.open(tmp_path / "state")
+    message = SavedMessage("mine", "c", "hello", {"retries": 3}, 0, 0)  # type: ignore[dict-item]
+    await file.commit(Changes(messages={"mine": message}))
+    await file.aclose()
+    async with connected(state_file=tmp_path / "state") as client:
+        not_sent = await next_of(client.events(), MessageNotSent)
+    assert (not_sent.client_msg_id, not_sent.reason[:11]) == ("mine", "BAD_REQUEST")

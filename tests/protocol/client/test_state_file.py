@@ -75,3 +75,25 @@ async def test_a_cancelled_commit_is_done_all_the_same(tmp_path: Path) -> None:
         await file.commit(Changes(cursors={"c": 7}))
     assert (await file.load()).cursors == {"c": 7}
     await file.aclose()
+
+
+async def test_what_is_dropped_and_put_in_one_commit_is_there(tmp_path: Path) -> None:
+    file = await StateFile.open(tmp_path / "state")
+    await file.commit(Changes(messages={"a": SavedMessage("a", "c", "old", None, 1, 5)}, cursors={"c": 1}))
+    again = SavedMessage("a", "c", "new", None, 0, 0)
+    await file.commit(Changes(messages={"a": again}, dropped_messages={"a"}, cursors={"c": 7}, dropped_cursors={"c"}))
+    saved = await file.load()
+    assert (saved.messages, saved.cursors) == ([again], {"c": 7})
+    await file.aclose()
+
+
+def test_later_changes_have_the_last_word() -> None:
+    def message(name: str, body: str) -> SavedMessage:
+        return SavedMessage(name, "c", body, None, 0, 0)
+
+    first = Changes({"a": message("a", "1"), "b": message("b", "1")}, {"d"}, {"c": 1, "x": 1}, {"y"}, {"user": "u"})
+    later = Changes({"b": message("b", "2"), "d": message("d", "2")}, {"a"}, {"c": 2}, {"x"}, {"begun": "yes"})
+    assert first.before(later) == Changes(
+        {"b": message("b", "2"), "d": message("d", "2")}, {"a", "d"}, {"c": 2}, {"x", "y"},
+        {"user": "u", "begun": "yes"},
+    )  # fmt: skip
