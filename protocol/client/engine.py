@@ -78,7 +78,8 @@ class Engine:
         self.sends = SendQueue(state_file, self.events.put_control, sends_max)
         self.sends.restore(saved.messages)
         self._session = Session(saved.cursors, HELD_ENTRIES_MAX)
-        self.follower = Follower(self._session, self.events, self.sends, begun=bool(self.user), replay=replay)
+        begun = bool(self.user) and saved.facts.get("begun") != "no"
+        self.follower = Follower(self._session, self.events, self.sends, begun=begun, replay=replay)
         self._tokens = tokens
         self._opener = opener
         self._state_file = state_file
@@ -165,7 +166,8 @@ class Engine:
         welcome = connection.welcome
         if self.user and welcome.user != self.user:
             raise ClientClosed(f"the token is {welcome.user}'s, but this client and its state are {self.user}'s")
-        self.user = self.follower.user = welcome.user
+        self.user = welcome.user
+        self.follower.begin(welcome.user)
         self.node = welcome.node
         self._token_expiring = trio.Event()
         self._connection = connection
@@ -203,7 +205,7 @@ class Engine:
     def _on_push(self, connection: Connection, push: Push) -> None:
         match push:
             case EntryPush():
-                self.follower.take(push.conversation_id, decode_entry(bytes(push.entry)))
+                self.follower.pushed(push.conversation_id, decode_entry(bytes(push.entry)))
             case ReceiptPush():
                 event = ReceiptChanged(push.conversation_id, push.user, push.delivered_seq, push.read_seq)
                 self.events.put_or_shed(event)
@@ -287,9 +289,10 @@ class Engine:
         cursors = {name: waiting.get(name, self._session.cursor(name) + 1) - 1 for name in moved}
         self.follower.moved = moved & waiting.keys()
         left, self.follower.left = self.follower.left, set()
+        facts = {"user": self.user, "begun": "yes" if self.follower.begun else "no"}
         try:
             await self.sends.save()  # a program that answers what it got counts on both, or on neither
-            await self._state_file.commit(Changes(cursors=cursors, dropped_cursors=left, facts={"user": self.user}))
+            await self._state_file.commit(Changes(cursors=cursors, dropped_cursors=left, facts=facts))
         except BaseException:
             self.follower.moved |= moved
             self.follower.left |= left

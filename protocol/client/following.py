@@ -53,6 +53,9 @@ class Follower:
         sends: asked whether an entry is a message of this very client.
         begun: whether the session comes from an earlier run; if not, it begins at the present heads.
         replay: a session that begins anew begins with what a sync gives, not with the present heads.
+
+    Attributes:
+        begun: whether the session has its beginning in all conversations; until then it cannot be gone on with.
     """
 
     def __init__(self, session: Session, events: EventQueue, sends: SendQueue, *, begun: bool, replay: bool) -> None:
@@ -63,19 +66,36 @@ class Follower:
         self._session = session
         self._events = events
         self._sends = sends
-        self._begun = begun or replay
+        self.begun = begun or replay
         self._resync_all = False
         self._resync_named: set[str] = set()
         self._work = trio.Event()
         self._page_entries = min(limits.HISTORY_ENTRIES_MAX, max(1, events.events_max // 2))
+        self._early: dict[str, list[Callable[[], None]]] = {}
+        self._early_count = 0
+        self._syncing = False
 
-    def take(self, conversation_id: str, entry: Entry) -> None:
+    def begin(self, user: str) -> None:
+        """A new connection is there, ``user``'s; nothing was read from it yet."""
+        self.user = user
+        self._resync_all = False
+        self._resync_named.clear()
+        self._early.clear()  # the sync that was broken off brings them
+        self._early_count = 0
+        self._syncing = self.begun
+
+    def pushed(self, conversation_id: str, entry: Entry) -> None:
+        """An entry was pushed."""
+        if not self._wait_for_sync(conversation_id, lambda: self._take(conversation_id, entry)):
+            self._take(conversation_id, entry)
+
+    def _take(self, conversation_id: str, entry: Entry) -> None:
         """An entry came, whichever way."""
         if entry.sender == self.user and (
             self._sends.stored(conversation_id, entry.client_msg_id, entry.seq, entry.time_us)
             or entry.client_msg_id in self.own_ids
         ):
-            self.own(conversation_id, entry.seq)
+            self._own(conversation_id, entry.seq)
         elif self._events.full:
             self._session.exists(conversation_id, entry.seq)  # fetched again when there is room
         else:
@@ -84,6 +104,10 @@ class Follower:
 
     def own(self, conversation_id: str, seq: int) -> None:
         """An entry of this very client stands at ``seq``: it is no event, and no gap either."""
+        if not self._wait_for_sync(conversation_id, lambda: self._own(conversation_id, seq)):
+            self._own(conversation_id, seq)
+
+    def _own(self, conversation_id: str, seq: int) -> None:
         self._show(conversation_id, self._session.own(conversation_id, seq))
         self._look_for_gaps()
 
@@ -98,14 +122,14 @@ class Follower:
         named = set(conversation_ids)
         self._resync_named |= named
         self._resync_all = self._resync_all or not named
+        self._syncing = self.begun
         self._work.set()
 
     async def run(self, connection: Connection) -> None:
         """Catch up over a new connection, then fill gaps as they appear. Runs until cancelled."""
-        self.user = connection.welcome.user
-        self._resync_all = False
-        self._resync_named.clear()
-        self._events.put_control(Resumed(await self._catch_up(connection)))
+        resumed = await self._catch_up(connection)
+        self._take_early(list(self._early))
+        self._events.put_control(Resumed(resumed))
         while True:
             self._work = trio.Event()
             if self._resync_all:
@@ -114,23 +138,52 @@ class Follower:
             elif self._resync_named:
                 names, self._resync_named = self._resync_named, set()
                 await self._resync_some(connection, names)
-            elif self._session.gap() is not None:
-                await self._fill(connection)
             else:
-                await self._work.wait()
+                self._syncing = False
+                self._take_early(list(self._early))
+                if self._session.gap() is not None:
+                    await self._fill(connection)
+                else:
+                    await self._work.wait()
+
+    def _wait_for_sync(self, conversation_id: str, take: Callable[[], None]) -> bool:
+        """Put off what came of a conversation that is not known yet, while a sync may bring what stands before it.
+
+        Returns False when there is nothing to wait for.
+        """
+        if not self._syncing or conversation_id in self._session:
+            return False
+        if self._early_count >= HELD_ENTRIES_MAX:
+            self._syncing = False
+            self._take_early(list(self._early))
+            return False
+        self._early.setdefault(conversation_id, []).append(take)
+        self._early_count += 1
+        return True
+
+    def _take_early(self, names: Iterable[str]) -> None:
+        """Take what waited for a sync, which has told of these conversations by now."""
+        for name in names:
+            waited = self._early.pop(name, [])
+            self._early_count -= len(waited)
+            for take in waited:
+                take()
 
     async def _catch_up(self, connection: Connection) -> bool:
         """Learn all that is new. Returns whether every conversation was continued without a gap."""
-        if not self._begun:
+        if not self.begun:
+            interrupted = bool(self._session.cursors())
             await self._begin_at_heads(connection)
-            self._begun = True
-            return False
+            self.begun = True
+            if not interrupted:
+                return False
         lowered = False
         while True:
             cursors = self._session.cursors()
             try:
                 if len(cursors) > limits.SYNC_CURSORS_MAX:
-                    resumed = await self._sync_named(connection, cursors) & await self._discover(connection)
+                    resumed = await self._sync_named(connection, cursors)
+                    await self._discover(connection, cursors)
                 else:
                     resumed = await self._sync(connection, Sync(0, cursors))
                 return resumed and not lowered
@@ -167,23 +220,22 @@ class Follower:
         except Refused:
             self._resync_all = True  # a full sync knows what to do about each refusal
 
-    async def _discover(self, connection: Connection) -> bool:
+    async def _discover(self, connection: Connection, cursors: dict[str, int]) -> None:
         """Find conversations that came while away, when there are too many to name in one sync.
 
-        The list is newest first, so the first known conversation without news ends the search.
+        The list is newest first, so the first conversation without news since ``cursors`` ends the search.
         """
         cursor = ""
         while True:
             page = await self._list(connection, cursor)
             for found in page.conversations:
-                known = found.conversation_id in self._session
-                if known and found.head_seq <= self._session.cursor(found.conversation_id):
-                    return True
-                if not known:
+                if found.head_seq <= cursors.get(found.conversation_id, -1):
+                    return
+                if found.conversation_id not in self._session:
                     await self._sync(connection, Sync(0, {found.conversation_id: 0}, True))
             cursor = page.next_cursor
             if not cursor:
-                return True
+                return
 
     async def _begin_at_heads(self, connection: Connection) -> None:
         cursor = ""
@@ -268,11 +320,12 @@ class Follower:
         else:
             entries = [decode_entry(bytes(raw)) for raw in synced.entries]
             for entry in since_joining(entries, self.user):
-                self.take(name, entry)
+                self._take(name, entry)
+        self._take_early([name])
 
     def _take_all(self, conversation_id: str, raws: Iterable[Raw]) -> None:
         for raw in raws:
-            self.take(conversation_id, decode_entry(bytes(raw)))
+            self._take(conversation_id, decode_entry(bytes(raw)))
 
     def _tell_left(self, conversation_id: str) -> None:
         if self.leave(conversation_id):

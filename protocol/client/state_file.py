@@ -73,7 +73,7 @@ class Changes(Struct):
 
 
 class Saved(Struct):
-    """What an earlier run left. ``facts`` holds the user and the device name, by ``user`` and ``device``."""
+    """What an earlier run left. ``facts``: ``user``, ``device``, and ``begun``: whether it began everywhere."""
 
     facts: dict[str, str]
     messages: list[SavedMessage]

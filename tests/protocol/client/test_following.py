@@ -142,6 +142,46 @@ async def test_pushes_during_the_sync(autojump_clock, node: FakeNode, connected)
         assert await bodies(events, 2) == ["missed", "pushed before the sync is answered"]
 
 
+async def test_a_push_hides_nothing_of_a_conversation_that_began_meanwhile(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async def push_first(connection: FakeConnection, command: Sync) -> bool:
+        await node.say("new", "pushed before the sync is answered")
+        return False
+
+    node.append("c", "before")
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.connection.close(1012)
+        node.append("new", "", kind=EntryKind.CREATED, users=["alice", "bob"])
+        node.append("new", "missed")
+        node.scripts[Sync] = push_first
+        assert await bodies(events, 2) == ["missed", "pushed before the sync is answered"]
+
+
+async def test_a_conversation_that_begins_during_the_sync_is_told_though_the_sync_does_not_name_it(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async def answer_first(connection: FakeConnection, command: Sync) -> bool:
+        await node.connection.push_entry("new", node.append("new", "pushed"))
+        entries, node.logs["new"] = node.logs.pop("new"), []
+        del node.logs["new"]
+        await node.answer(connection, command)
+        node.logs["new"] = entries
+        return True
+
+    node.append("c", "before")
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.connection.close(1012)
+        node.scripts[Sync] = answer_first
+        assert await bodies(events, 1) == ["pushed"]
+        await node.say("new", "and more")
+        assert await bodies(events, 1) == ["and more"]
+
+
 async def test_resync_asks_for_the_named_conversations(autojump_clock, node: FakeNode, connected) -> None:
     async with connected() as client:
         events = client.events()
@@ -271,6 +311,58 @@ async def test_more_conversations_than_one_sync_can_name(autojump_clock, node: F
     syncs = commands(node, Sync)
     assert [len(sync.cursors) for sync in syncs] == [1000, 500, 1]
     assert all(sync.only_named for sync in syncs)
+
+
+async def test_a_new_conversation_is_found_behind_known_ones_with_news(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    for n in range(1200):
+        node.append(f"c{n}", "old")
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.connection.close(1012)
+        node.append("c7", "later than the new conversation")
+        node.append("new", "", kind=EntryKind.CREATED, users=["alice"])
+        node.append("new", "in a new conversation")
+        newest_first = ["c7", "new", *(name for name in node.logs if name not in {"c7", "new"})]
+        node.logs = {name: node.logs[name] for name in newest_first}
+        assert sorted(await bodies(events, 2)) == ["in a new conversation", "later than the new conversation"]
+
+
+async def test_a_run_that_ends_before_it_has_begun_everywhere_leaves_no_beginning_to_go_on_from(
+    patient_clock, node: FakeNode, connected, tmp_path: Path
+) -> None:
+    async def slow(connection: FakeConnection, command: ListConversations) -> bool:
+        return True
+
+    for n in range(3):
+        node.append("c", f"old {n}")
+    node.scripts[ListConversations] = slow
+    async with connected(state_file=tmp_path / "state") as client:
+        await client.send("d", "a script's only message")
+    del node.scripts[ListConversations]
+    async with connected(state_file=tmp_path / "state") as client:
+        await client.wait_online()
+        await trio.sleep(1)
+        await node.say("c", "new")
+        assert await bodies(client.events(), 1) == ["new"]
+
+
+async def test_what_was_missed_before_the_beginning_was_complete_is_fetched(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async def cut(connection: FakeConnection, command: ListConversations) -> bool:
+        if len(node.connections) > 1:
+            return False
+        await node.say("c", "pushed")
+        await connection.close(1012)
+        node.append("c", "missed")
+        return True
+
+    node.scripts[ListConversations] = cut
+    async with connected() as client:
+        assert await bodies(client.events(), 2) == ["pushed", "missed"]
 
 
 async def test_cursors_outlive_a_restart(patient_clock, node: FakeNode, connected, tmp_path: Path) -> None:
