@@ -25,7 +25,7 @@ from gateway.config import Settings
 from gateway.edge.followers import Followers
 from gateway.edge.moved import Heads, described, standing
 from gateway.pages import fit
-from gateway.refusals import Refused, beyond_head, overloaded, too_long, unavailable
+from gateway.refusals import OVERLOADED_RETRY_MS, Refused, beyond_head, overloaded, too_long, unavailable
 from gateway.task_pool import TaskPool
 from protocol import limits
 from protocol.codec import decode_entry, decode_entry_head
@@ -47,7 +47,13 @@ from store.entries import Membership, changes_of
 from store.interface import Store, Unavailable
 
 SYNCS_WAITING_MAX: Final = 16_384
-"""Commands that may wait for a turn: as many as connections that come back at once, some 2 KB each."""
+"""Commands that may wait for a turn: as many as connections that come back at once, some 2 KB each besides cursors."""
+
+SYNCS_EACH_MAX: Final = 16
+"""Those of one connection: a client with many conversations sends several; nobody shall take the places of all."""
+
+CURSORS_WAITING_MAX: Final = 2_000_000
+"""Cursors of all commands that wait, some 130 bytes each: those of 16,384 clients in 122 conversations each."""
 
 CATCHUP_TIMEOUT_S: Final = 20.0
 """Seconds that one page may take once its turn has come: 1,000 conversations, read one by one."""
@@ -123,6 +129,8 @@ class Catchup:
         self._owner = owner
         self._edge = edge
         self._pool = TaskPool(settings.syncs_max, SYNCS_WAITING_MAX)
+        self._waiting: dict[Origin, int] = {}  # commands without a first page yet
+        self._cursors_waiting = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the nursery of the answers until cancelled; what is under way then stays unanswered."""
@@ -144,15 +152,34 @@ class Catchup:
     def submit(self, origin: Origin, command: Command) -> None:
         """Answer a Sync or ListConversations when its turn comes. A plain call."""
         assert isinstance(command, Sync | ListConversations)
-        if not self._pool.start(partial(self._answer, origin, command)):
+        cursors = len(command.cursors or ()) if isinstance(command, Sync) else 0
+        if cursors > limits.SYNC_CURSORS_MAX:
+            refusal = too_long("cursors", cursors, limits.SYNC_CURSORS_MAX, "conversations")
+            self._edge.reply(origin, refusal.reply(command.id))
+        elif self._waiting.get(origin, 0) >= SYNCS_EACH_MAX:
+            self.overloaded += 1
+            message = f"{SYNCS_EACH_MAX} such commands of this connection wait already, which is all that one may have"
+            self._edge.reply(origin, Refused(ErrorCode.OVERLOADED, message, OVERLOADED_RETRY_MS).reply(command.id))
+        elif self._cursors_waiting + cursors <= CURSORS_WAITING_MAX and self._pool.start(
+            partial(self._answer, origin, command, cursors)
+        ):
+            self._waiting[origin] = self._waiting.get(origin, 0) + 1
+            self._cursors_waiting += cursors
+        else:
             self.overloaded += 1
             self._edge.reply(origin, overloaded(self._pool.waiting).reply(command.id))
 
-    async def _answer(self, origin: Origin, command: Sync | ListConversations) -> None:
-        if isinstance(command, Sync):
-            await self._guarded(origin, command.id, partial(self._begin_sync, origin, command))
-        else:
-            await self._guarded(origin, command.id, partial(self._list, origin, command))
+    async def _answer(self, origin: Origin, command: Sync | ListConversations, cursors: int) -> None:
+        try:
+            if isinstance(command, Sync):
+                await self._guarded(origin, command.id, partial(self._begin_sync, origin, command))
+            else:
+                await self._guarded(origin, command.id, partial(self._list, origin, command))
+        finally:
+            self._cursors_waiting -= cursors
+            self._waiting[origin] -= 1
+            if not self._waiting[origin]:
+                del self._waiting[origin]
 
     async def _guarded(self, origin: Origin, request_id: int, job: Callable[[], Awaitable[None]]) -> None:
         """Do one job of an answer; answer, if only by an error. What was cancelled is not answered."""
@@ -177,8 +204,6 @@ class Catchup:
     async def _begin_sync(self, origin: Origin, command: Sync) -> None:
         """Find out what is new, and answer the first page of it: the conversations with the newest entries first."""
         cursors = command.cursors or {}
-        if len(cursors) > limits.SYNC_CURSORS_MAX:
-            raise too_long("cursors", len(cursors), limits.SYNC_CURSORS_MAX, "conversations")
         read = partial(standing, self._store, self.heads, origin.user, cursors, command.only_named)
         found = await self._following(origin.user, read, whole=not command.only_named)
         memberships = {each.conversation_id: each for each in found}
