@@ -30,7 +30,6 @@ from protocol.client.state_file import Changes, Saved, StateFile
 from protocol.client.states import Connecting, Online, StateBox, Waiting
 from protocol.client.tokens import Tokens
 from protocol.client.wire import Address, StreamOpener
-from protocol.codec import decode_entry
 from protocol.frames import (
     Authenticate,
     Authenticated,
@@ -205,7 +204,7 @@ class Engine:
     def _on_push(self, connection: Connection, push: Push) -> None:
         match push:
             case EntryPush():
-                self.follower.pushed(push.conversation_id, decode_entry(bytes(push.entry)))
+                self.follower.pushed(push.conversation_id, push.entry)
             case ReceiptPush():
                 event = ReceiptChanged(push.conversation_id, push.user, push.delivered_seq, push.read_seq)
                 self.events.put_or_shed(event)

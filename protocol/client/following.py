@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Final
 
 import trio
-from msgspec import Raw
+from msgspec import DecodeError, Raw
 
 from protocol import limits
 from protocol.client.connection import Connection, RefusedNow
@@ -84,8 +84,13 @@ class Follower:
         self._early_count = 0
         self._syncing = self.begun
 
-    def pushed(self, conversation_id: str, entry: Entry) -> None:
-        """An entry was pushed."""
+    def pushed(self, conversation_id: str, raw: Raw) -> None:
+        """An entry was pushed.
+
+        Raises:
+            ConnectionEnded: it is no entry.
+        """
+        entry = _decode(raw)
         if not self._wait_for_sync(conversation_id, lambda: self._take(conversation_id, entry)):
             self._take(conversation_id, entry)
 
@@ -318,14 +323,14 @@ class Follower:
         elif name in self._session:
             self._take_all(name, synced.entries)
         else:
-            entries = [decode_entry(bytes(raw)) for raw in synced.entries]
+            entries = [_decode(raw) for raw in synced.entries]
             for entry in since_joining(entries, self.user):
                 self._take(name, entry)
         self._take_early([name])
 
     def _take_all(self, conversation_id: str, raws: Iterable[Raw]) -> None:
         for raw in raws:
-            self._take(conversation_id, decode_entry(bytes(raw)))
+            self._take(conversation_id, _decode(raw))
 
     def _tell_left(self, conversation_id: str) -> None:
         if self.leave(conversation_id):
@@ -344,3 +349,11 @@ class Follower:
     def _look_for_gaps(self) -> None:
         if self._session.gap() is not None:
             self._work.set()
+
+
+def _decode(raw: Raw) -> Entry:
+    try:
+        return decode_entry(bytes(raw))
+    except (DecodeError, RecursionError, UnicodeDecodeError) as error:
+        text = f"the node sent something that is no entry: {error}"
+        raise ConnectionEnded(Ending("backoff", text)) from error

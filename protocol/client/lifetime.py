@@ -4,7 +4,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+import h11
 import trio
+import wsproto
 from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection
 
 from protocol import limits
@@ -17,6 +19,12 @@ from protocol.frames import Push, Reply, Welcome
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """Seconds that the close handshake may take: nothing is lost by cutting it."""
+
+WELCOME_S_MIN: Final = 0.1
+"""Least heartbeat interval and idle timeout that are believed, seconds: less would cost a core."""
+
+_NO_HTTP: Final = (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeDecodeError)
+"""What comes out of trio-websocket when the answer to the handshake is not one of HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,9 @@ async def live(
     try:
         async with trio.open_nursery() as nursery:
             await _live(nursery, opener, address, token, device, handlers)
-    except* (ConnectionEnded, ConnectionRejected, ConnectionClosed, HandshakeError, ConnectionLost, OSError) as group:
+    except* (
+        *_NO_HTTP, ConnectionEnded, ConnectionRejected, ConnectionClosed, HandshakeError, ConnectionLost, OSError
+    ) as group:  # fmt: skip
         ending = _ending(_telling(group), address, was_online=was_online)
     assert ending is not None, "a connection ends with a reason"
     return ending
@@ -100,6 +110,8 @@ async def _open(
         raise _too_slow(address)
     if not isinstance(first, Welcome):
         raise ConnectionEnded(Ending("backoff", f"{address} sent something else than a welcome first"))
+    if not (first.heartbeat_interval_s >= WELCOME_S_MIN and first.idle_timeout_s >= WELCOME_S_MIN):  # NaN is neither
+        raise ConnectionEnded(Ending("backoff", f"{address} sent a welcome without a usable heartbeat or idle time"))
     return websocket, first
 
 
@@ -125,7 +137,8 @@ async def _serve(nursery: trio.Nursery, websocket: WebSocketConnection, welcome:
 
 async def _read(websocket: WebSocketConnection, connection: Connection, handlers: Handlers) -> None:
     """Read until the connection ends."""
-    idle_timeout_s = connection.welcome.idle_timeout_s
+    # A heartbeat that gets no answer within an interval: the connection is broken (PROTOCOL.md 10).
+    idle_timeout_s = min(connection.welcome.idle_timeout_s, 2 * connection.welcome.heartbeat_interval_s)
     while True:
         await handlers.ready_to_read(connection)
         with trio.move_on_after(idle_timeout_s) as patience:
@@ -181,6 +194,10 @@ def _ending(error: BaseException, address: Address, *, was_online: bool) -> Endi
             return _closed(error, None)
         case OSError():
             return from_network(error, str(address))
+        case h11.ProtocolError() | wsproto.utilities.ProtocolError() | UnicodeDecodeError():
+            other = "ws" if address.tls else "wss"
+            text = f"{address} does not answer as a WebSocket server does: is the port right, or is {other}:// meant?"
+            return Ending("backoff", text)
         case _:
             return Ending("backoff", f"the connection failed: {error}")
 

@@ -1,5 +1,6 @@
 """Opening a WebSocket with trio-websocket, on whatever stream a caller provides."""
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -17,6 +18,8 @@ ENDPOINT: Final = "/v1/connect"
 
 _RECEIVE_BYTES: Final = 65_536
 """Bytes read from the stream at once; trio-websocket's own 4 KiB would mean a read per few messages of a sync."""
+
+_NOT_IN_HEADERS: Final = re.compile(r"[^ -~]")
 
 _BROKE_OFF: Final = Ending("backoff", "the connection broke off before the node answered")
 
@@ -57,6 +60,13 @@ def parse_url(url: str) -> Address:
         raise ValueError(
             f"{url!r} has a query or fragment: a node's address ends with its path, and tokens go elsewhere"
         )
+    try:
+        parts.hostname.encode("idna")
+        printable = parts.path.isascii() and parts.path.isprintable() and " " not in parts.path
+    except UnicodeError:
+        printable = False
+    if not printable:
+        raise ValueError(f"{url!r} is no address of a node: its host is no name, or its path is not URL-encoded")
     tls = schemes[parts.scheme]
     path = parts.path if parts.path not in {"", "/"} else ENDPOINT
     return Address(parts.hostname, parts.port or (443 if tls else 80), tls, path)
@@ -90,7 +100,7 @@ async def open_websocket(
         address.authority,
         resource,
         subprotocols=[SUBPROTOCOL],
-        extra_headers=[(b"Authorization", b"Bearer " + token.encode("ascii", "replace"))],
+        extra_headers=[(b"Authorization", b"Bearer " + _NOT_IN_HEADERS.sub("?", token).encode())],
         max_message_size=limits.SERVER_FRAME_BYTES_MAX,
         receive_buffer_size=_RECEIVE_BYTES,
     )

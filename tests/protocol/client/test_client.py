@@ -96,9 +96,15 @@ async def test_leaving_by_cancellation(autojump_clock, node: FakeNode, connected
     assert node.close_codes == [1000]
 
 
-@pytest.mark.parametrize("url", ["", "node:8480", "ftp://node", "ws://", "ws://node/?token=x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "node:8480", "ftp://node", "ws://", "ws://node/?token=x"),
+        *("ws://no..de", "ws://" + "x" * 64 + ".example", "ws://node/a b", "ws://node/\u00fc"),
+    ],
+)
 async def test_bad_addresses(url: str) -> None:
-    with pytest.raises(ValueError, match=r"ws://HOST:PORT|tokens go elsewhere"):
+    with pytest.raises(ValueError, match=r"ws://HOST:PORT|tokens go elsewhere|host is no name"):
         async with connect(url, token="t"):
             pass
 

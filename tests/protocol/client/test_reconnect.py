@@ -2,6 +2,8 @@ import random
 
 import pytest
 import trio
+from msgspec import Raw
+from trio.testing import memory_stream_pair
 
 from protocol.client import (
     ClientClosed,
@@ -15,10 +17,11 @@ from protocol.client import (
     Waiting,
 )
 from protocol.client.wire import Address
+from protocol.codec import encode_msgpack
 from protocol.errors import CloseCode
-from protocol.frames import GoAway
-from tests.fakes.node import FakeNode
-from tests.fakes.waiting import next_of
+from protocol.frames import EntryPush, GoAway, History, HistoryPage, Ping, Sync, SyncedConversation, SyncPage
+from tests.fakes.node import FakeConnection, FakeNode
+from tests.fakes.waiting import bodies, next_of
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -195,6 +198,21 @@ async def test_silence_beyond_the_idle_timeout_means_lost(autojump_clock, node: 
         await node.connected(2)
 
 
+async def test_a_heartbeat_without_an_answer_for_an_interval_means_lost(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async def silent(connection: FakeConnection, command: Ping) -> bool:
+        return True
+
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        node.scripts[Ping] = silent
+        start = trio.current_time()
+        assert (await state(events, Waiting)).reason == "nothing was heard from the node for 60 s"
+        assert trio.current_time() - start == pytest.approx(60)
+
+
 async def test_a_connection_cut_without_a_word(autojump_clock, node: FakeNode, connected) -> None:
     async with connected() as client:
         events = client.events()
@@ -274,6 +292,91 @@ async def test_a_node_that_never_answers(autojump_clock, node: FakeNode, connect
         assert (await state(client.events(), Waiting)).reason == "ws://node:80 did not answer within 10 s"
         assert trio.current_time() - start == pytest.approx(10)
         await client.wait_online()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-ERR unknown command\r\n\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",  # an alert of TLS
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: no\r\nSec-WebSocket-Protocol: caf\xe9\r\n\r\n",
+    ],
+)
+async def test_an_answer_that_is_not_that_of_a_websocket_server(
+    autojump_clock, node: FakeNode, connected, answer: bytes
+) -> None:
+    strangers: list[trio.abc.Stream] = []
+
+    async def opener(address: Address) -> trio.abc.HalfCloseableStream:
+        if strangers:
+            return await node.opener(address)
+        ours, stranger = memory_stream_pair()
+        strangers.append(stranger)
+        await stranger.send_all(answer)
+        return ours
+
+    async with connected(opener=opener) as client:
+        waiting = await state(client.events(), Waiting)
+        assert waiting.reason == (
+            "ws://node:80 does not answer as a WebSocket server does: is the port right, or is wss:// meant?"
+        )
+        await client.wait_online()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+async def test_a_welcome_that_nobody_can_live_by(autojump_clock, node: FakeNode, connected, seconds: float) -> None:
+    node.heartbeat_interval_s = seconds
+    async with connected() as client:
+        waiting = await state(client.events(), Waiting)
+        assert waiting.reason == "ws://node:80 sent a welcome without a usable heartbeat or idle time"
+        node.heartbeat_interval_s = 30.0
+        await client.wait_online()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        EntryPush("c", Raw(encode_msgpack(None))),
+        EntryPush("c", Raw(encode_msgpack([1, "no kind"]))),
+        EntryPush("c", Raw(encode_msgpack([1, 1, 0, "bob", "m", b"no text"]))),
+    ],
+)
+async def test_a_pushed_entry_that_is_none(autojump_clock, node: FakeNode, connected, frame: EntryPush) -> None:
+    async with connected() as client:
+        events = client.events()
+        await client.wait_online()
+        await node.connection.put(frame)
+        assert "no entry" in (await state(events, Waiting)).reason
+        await node.connected(2)
+
+
+async def test_an_entry_of_a_page_that_is_none(autojump_clock, node: FakeNode, connected) -> None:
+    node.append("c", "before")
+    faults = 2
+
+    async def fault(connection: FakeConnection, command: Sync | History) -> bool:
+        nonlocal faults
+        if not faults:
+            return False
+        faults -= 1
+        if isinstance(command, Sync):
+            synced = SyncedConversation("c", 3, 0, [Raw(encode_msgpack([2]))])
+            await connection.put(SyncPage(command.id, [synced], True, True))
+        else:
+            await connection.put(HistoryPage(command.id, "c", [Raw(encode_msgpack([2]))], 3, False))
+        return True
+
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        node.scripts[Sync] = node.scripts[History] = fault
+        node.append("c", "lost")
+        await node.say("c", "behind it")
+        assert "no entry" in (await state(events, Waiting)).reason
+        assert "no entry" in (await state(events, Waiting)).reason
+        assert await bodies(events, 2) == ["lost", "behind it"]
 
 
 async def test_something_that_is_no_frame(autojump_clock, node: FakeNode, connected) -> None:

@@ -95,6 +95,12 @@ async def test_white_space_around_a_token_is_not_part_of_it(autojump_clock, node
     assert node.attempts[0][0] == "secret"
 
 
+async def test_what_no_header_can_hold_is_for_the_node_to_refuse(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected(token="a\nHost: elsewhéré") as client:
+        await client.wait_online()
+    assert node.attempts[0][0] == "a?Host: elsewh?r?"
+
+
 async def test_something_else_than_a_string_is_a_failure_of_the_provider() -> None:
     async def provider() -> str:
         return None  # type: ignore[return-value]
