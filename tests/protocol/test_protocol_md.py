@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from msgspec import inspect
 
+from gateway.edge.catchup import SYNCS_EACH_MAX
+from gateway.edge.presence import WATCH_COMMANDS_EACH_MAX
 from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX
 from protocol import frames, limits
 from protocol.codec import decode_command, decode_server_frame
@@ -152,6 +154,7 @@ def test_numbers_in_the_text_are_the_limits() -> None:
         f"{limits.SERVER_FRAME_BYTES_MAX:,} bytes",
         f"{limits.AUTHENTICATE_TIMEOUT_S:g} s",
         f"at most {RECEIPT_PUSH_MEMBERS_MAX} members",
+        f"{SYNCS_EACH_MAX} `Sync` and `ListConversations`, and {WATCH_COMMANDS_EACH_MAX} `WatchPresence`",
     ):
         assert text in TEXT, text
 
