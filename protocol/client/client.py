@@ -56,8 +56,8 @@ async def connect(
 ) -> AsyncIterator["Client"]:
     """A client that stays connected, until the block is left. Entering does not wait for the connection.
 
-    Leaving closes the connection. Messages that are not acknowledged by then are given up, or, with a state file,
-    kept for the next run; ``flush`` waits for them.
+    Leaving closes the connection, after a second at most for what is to be marked as delivered. Messages that are not
+    acknowledged by then are given up, or, with a state file, kept for the next run; ``flush`` waits for them.
 
     Args:
         url: the node, ``ws://HOST:PORT`` or ``wss://…``; without a path the protocol's endpoint is meant.
@@ -96,6 +96,7 @@ async def connect(
             nursery.start_soon(engine.run)
             try:
                 yield Client(engine)
+                await engine.part()
             except BaseException as error:  # noqa: BLE001 - raised again below, outside of the nursery's group
                 problem = error
             nursery.cancel_scope.cancel()

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -11,7 +12,7 @@ import trio
 from protocol.client.backoff import STABLE_S, Backoff
 from protocol.client.connection import Connection
 from protocol.client.endings import Ending
-from protocol.client.errors import ClientClosed, Refused, TokenRefused
+from protocol.client.errors import ClientClosed, ConnectionLost, Refused, TokenRefused
 from protocol.client.events import (
     EntryEvent,
     Event,
@@ -51,6 +52,13 @@ log = logging.getLogger("tidegate.client")
 NOTES_DELAY_S: Final = 1.0
 """Seconds for which cursors to save and delivered receipts to send are collected."""
 
+RECEIPT_INTERVAL_S: Final = 0.02
+"""Seconds between two delivered receipts: half of what a node admits is left to the program, also when a thousand
+conversations have news."""
+
+PARTING_S: Final = 1.0
+"""Seconds that leaving may take for the sake of delivered receipts."""
+
 
 class Engine:
     """Keeps a client connected and its parts fed.
@@ -87,6 +95,7 @@ class Engine:
         self._online_since: float | None = None
         self._delivered: dict[str, int] = {}
         self._notes = trio.Event()
+        self._reached = trio.Event()
         self._token_expiring = trio.Event()
 
     @property
@@ -184,6 +193,7 @@ class Engine:
             nursery.start_soon(self.sends.run, connection, self.follower.own)
             nursery.start_soon(self._refresh_tokens, connection)
             nursery.start_soon(self._watch_again, connection)
+            nursery.start_soon(self._keep_receipts, connection)
 
     async def _ready_to_read(self, connection: Connection) -> None:
         """Return when reading may go on: there is room for events, or somebody waits for a reply.
@@ -254,6 +264,7 @@ class Engine:
         if isinstance(event, EntryEvent):
             if self._marks_delivered and isinstance(event, MessageReceived) and event.sender != self.user:
                 self._delivered[event.conversation_id] = event.seq
+                self._reached.set()
             self._notes.set()
 
     async def _keep_notes(self) -> None:
@@ -262,14 +273,32 @@ class Engine:
             await trio.sleep(NOTES_DELAY_S)
             self._notes = trio.Event()
             await self.save_cursors()
-            self._send_receipts()
 
-    def _send_receipts(self) -> None:
-        if self._connection is None:
-            return
-        delivered, self._delivered = self._delivered, {}
-        for conversation_id, seq in delivered.items():
-            self._connection.post(MarkReceipt(0, conversation_id, seq))
+    async def _keep_receipts(self, connection: Connection) -> None:
+        while True:
+            self._reached = trio.Event()
+            if not self._delivered:
+                await self._reached.wait()
+            await trio.sleep(NOTES_DELAY_S)
+            await self._send_receipts(connection)
+
+    async def _send_receipts(self, connection: Connection) -> None:
+        """Tell what reached the program, one after the other: what was not acknowledged is told again."""
+        while self._delivered:
+            conversation_id, seq = next(iter(self._delivered.items()))
+            try:
+                await connection.insist(partial(MarkReceipt, conversation_id=conversation_id, delivered_seq=seq))
+            except Refused as refused:
+                log.info("conversation %s: delivered receipt refused: %s", conversation_id, refused)
+            if self._delivered.get(conversation_id) == seq:
+                del self._delivered[conversation_id]
+            await trio.sleep(RECEIPT_INTERVAL_S)
+
+    async def part(self) -> None:
+        """Tell what is left to tell before the connection is closed. Cancelling is safe."""
+        if self._delivered and self._connection is not None:
+            with trio.move_on_after(PARTING_S), suppress(ConnectionLost):
+                await self._send_receipts(self._connection)
 
     async def save(self, *, all_dealt_with: bool) -> None:
         """Write what is left to write at the end. ``all_dealt_with``: the program is done with what it got last."""

@@ -338,6 +338,60 @@ async def test_messages_that_the_program_got_are_marked_delivered(autojump_clock
     assert [(c.conversation_id, c.delivered_seq, c.read_seq) for c in receipts] == [("c", 2, 0)]
 
 
+async def test_a_receipt_that_was_lost_or_put_off_is_told_again(autojump_clock, node: FakeNode, connected) -> None:
+    async def fail(connection, command) -> bool:
+        match len([c for c in node.received if isinstance(c, MarkReceipt)]):
+            case 1:
+                await trio.aclose_forcefully(node.streams[-1])
+            case 2:
+                await connection.put(ErrorReply(command.id, ErrorCode.UNAVAILABLE, "no store", 0))
+            case _:
+                return False
+        return True
+
+    node.scripts[MarkReceipt] = fail
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.say("c", "one")
+        await next_of(events, MessageReceived)
+        await trio.sleep(60)
+    assert [c.delivered_seq for c in node.received if isinstance(c, MarkReceipt)] == [1, 1, 1]
+
+
+async def test_receipts_of_many_conversations_leave_room_for_other_commands(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    """A node takes 100 commands a second and 400 at once; what comes beyond is refused."""
+    times: list[float] = []
+
+    async def note(connection, command) -> bool:
+        times.append(trio.current_time())
+        return False
+
+    node.scripts[MarkReceipt] = note
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        for n in range(500):
+            await node.say(f"c{n}", "news")
+            await next_of(events, MessageReceived)
+        await trio.sleep(30)
+    assert len(times) == 500
+    assert max(sum(start <= time < start + 1 for time in times) for start in times) <= 51
+
+
+async def test_a_program_that_leaves_with_its_first_message_has_got_it(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.say("c", "one")
+        await next_of(events, MessageReceived)
+    assert [c.delivered_seq for c in node.received if isinstance(c, MarkReceipt)] == [1]
+
+
 async def test_receipts_may_be_left_to_the_program(autojump_clock, node: FakeNode, connected) -> None:
     async with connected(mark_delivered=False) as client:
         events = client.events()
