@@ -284,8 +284,8 @@ class Engine:
 
     async def _send_receipts(self, connection: Connection) -> None:
         """Tell what reached the program, one after the other: what was not acknowledged is told again."""
-        while self._delivered:
-            conversation_id, seq = next(iter(self._delivered.items()))
+        for conversation_id in list(self._delivered):
+            seq = self._delivered.get(conversation_id, 0)
             try:
                 await connection.insist(partial(MarkReceipt, conversation_id=conversation_id, delivered_seq=seq))
             except Refused as refused:

@@ -381,6 +381,19 @@ async def test_receipts_of_many_conversations_leave_room_for_other_commands(
     assert max(sum(start <= time < start + 1 for time in times) for start in times) <= 51
 
 
+async def test_receipts_of_a_busy_conversation_are_collected(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        for _ in range(100):
+            await node.say("c", "news")
+            await next_of(events, MessageReceived)
+            await trio.sleep(0.1)
+    receipts = [c.delivered_seq for c in node.received if isinstance(c, MarkReceipt)]
+    assert receipts[-1] == 100
+    assert len(receipts) <= 11
+
+
 async def test_a_program_that_leaves_with_its_first_message_has_got_it(
     autojump_clock, node: FakeNode, connected
 ) -> None:
