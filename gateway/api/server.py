@@ -17,6 +17,7 @@ from hypercorn.typing import ConnectionState
 
 from gateway.api.stream import HandedOverStream, open_stream
 from gateway.config import Settings
+from gateway.observe.seldom import Seldom
 
 HTTP_CONNECTIONS_MAX: Final = 128
 """HTTP connections held at once. Scrapers, probes and a load balancer's pool need some dozens; each costs about
@@ -57,6 +58,7 @@ class _HypercornLog(Logger):
         super().__init__(config)
         self.access_logger = None
         self.error_logger = None
+        self._seldom = Seldom()
 
     async def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
         _log.warning("hypercorn", message=message % args if args else message)
@@ -66,8 +68,8 @@ class _HypercornLog(Logger):
 
     async def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
         # The application logs its own faults, with traceback: this is hypercorn stumbling over what a client did, and
-        # strangers shall not fill the log with tracebacks
-        _log.warning("hypercorn", message=message % args if args else message, error=repr(sys.exception()))
+        # strangers shall not fill the log
+        self._seldom.warn("hypercorn", message=message % args if args else message, error=repr(sys.exception()))
 
 
 def hypercorn_config(settings: Settings) -> Config:
@@ -142,6 +144,7 @@ class HttpServer:
         self._nursery: trio.Nursery | None = None
         self._open: dict[HandedOverStream, trio.CancelScope] = {}
         self._all_gone = trio.Event()
+        self._seldom = Seldom()
 
     @property
     def connections(self) -> int:
@@ -207,7 +210,7 @@ class HttpServer:
                 await _Connection(self._app, self._config, self._context, stream).run()
             except Exception as error:  # noqa: BLE001 - the outermost frame of a connection: only this one ends
                 # Input that hypercorn had no answer for, as above
-                _log.warning("http_connection_failed", error=repr(error))
+                self._seldom.warn("http_connection_failed", error=repr(error))
             finally:
                 stream.cut()
                 del self._open[stream]

@@ -15,6 +15,7 @@ import trio
 
 from gateway.cluster.peer_handshake import Incoming, PeerRefused, admit, dial
 from gateway.cluster.ports import Taken
+from gateway.observe.seldom import Seldom
 from store.coordination import LeaseRecord
 
 QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -129,6 +130,7 @@ class Peers:
         self._cut_off_s: dict[str, float] = {}  # when a node last said that it cannot reach Redis
         self._troubles: dict[str, str] = {}
         self._handshakes = 0
+        self._seldom = Seldom()
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -284,7 +286,7 @@ class Peers:
                 sender = await admit(stream, incoming, self._key, self._incarnation)
         except LOSSES as error:
             self.refused += 1
-            log.warning("connection from a node refused", reason=str(error) or "its handshake took too long")
+            self._seldom.warn("connection from a node refused", reason=str(error) or "its handshake took too long")
             return
         finally:
             self._handshakes -= 1

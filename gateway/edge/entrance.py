@@ -6,24 +6,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-import structlog
 import trio
 
 from gateway.config import Settings
 from gateway.edge.proxy_protocol import ProxyHeaderError, missing_bytes, source_of
 from gateway.edge.tls import TlsServer, shake_hands
+from gateway.observe.seldom import Seldom
 from protocol.handshake import error_response
 
 REMEMBERED_ADDRESSES: Final = 1024
 """Addresses of which it is remembered whether they are a load balancer's."""
 
-LOG_INTERVAL_S: Final = 10.0
-"""Seconds between two log lines about what strangers sent; the second one says how many there were."""
-
 Peer = tuple[Any, ...]
 """A socket address: host, port, and for IPv6 two numbers more."""
-
-log = structlog.get_logger(__name__)
 
 
 class Arrival:
@@ -67,8 +62,7 @@ class Entrance:
         self.trusts = lru_cache(REMEMBERED_ADDRESSES)(self._trusts)
         self.headers_refused = 0
         self.tls_failed = 0
-        self._log_again_s = 0.0
-        self._unlogged = 0
+        self._seldom = Seldom()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Entrance | None":
@@ -142,10 +136,4 @@ class Entrance:
             raise NotLetIn(error_response(400, "this port speaks TLS: write https:// or wss://")) from None
 
     def _tell(self, event: str, arrival: Arrival, reason: str) -> None:
-        """Log one of these once in a while: strangers must not fill the log."""
-        now = trio.current_time()
-        if now < self._log_again_s:
-            self._unlogged += 1
-            return
-        log.warning(event, client=arrival.peer[0], reason=reason, others_since_last_line=self._unlogged)
-        self._log_again_s, self._unlogged = now + LOG_INTERVAL_S, 0
+        self._seldom.warn(event, client=arrival.peer[0], reason=reason)

@@ -12,6 +12,7 @@ from functools import partial
 import jwt
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from gateway.cluster import peer_handshake, peers
@@ -269,6 +270,17 @@ async def test_whoever_begins_otherwise_is_told_apart(begins: bytes, says: str) 
     await there.send_all(begins)
     with pytest.raises(PeerRefused, match=says):
         await admit(here, Incoming(here), KEY, "a:1")
+
+
+async def test_strangers_do_not_fill_the_log(jumping_clock: MockClock) -> None:
+    async with ends() as each:
+        b = await each.start("b")
+        with capture_logs() as logs:
+            for count in range(1, 6):
+                async with await trio.open_tcp_stream(*split_address(each.live["b"].address)) as stream:
+                    await stream.send_all(b"GET /v1/connect HTTP/1.1\r\n")
+                    await until(lambda count=count: b.refused == count)  # type: ignore[misc]
+    assert [line["event"] for line in logs] == ["connection from a node refused"]
 
 
 async def test_who_says_nothing_is_let_go(jumping_clock: MockClock) -> None:

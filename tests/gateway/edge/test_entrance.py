@@ -10,8 +10,9 @@ import trio
 from structlog.testing import capture_logs
 
 from deploy.certificates import make_certificate
-from gateway.edge.entrance import LOG_INTERVAL_S, Arrival, Entrance, NotLetIn
+from gateway.edge.entrance import Arrival, Entrance, NotLetIn
 from gateway.edge.proxy_protocol import SIGNATURE
+from gateway.observe.seldom import LOG_INTERVAL_S
 from tests.gateway.edge.test_listener import Door, receive_frames, receive_head, request
 
 CLIENT = ("192.0.2.1", 56324)
