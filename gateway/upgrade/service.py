@@ -58,15 +58,17 @@ class Asker:
 
     def leave(self, outcome: control.Succeeded) -> NoReturn:
         """Tell that it is done, and end the process: no cleaning up may touch what belongs to the successor."""
-        log.info(
-            "upgraded",
-            successor=outcome.pid,
-            connections=outcome.connections,
-            paused_ms=outcome.paused_ms,
-            stood_still_ms=outcome.stood_still_ms,
-        )
-        self._say(outcome)
-        os._exit(0)
+        try:
+            log.info(
+                "upgraded",
+                successor=outcome.pid,
+                connections=outcome.connections,
+                paused_ms=outcome.paused_ms,
+                stood_still_ms=outcome.stood_still_ms,
+            )
+            self._say(outcome)
+        finally:
+            os._exit(0)
 
     def _say(self, line: control.Line) -> None:
         if self._send is None:

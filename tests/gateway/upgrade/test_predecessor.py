@@ -18,12 +18,12 @@ from gateway.config import Settings
 from gateway.edge.listener import listen
 from gateway.node import Node
 from gateway.process_link import HandOver, NodeEnd, SupervisorEnd, make_pair
-from gateway.upgrade import PREDECESSOR_VARIABLE, control, predecessor, settling
+from gateway.upgrade import PREDECESSOR_VARIABLE, control, predecessor, service, settling
 from gateway.upgrade.candidates import Sibling
 from gateway.upgrade.channel import Channel
 from gateway.upgrade.control import UpgradeFailed
 from gateway.upgrade.predecessor import Upgrades
-from gateway.upgrade.service import heed_upgrades, obey
+from gateway.upgrade.service import Asker, heed_upgrades, obey
 from tests.fakes.memory_store import MemoryStore
 from tests.gateway.test_node import SECRET, connect
 
@@ -293,6 +293,21 @@ async def test_a_supervised_node_goes_on_when_that_process_fails_and_ends_it(nod
     with trio.fail_after(DEADLINE_S):
         await process.wait()
     await serves(node, "bob")
+
+
+def test_who_has_given_everything_away_ends_even_if_that_cannot_be_logged(monkeypatch):
+    """Nothing of the end of a node may run: it would close what the successor serves."""
+
+    def full(*_words: object, **_fields: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def end(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr(service.log, "info", full, raising=False)
+    monkeypatch.setattr(service.os, "_exit", end)
+    with pytest.raises(Left):
+        Asker().leave(control.Succeeded(1, 2, 3.0, 4.0))
 
 
 class Told:
