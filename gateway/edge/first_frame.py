@@ -1,6 +1,7 @@
 """Authentication by the first frame, for clients that cannot set a header (browsers)."""
 
 import socket
+from typing import Final
 
 import trio
 
@@ -14,6 +15,10 @@ from protocol.codec import CodecError, InvalidFrame, UnknownFrame, decode_comman
 from protocol.errors import CloseCode, ErrorCode
 from protocol.frames import Authenticate, ErrorReply
 from protocol.websocket import FrameError, FrameReader, Message, Opcode, encode_frame
+
+FIRST_READ_BYTES: Final = 4_096
+"""Bytes read of a stranger in one turn: most tokens fit, and of the smallest ws frames no more than a few
+milliseconds of work."""
 
 
 class _Ended(Exception):
@@ -90,7 +95,7 @@ class FirstFrame:
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
-                data = sock.recv(limits.COMMAND_BYTES_MAX)
+                data = sock.recv(FIRST_READ_BYTES)
             except BlockingIOError:
                 continue
             if not data:
@@ -99,16 +104,25 @@ class FirstFrame:
                 messages = reader.feed(data)
             except FrameError as error:
                 raise _Ended(error.close_code, str(error)) from None
+            ping: Message | None = None
             for index, message in enumerate(messages):
                 if message.opcode == Opcode.CLOSE:
                     raise _Ended(CloseCode.NORMAL)
                 if message.opcode == Opcode.PING:
-                    sock.send(encode_frame(Opcode.PONG, message.payload))
+                    ping = message
                 elif message.opcode == (Opcode.TEXT if json else Opcode.BINARY):
+                    _answer(sock, ping)
                     return _decode(message.payload, json), messages[index + 1 :]
                 elif message.opcode != Opcode.PONG:
                     wanted = "text" if json else "binary"
                     raise _Ended(CloseCode.UNSUPPORTED_DATA, f"send {wanted} messages")
+            _answer(sock, ping)
+
+
+def _answer(sock: socket.socket, ping: Message | None) -> None:
+    """Answer the last of several pings, if there was one: it is enough (RFC 6455 section 5.5.3)."""
+    if ping is not None:
+        sock.send(encode_frame(Opcode.PONG, ping.payload))
 
 
 def _decode(payload: bytes, json: bool) -> Authenticate:

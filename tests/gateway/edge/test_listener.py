@@ -13,13 +13,13 @@ import trio
 from gateway.auth import UnknownKey, Verifier
 from gateway.config import Settings
 from gateway.edge.entrance import Entrance
-from gateway.edge.first_frame import FirstFrame
+from gateway.edge.first_frame import FIRST_READ_BYTES, FirstFrame
 from gateway.edge.listener import ACCEPT_PAUSE_S, Listener, listen
 from gateway.edge.sessions import Sessions
 from protocol.codec import decode_server_frame, encode_json, encode_msgpack
 from protocol.errors import CloseCode, ErrorCode
 from protocol.frames import Authenticate, ErrorReply, Ping, Welcome
-from protocol.websocket import Opcode, encode_masked_frame, read_header
+from protocol.websocket import FrameReader, Opcode, encode_frame, encode_masked_frame, read_header
 
 SECRET = "a secret of more than thirty-two bytes, for tests"
 MASK = b"\x05\x06\x07\x08"
@@ -198,6 +198,23 @@ async def test_another_first_frame_is_refused(door, frame, code, reply):
     assert await stream.receive_some() == b""
     assert not door.edge.hub.by_user
     assert door.edge.writer.closed_by_code == {code: 1}
+
+
+async def test_pings_before_the_first_frame_keep_nobody_waiting(door, monkeypatch):
+    """A stranger's 64 KiB of pings would be eleven thousand writes in one turn of the loop."""
+    stream = await door.connect(request(authorization=False))
+    _, rest = await receive_head(stream)
+    reads = []
+    feed = FrameReader.feed
+    monkeypatch.setattr(FrameReader, "feed", lambda self, data: reads.append(len(data)) or feed(self, data))
+    pings = b"".join(encode_masked_frame(Opcode.PING, b"%d" % n, MASK) for n in range(100))
+    await stream.send_all(pings + encode_masked_frame(Opcode.PING, b"last", MASK) * 10_000)
+    await stream.send_all(encode_masked_frame(2, encode_msgpack(Ping(7)), MASK))
+    answer = rest + b"".join([chunk async for chunk in stream])
+    assert sum(reads) > 100_000
+    assert max(reads) <= FIRST_READ_BYTES
+    assert 0 < answer.count(encode_frame(Opcode.PONG, b"last")) <= len(reads)
+    assert CloseCode.TOKEN_REFUSED.to_bytes(2, "big") in answer
 
 
 async def test_no_first_frame_in_time_is_closed(door, autojump_clock):
