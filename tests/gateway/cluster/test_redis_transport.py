@@ -1,11 +1,14 @@
 """Parcels between nodes, with a real Redis."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from gateway.cluster import redis_transport
+from gateway.cluster.links import Links
+from gateway.cluster.parcels import Item, Parcel, TableChanged, encode_parcel
 from gateway.cluster.redis_keys import inbox
 from tests.gateway.cluster.redis_parts import node
 from tests.servers.redis import RedisServer, what_is_missing
@@ -25,6 +28,24 @@ async def test_parcels_arrive_in_order(redis_server: RedisServer) -> None:
         assert taken == [True] * len(sent)
         assert one.client.batches < 200
         assert two.inbox.reads < 200
+
+
+async def test_a_node_has_read_all_that_was_taken_for_it_once_its_own_hello_comes_back(
+    redis_server: RedisServer, nursery: trio.Nursery
+) -> None:
+    async with node(redis_server.url, "n1:a") as one, node(redis_server.url, "n2:b", reads=False) as two:
+        links = Links("n2:b", two.transport, SimpleNamespace(live={}))
+        heard: list[Item] = []
+        links.received = lambda _sender, items: heard.extend(items)
+        nursery.start_soon(links.run)
+        for number in range(1, 1_001):
+            parcel = Parcel("n1:a", number, [TableChanged(number)])
+            one.transport.send("n2:b", encode_parcel(parcel), lambda _taken: None)
+        await one.barrier()
+        await nursery.start(two.inbox.run, two.transport.received)
+        assert await links.read_up()
+        assert heard == [TableChanged(number) for number in range(1, 1_001)]
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_is_sent_to_nobody_is_not_taken_and_leaves_nothing(redis_server: RedisServer) -> None:
