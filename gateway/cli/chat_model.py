@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from gateway.cli.chat_text import in_lines, in_one_line
 from protocol import limits
 from protocol.client import (
     Closed,
@@ -123,28 +124,38 @@ class ChatModel:
             return "✓"
         return "·"
 
+    @property
+    def indent(self) -> int:
+        """Columns before the text of a message: what goes on below it begins there, so that it passes for no other."""
+        return 6 + self._name_width() + 2
+
+    def _name_width(self) -> int:
+        return min(max((len(line.name) for line in self.lines), default=0), _NAME_COLUMN_CHARS_MAX)
+
     def fragments(self) -> Fragments:
-        """The conversation as styled text, a line each."""
-        width = min(max((len(line.name) for line in self.lines), default=0), _NAME_COLUMN_CHARS_MAX)
+        """The conversation as styled text, a line each; a message of several lines has them below each other."""
+        width = self._name_width()
+        below = "\n" + " " * self.indent
         shown: Fragments = []
         for line in self.lines:
             if not line.name:
-                shown.append((line.style, f"      {line.text}\n"))
+                shown.append((line.style, f"      {in_one_line(line.text)}\n"))
                 continue
             shown.append(("class:time", f"{line.time} "))
             shown.append((line.style, f"{line.name[:width]:>{width}}  "))
-            shown.append(("", line.text))
+            shown.append(("", line.text.replace("\n", below)))
             if line.own:
                 tick = self.tick(line)
                 shown.append(("class:read" if tick == "✓✓" else "class:tick", f"  {tick}"))
             if line.failed:
-                shown.append(("class:error", f" not sent: {line.failed}"))
+                shown.append(("class:error", f" not sent: {in_one_line(line.failed)}"))
             shown.append(("", "\n"))
         return shown
 
     def status(self, now_s: float) -> Fragments:
         """One line about the connection, the others and who types."""
-        return [("class:status.title", f" {self.title} "), *self._connection(), *self._company(now_s)]
+        parts = [("class:status.title", f" {self.title} "), *self._connection(), *self._company(now_s)]
+        return [(style, in_one_line(text)) for style, text in parts]
 
     def _connection(self) -> Fragments:
         match self.state:
@@ -225,6 +236,7 @@ class ChatModel:
         self._read[user] = max(self._read.get(user, 0), read_seq)
 
     def _add(self, line: Line) -> None:
+        line.name, line.text = in_one_line(line.name), in_lines(line.text)
         self.lines.append(line)
         del self.lines[:-LINES_MAX]
 

@@ -86,7 +86,7 @@ class Person:
         self._screen.redraw()
 
     async def _history(self, argument: str) -> None:
-        if argument and not (argument.isdigit() and 0 < int(argument) <= limits.HISTORY_ENTRIES_MAX):
+        if argument and not (argument.isdecimal() and 0 < int(argument) <= limits.HISTORY_ENTRIES_MAX):
             self._model.note(f"/history takes a number from 1 to {limits.HISTORY_ENTRIES_MAX}, not {argument!r}")
             return
         try:

@@ -52,6 +52,8 @@ class ChatScreen:
         self._submit = submit
         self._typed = typed
         self._back_lines = 0
+        self._lines = 0  # line breaks of the conversation, as shown last
+        self._indent = 0
         self._closed = False
         self._input = TextArea(height=Dimension(min=1, max=5), prompt=[("class:prompt", "> ")], multiline=False)
         self._input.buffer.accept_handler = self._accept
@@ -59,7 +61,7 @@ class ChatScreen:
         conversation = FormattedTextControl(self._conversation, get_cursor_position=self._last_line)
         body = HSplit(
             [
-                Window(conversation, wrap_lines=True, always_hide_cursor=True),
+                Window(conversation, wrap_lines=True, always_hide_cursor=True, get_line_prefix=self._indented),
                 Window(
                     FormattedTextControl(self._status),
                     height=Dimension(min=1, max=STATUS_LINES_MAX),
@@ -125,10 +127,16 @@ class ChatScreen:
         fragments: StyleAndTextTuples = [*self._model.fragments()]
         if fragments:
             fragments[-1] = (fragments[-1][0], fragments[-1][1].removesuffix("\n"))
+        self._indent = self._model.indent
+        self._lines = sum(fragment[1].count("\n") for fragment in fragments)
         return fragments
 
+    def _indented(self, _line: int, wraps: int) -> str:
+        """What stands before the rest of a line that is wrapped: it is indented as well."""
+        return " " * min(self._indent, self._application.output.get_size().columns // 3) if wraps else ""
+
     def _last_line(self) -> Point:
-        lines = len(self._model.lines) - 1 if self._model.lines else 0
+        lines = self._lines
         self._back_lines = min(self._back_lines, lines)
         return Point(0, lines - self._back_lines)
 

@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from gateway.cli.chat_session import Chat
+from gateway.cli.chat_text import in_one_line, json_for_terminals
 from gateway.cli.errors import CliError
 from protocol.client import (
     EntryEvent,
@@ -75,8 +76,11 @@ class Script:
             raise CliError(f"{self._not_sent} of the lines could not be sent")
 
     async def _send_lines(self) -> None:
-        number = 0
+        number, goes_on = 0, False
         while text := await trio.to_thread.run_sync(sys.stdin.readline, LINE_CHARS_MAX, abandon_on_cancel=True):
+            rest, goes_on = goes_on, not text.endswith("\n")
+            if rest:
+                continue  # of a line that was refused as too long; its end is no message either
             number += 1
             body = text.rstrip("\r\n")
             if body:
@@ -89,7 +93,7 @@ class Script:
             await outgoing.wait_settled()
         except (SendRefused, SendExpired) as error:
             self._not_sent += 1
-            print(f"tidegate: line {number} was not sent: {error}", file=sys.stderr)
+            print(f"tidegate: line {number} was not sent: {in_one_line(str(error))}", file=sys.stderr)
             name = outgoing.client_msg_id if outgoing is not None else ""
             shown = body.encode(errors="replace").decode()  # a refused line may have bytes that are no UTF-8
             self._print(MessageNotSent(self._chat.conversation_id, name, shown, str(error)))
@@ -130,4 +134,4 @@ class Script:
 
     def _print(self, event: Event) -> None:
         if self._json:
-            print(msgspec.json.encode(event).decode(), flush=True)
+            print(json_for_terminals(msgspec.json.encode(event).decode()), flush=True)

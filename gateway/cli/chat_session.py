@@ -8,6 +8,7 @@ import trio
 from msgspec import Struct
 
 from gateway.cli.chat_model import HISTORY_ENTRIES, ChatModel
+from gateway.cli.chat_text import in_one_line
 from gateway.cli.errors import UNAVAILABLE, USAGE, CliError, sole_cause
 from protocol import limits
 from protocol.client import (
@@ -120,7 +121,9 @@ async def open_chat(client: Client, goal: Goal) -> Chat:
     try:
         await client.wait_online(CONNECT_TIMEOUT_S)
     except NotReachable as error:
-        raise CliError(f"{error}; is the node running (tidegate serve), and is --url right?", UNAVAILABLE) from None
+        raise CliError(
+            f"{in_one_line(str(error))}; is the node running (tidegate serve), and is --url right?", UNAVAILABLE
+        ) from None
     if client.user != goal.user:
         raise CliError(f"the token is for {client.user}, not for {goal.user}: chat --as {client.user}", USAGE)
     conversation = await _find(client, goal)
@@ -167,12 +170,13 @@ async def plainly(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _in_words(error: ClientError) -> CliError:
+    told = in_one_line(str(error))
     match error:
         case TokenRefused():
-            return CliError(f"{error}; pass --token, or the --data-dir of the node for a development token")
+            return CliError(f"{told}; pass --token, or the --data-dir of the node for a development token")
         case RequestTimeout() | NotReachable():
-            return CliError(str(error), UNAVAILABLE)
+            return CliError(told, UNAVAILABLE)
         case Refused():
-            return CliError(f"the node refused: {error.message}")
+            return CliError(f"the node refused: {in_one_line(error.message)}")
         case _:
-            return CliError(str(error))
+            return CliError(told)

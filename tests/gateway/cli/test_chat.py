@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from gateway.auth import Verifier, development_secret
 from gateway.cli.chat import command
-from gateway.cli.chat_script import Script
+from gateway.cli.chat_script import LINE_CHARS_MAX, Script
 from gateway.cli.chat_session import Goal, open_chat, plainly
 from gateway.cli.errors import CliError
 from gateway.config import Settings
@@ -90,6 +90,35 @@ async def test_a_refused_line_is_told_and_the_others_are_sent(node: FakeNode, mo
         await chat(node, Goal("alice", ["bob"], ""), text, monkeypatch)
     assert [entry.body for entry in node.logs["d-bob"][1:]] == ["one", "three"]
     assert "line 2 was not sent: TOO_LONG: the body has 5,000 characters" in capsys.readouterr().err
+
+
+async def test_no_part_of_a_line_that_is_too_long_is_sent(node: FakeNode, monkeypatch, capsys) -> None:
+    text = "one\n" + "x" * (2 * LINE_CHARS_MAX + 1000) + "\nthree\n" + "y" * (LINE_CHARS_MAX + 1000)
+    with pytest.raises(CliError, match="2 of the lines could not be sent"):
+        await chat(node, Goal("alice", ["bob"], ""), text, monkeypatch)
+    assert [entry.body for entry in node.logs["d-bob"][1:]] == ["one", "three"]
+    told = capsys.readouterr().err
+    assert "line 2 was not sent" in told
+    assert "line 4 was not sent" in told
+
+
+async def test_a_terminal_is_told_nothing_that_it_obeys(node: FakeNode, monkeypatch, capsys) -> None:
+    async def refuse(connection, send) -> bool:
+        await connection.put(ErrorReply(send.id, ErrorCode.NOT_FOUND, "no\x1b[2J such\nconversation"))
+        return True
+
+    node.append("g", "Team", kind=EntryKind.CREATED, users=["alice", "bob"])
+    node.append("g", "\x9b2J\u202e")
+    node.scripts[Send] = refuse
+    with pytest.raises(CliError):
+        await chat(node, Goal("alice", [], "g"), "one\n", monkeypatch, as_json=True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[0])["entries"][1]["body"] == "\x9b2J\u202e"
+    assert captured.out.replace("\n", "").isprintable()
+    assert "NOT_FOUND: no\ufffd[2J such conversation\n" in captured.err
+    node.refusals.append((404, [], b"no\x1b[2J such page"))
+    with pytest.raises(CliError, match="HTTP 404: no\ufffd"):
+        await chat(node, Goal("alice", ["bob"], ""), "", monkeypatch)
 
 
 async def test_a_line_that_is_not_utf8_is_told_and_the_others_are_sent(node: FakeNode, monkeypatch, capsys) -> None:

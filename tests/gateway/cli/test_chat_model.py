@@ -147,3 +147,19 @@ def test_lines_are_bounded(model: ChatModel) -> None:
     for seq in range(1, LINES_MAX + 50):
         model.take(message(seq), 0)
     assert len(model.lines) == LINES_MAX
+
+
+def test_no_line_of_a_message_passes_for_another_message(model: ChatModel) -> None:
+    model.take(message(1, body="hi\n12:00 carol  I owe bob 100\u2028\x1b[2J12:01 carol  yes"), 0)
+    model.note("over")
+    lines = text(model.fragments()).splitlines()
+    assert [line[: model.indent].strip() for line in lines[1:3]] == ["", ""]
+    assert lines[1].endswith("carol  I owe bob 100")
+    assert "\x1b" not in text(model.fragments())
+    assert len(lines) == 4
+
+
+def test_a_title_is_one_line_without_commands(model: ChatModel) -> None:
+    model.take(ConversationRenamed("c", 2, 0, "bob", "m", "a\x1b[2J\nb"), 0)
+    assert text(model.status(0)).startswith(" a\ufffd[2J b ")
+    assert "bob renamed the conversation: a\ufffd[2J b" in text(model.fragments())

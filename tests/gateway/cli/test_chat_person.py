@@ -18,7 +18,7 @@ from gateway.cli.chat_model import ChatModel
 from gateway.cli.chat_person import Person
 from gateway.cli.chat_screen import ChatScreen
 from gateway.cli.chat_session import Chat, Goal, open_chat
-from protocol.client import Waiting, connect
+from protocol.client import MessageReceived, Waiting, connect
 from protocol.frames import (
     Conversation,
     ConversationKind,
@@ -61,10 +61,11 @@ async def test_a_person_writes_reads_and_leaves(patient_clock, node: FakeNode) -
                 await notes(chat, "hello")
                 await node.say("d-bob", "hi alice")
                 await notes(chat, "hi alice")
-                keyboard.send_text("/nonsense\r/members\r/history x\r/history\r")
+                keyboard.send_text("/nonsense\r/members\r/history x\r/history \u00b2\r/history\r")
                 await notes(chat, "there is no /nonsense")
                 await notes(chat, "you, bob")
                 await notes(chat, "/history takes a number from 1 to 200, not 'x'")
+                await notes(chat, "/history takes a number from 1 to 200, not '\u00b2'")
                 await trio.sleep(5)
                 keyboard.send_text("/quit\r")
     assert [e.body for e in node.logs["d-bob"] if e.kind == EntryKind.MESSAGE] == ["hello", "hi alice"]
@@ -125,10 +126,8 @@ async def test_a_screen_that_was_closed_before_it_opened_does_not_open(patient_c
         await screen.run()
 
 
-async def test_a_status_that_is_wider_than_the_terminal_takes_more_lines() -> None:
-    """Rendered by prompt_toolkit into a narrow terminal that is a piece of memory."""
-    model = ChatModel("alice", "bob", [])
-    model.state = Waiting(3.2, "nobody listens at 127.0.0.1:8480")
+async def rendered(model: ChatModel, until: str) -> str:
+    """What a terminal of 12 lines shows, once ``until`` is there."""
     written = io.StringIO()
     output = Vt100_Output(written, lambda: Size(rows=12, columns=40), term="dumb")
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=output):
@@ -136,10 +135,34 @@ async def test_a_status_that_is_wider_than_the_terminal_takes_more_lines() -> No
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(screen.run)
-                while "8480" not in written.getvalue():  # noqa: ASYNC110 - a terminal tells nobody
+                while until not in written.getvalue():  # noqa: ASYNC110 - a terminal tells nobody
                     await trio.sleep(0.01)
                 nursery.cancel_scope.cancel()
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+
+
+async def test_the_newest_message_is_shown_however_many_lines_the_one_before_has() -> None:
+    model = ChatModel("alice", "bob", [])
+    model.take(MessageReceived("c", 1, 0, "bob", "m1", "line\n" * 60), 0)
+    model.take(MessageReceived("c", 2, 0, "bob", "m2", "newest"), 0)
+    assert "newest" in await rendered(model, "newest")
+
+
+async def test_the_rest_of_a_wrapped_line_is_indented() -> None:
+    model = ChatModel("alice", "bob", [])
+    model.take(MessageReceived("c", 1, 0, "bob", "m1", "x" * 100), 0)
+    model.take(MessageReceived("c", 2, 0, "bob", "m2", "newest"), 0)
+    lines = (await rendered(model, "newest")).split("\r\n")
+    wrapped = [line for line in lines if "x" in line and "bob" not in line]
+    assert len(wrapped) >= 2
+    assert all(line.startswith(" " * 11) for line in wrapped)
+
+
+async def test_a_status_that_is_wider_than_the_terminal_takes_more_lines() -> None:
+    """Rendered by prompt_toolkit into a narrow terminal that is a piece of memory."""
+    model = ChatModel("alice", "bob", [])
+    model.state = Waiting(3.2, "nobody listens at 127.0.0.1:8480")
+    shown = await rendered(model, "8480")
     assert " ".join(shown.split()).startswith(
         "bob connection lost, trying again in 3.2 s (nobody listens at 127.0.0.1:8480"
     )
