@@ -31,6 +31,9 @@ from protocol.websocket import (
 EVENTS_PER_SLICE = 64
 """Ready connections handled between two checkpoints: 64 commands of at most some 15 us each are about a millisecond."""
 
+FRAMES_PER_SLICE = 128
+"""Frames after which the next connection's turn waits for a checkpoint, however few connections sent them."""
+
 READ_BYTES = 32_768
 """Bytes read from one connection before the next one's turn. A full frame takes two turns; a buffer of this size comes
 from the heap instead of being mapped each time (``gateway.heap.MAPPED_BYTES``)."""
@@ -106,8 +109,13 @@ class Parking:
         while True:
             await trio.lowlevel.wait_readable(epoll_fd)
             table.now = trio.current_time()
+            frames_max = self.frames + FRAMES_PER_SLICE
             for fd, event in poll(0, EVENTS_PER_SLICE):
-                connection = by_fd[fd]
+                if self.frames >= frames_max:
+                    await trio.lowlevel.checkpoint()
+                    table.now = trio.current_time()
+                    frames_max = self.frames + FRAMES_PER_SLICE
+                connection = by_fd[fd]  # perhaps another one by now: what it has sent, if anything, is read as well
                 if connection is None:
                     continue  # closed earlier in this slice
                 if event & select.EPOLLOUT:

@@ -1,10 +1,13 @@
 """Reading from parked connections."""
 
+from itertools import pairwise
+
 import pytest
+import trio
 
 from gateway.config import Settings
 from gateway.edge.admission import Admission
-from gateway.edge.parking import EVENTS_PER_SLICE
+from gateway.edge.parking import EVENTS_PER_SLICE, FRAMES_PER_SLICE
 from protocol import limits
 from protocol.errors import CloseCode
 from protocol.websocket import Opcode, encode_masked_frame
@@ -31,6 +34,21 @@ async def test_one_of_many_ready_connections_is_read_once_a_turn(edge):
         peer.send(b"x")
     await edge.settle()
     assert len(edge.handled) == len(peers)
+
+
+async def test_connections_that_send_many_frames_at_once_do_not_keep_the_loop_for_all_of_them(edge, nursery):
+    peers = [edge.connect(f"u{n}") for n in range(20)]
+    each = FRAMES_PER_SLICE + 1
+    for peer in peers:
+        peer.sock.send(encode_masked_frame(2, b"x", MASK) * each)
+    seen = [0]
+    nursery.start_soon(edge.parking.run)
+    while seen[-1] < each * len(peers):
+        await trio.lowlevel.checkpoint()
+        seen.append(len(edge.handled))
+    # Two turns may fall between two looks, as the order of tasks within a pass is random
+    assert max(after - before for before, after in pairwise(seen)) <= 2 * each
+    assert [connection for connection, _ in edge.handled[::each]] == [peer.connection for peer in peers]
 
 
 async def test_a_frame_in_pieces_is_kept_until_it_is_whole_and_then_forgotten(edge):
