@@ -1,11 +1,12 @@
 """A bot that repeats what it is told. Try: python examples/echo_bot.py --token "$(tidegate token echo)"."""
 
 import argparse
+import sys
 from typing import Any
 
 import trio
 
-from protocol.client import MessageReceived, connect
+from protocol.client import MessageReceived, Refused, RequestTimeout, connect
 
 
 async def echo(url: str, token: str, **options: Any) -> None:
@@ -13,8 +14,11 @@ async def echo(url: str, token: str, **options: Any) -> None:
     async with connect(url, token=token, device="echo-bot", **options) as client:
         async for event in client.events():
             if isinstance(event, MessageReceived) and event.sender != client.user:
-                await client.send(event.conversation_id, event.body)
-                await client.mark_read(event.conversation_id, event.seq)
+                try:
+                    await client.send(event.conversation_id, event.body)
+                    await client.mark_read(event.conversation_id, event.seq)
+                except (Refused, RequestTimeout) as error:  # it was removed meanwhile, say: the others go on talking
+                    print(f"{event.conversation_id}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
