@@ -341,10 +341,13 @@ class Follower:
             return  # what came late of a conversation that was left
         self.moved.add(conversation_id)
         self.left.discard(conversation_id)
+        inside = True
         for entry in entries:
             self._events.put_entry(entry_event(conversation_id, entry))
-            if entry.kind == EntryKind.MEMBERS_REMOVED and self.user in (entry.users or ()):
-                self.leave(conversation_id)
+            if self.user in (entry.users or ()):
+                inside = entry.kind != EntryKind.MEMBERS_REMOVED
+        if not inside:
+            self.leave(conversation_id)
 
     def _look_for_gaps(self) -> None:
         if self._session.gap() is not None:

@@ -27,6 +27,10 @@ _NO_HTTP: Final = (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeDe
 """What comes out of trio-websocket when the answer to the handshake is not one of HTTP."""
 
 
+_TOO_BIG_HERE: Final = "Exceeded maximum message size"
+"""How the reason begins with which trio-websocket itself closes, by the code that a node has for our messages."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handlers:
     """What a connection needs of the rest of the client.
@@ -204,6 +208,8 @@ def _ending(error: BaseException, address: Address, *, was_online: bool) -> Endi
 
 def _closed(error: ConnectionClosed, connection: Connection | None) -> Ending:
     """The ending of a WebSocket close; a node that told how long to stay away is obeyed."""
+    if error.reason and (error.reason.reason or "").startswith(_TOO_BIG_HERE):
+        return Ending("backoff", f"the node sent more than {limits.SERVER_FRAME_BYTES_MAX:,} bytes at once")
     ending = from_close(error.reason.code, error.reason.reason) if error.reason else from_close(1006, None)
     if connection is None or connection.go_away_at <= trio.current_time():
         return ending

@@ -266,6 +266,24 @@ async def test_removed_while_online_then_added_again(autojump_clock, node: FakeN
     assert not commands(node, History)
 
 
+async def test_removed_and_added_again_within_a_gap_is_not_left(
+    patient_clock, node: FakeNode, connected, tmp_path: Path
+) -> None:
+    path = tmp_path / "state"
+    async with connected(state_file=path) as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.say("c", "1")
+        node.append("c", "lost")
+        node.append("c", "", kind=EntryKind.MEMBERS_REMOVED, users=["alice"])
+        await node.say("c", "", kind=EntryKind.MEMBERS_ADDED, users=["alice"])
+        await node.say("c", "again")
+        assert await bodies(events, 3) == ["1", "lost", "again"]
+    node.append("c", "later")
+    async with connected(state_file=path) as client:
+        assert await bodies(client.events(), 1) == ["later"]
+
+
 async def test_a_node_with_fewer_entries_than_were_seen(autojump_clock, node: FakeNode, connected) -> None:
     async with connected() as client:
         events = client.events()

@@ -20,6 +20,7 @@ from protocol.client.wire import Address
 from protocol.codec import encode_msgpack
 from protocol.errors import CloseCode
 from protocol.frames import EntryPush, GoAway, History, HistoryPage, Ping, Sync, SyncedConversation, SyncPage
+from protocol.limits import SERVER_FRAME_BYTES_MAX
 from tests.fakes.node import FakeConnection, FakeNode
 from tests.fakes.waiting import bodies, next_of
 
@@ -385,6 +386,15 @@ async def test_something_that_is_no_frame(autojump_clock, node: FakeNode, connec
         await client.wait_online()
         await node.connection.websocket.send_message(b"\xff garbage")
         assert "no frame" in (await state(events, Waiting)).reason
+        await node.connected(2)
+
+
+async def test_a_frame_larger_than_a_node_may_send(autojump_clock, node: FakeNode, connected) -> None:
+    async with connected() as client:
+        events = client.events()
+        await next_of(events, Resumed)
+        await node.connection.websocket.send_message(bytes(SERVER_FRAME_BYTES_MAX + 1))
+        assert "the node sent more than 1,048,576 bytes at once" in (await state(events, Waiting)).reason
         await node.connected(2)
 
 
