@@ -269,6 +269,7 @@ async def test_one_connection_does_not_keep_all_places_for_watch_commands(edge, 
     store.gates = [gate := trio.Event()]
     for n in range(WATCH_COMMANDS_MAX):
         presences.watch(flooder.connection, WatchPresence(n, ["bob"]))
+    await trio.testing.wait_all_tasks_blocked()  # at the gate
     presences.watch(other.connection, WatchPresence(7, ["bob"]))
     await trio.testing.wait_all_tasks_blocked()
     (reply,) = other.frames()
