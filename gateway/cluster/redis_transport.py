@@ -132,7 +132,11 @@ class RedisInbox:
     async def run(
         self, received: Callable[[bytes], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """See Inbox.run; started at once. A cancellation removes the stream, and takes half a second."""
+        """See Inbox.run; started at once.
+
+        A cancellation removes the stream, and takes half a second; one that comes before the thread has connected leaves
+        the stream to expire.
+        """
         self._received = received
         self._cursor = self.handed_over
         self._token = trio.lowlevel.current_trio_token()

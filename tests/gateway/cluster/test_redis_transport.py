@@ -52,6 +52,9 @@ async def test_what_is_sent_to_nobody_is_not_taken_and_leaves_nothing(redis_serv
     async with node(redis_server.url, "n1:a") as one:
         assert not await one.send("n2:gone", b"parcel")
         assert one.transport.not_taken == 1
+        # Its reader is connected once it has read something: one that never was leaves the inbox to expire.
+        assert await one.send("n1:a", b"to itself")
+        await one.until(lambda: one.parcels == [b"to itself"])
     with redis_server.client() as client:
         assert client.exists(inbox("n2:gone"), inbox("n1:a")) == 0
 
