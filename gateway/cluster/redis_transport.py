@@ -134,8 +134,8 @@ class RedisInbox:
     ) -> None:
         """See Inbox.run; started at once.
 
-        A cancellation removes the stream, and takes half a second; one that comes before the thread has connected leaves
-        the stream to expire.
+        A cancellation removes the stream, and takes half a second; one that comes before the thread has connected
+        leaves the stream to expire.
         """
         self._received = received
         self._cursor = self.handed_over
