@@ -26,7 +26,6 @@ WELCOME_S_MIN: Final = 0.1
 _NO_HTTP: Final = (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeDecodeError)
 """What comes out of trio-websocket when the answer to the handshake is not one of HTTP."""
 
-
 _TOO_BIG_HERE: Final = "Exceeded maximum message size"
 """How the reason begins with which trio-websocket itself closes, by the code that a node has for our messages."""
 
@@ -198,7 +197,7 @@ def _ending(error: BaseException, address: Address, *, was_online: bool) -> Endi
             return _closed(error, None)
         case OSError():
             return from_network(error, str(address))
-        case h11.ProtocolError() | wsproto.utilities.ProtocolError() | UnicodeDecodeError():
+        case _ if isinstance(error, _NO_HTTP):
             other = "ws" if address.tls else "wss"
             text = f"{address} does not answer as a WebSocket server does: is the port right, or is {other}:// meant?"
             return Ending("backoff", text)
