@@ -132,7 +132,7 @@ def _rate_and_delays(result: Result, limit: str, limit_per_s: float, title: str,
     _bars(rate, {"node": result["sends_per_s"], limit: limit_per_s})
     rate.set_title("durable sends a second")
     delays = {"median": "delivery_p50_ms", "99 %": "delivery_p99_ms", "99.9 %": "delivery_p999_ms"}
-    fixed = [result["fixed_load"]] if "fixed_load" in result else []
+    fixed = result.get("fixed_load", {}).values()
     _bars(
         delay,
         {f"{name}, saturated": result[key] for name, key in delays.items()}

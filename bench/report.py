@@ -50,7 +50,8 @@ def as_table(result: Mapping[str, Any]) -> str:
     """The result for a terminal."""
     lines = [f"{result['bench']} on {result['machine']['processor']}, {result['machine']['cores']} cores"]
     lines += ["", *_rows([("figure", "value", "must", "aim", "reached"), *_judgement(result)])]
-    loads = {"half load": result.get("half_load", {}), "fixed load": result.get("fixed_load", {})}
+    loads = {"half load": result.get("half_load", {})}
+    loads |= {f"{rate} a second": figures for rate, figures in result.get("fixed_load", {}).items()}
     groups = {"all figures": result, **loads, **result.get("peers", {})}
     for name, group in groups.items():
         figures = [(key, number(value)) for key, value in group.items() if isinstance(value, int | float)]

@@ -26,9 +26,10 @@ from bench.processes import NodeProcess
 SETTLE_S = 1.0
 """Seconds of load before a window begins."""
 
-FIXED_RATE_PER_S = 15_000.0
-"""Sends a second of the windows with a fixed load: what a node has to take at least. Half of what it takes at most
-grows with each thing that becomes cheaper for many sends at once; what a send takes at this rate can be compared."""
+FIXED_RATES_PER_S = (7_500, 15_000)
+"""Sends a second of the windows with a fixed load: half of what a node has to take at least, and half of what it is
+meant to take (bench/requirements.py). Half of what it does take grows with each thing that becomes cheaper for many
+sends at once; what a send takes at these rates can be compared."""
 
 BARE_S = 2.0
 """Seconds of bare commits in each turn."""
@@ -67,7 +68,10 @@ def measure(options: Options) -> dict[str, Any]:
             bare.append(_bare_commits(cores, options.data_parent, entry_bytes, batch))
         rate = median(sample.delivered / sample.busy.wall_s for sample in saturated)
         half = [load.call("paced", rate / 2, SETTLE_S, options.seconds) for _ in range(options.repeats)]
-        fixed = [load.call("paced", FIXED_RATE_PER_S, SETTLE_S, options.seconds) for _ in range(options.repeats)]
+        fixed = {
+            str(rate): [load.call("paced", float(rate), SETTLE_S, options.seconds) for _ in range(options.repeats)]
+            for rate in FIXED_RATES_PER_S
+        }
     bare_rate = median(rows_per_s for rows_per_s, _ in bare)
     return {
         "pairs": options.pairs,
@@ -81,11 +85,11 @@ def measure(options: Options) -> dict[str, Any]:
         "bare_commits_per_cpu_s": median(rows_per_cpu_s for _, rows_per_cpu_s in bare),
         "entries_per_batch": batch,
         "half_load": under_load(half),
-        "fixed_load": under_load(fixed),
+        "fixed_load": {rate: under_load(samples) for rate, samples in fixed.items()},
         "busy": {
             "node": together([sample.busy for sample in saturated]),
             "node_half_load": together([sample.busy for sample in half]),
-            "node_fixed_load": together([sample.busy for sample in fixed]),
+            **{f"node_{rate}_per_s": together([sample.busy for sample in samples]) for rate, samples in fixed.items()},
         },
     }
 

@@ -77,7 +77,7 @@ def roundtrip(as_json: bool, save: Path | None, **options: Any) -> None:
 
 @command.command()
 @_count("members", 1_000, "connected members of one conversation; above 1,024 its limit is raised for it", least=200)
-@_count("repeats", 5, "windows of each server, in turn; medians count")
+@_count("repeats", 9, "windows of each server, in turn; medians count")
 @_output_options
 def fanout(as_json: bool, save: Path | None, **options: Any) -> None:
     """Deliveries a second of one conversation to all its members, one entry in flight and four."""

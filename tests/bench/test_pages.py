@@ -36,7 +36,14 @@ FIGURES: dict[str, dict[str, Any]] = {
     "density": {"connections": 10_000, "connect_ratio": 0.3, "second_wave_growth_bytes": 1.0, **PEER},
     "roundtrip": {"busy_connections": 200, "parked": 10_000, "ratio": 1.1, **PEER},
     "fanout": {"members": 1_000, "ratio": 1.7, "limit_ratio": 0.8, **PEER},
-    "send": {"pairs": 500, "sends_per_s": 30_000.0, "bare_commits_per_s": 5e5, **DELAYS, "half_load": DELAYS},
+    "send": {
+        "pairs": 500,
+        "sends_per_s": 30_000.0,
+        "bare_commits_per_s": 5e5,
+        **DELAYS,
+        "half_load": DELAYS,
+        "fixed_load": {"7500": DELAYS},
+    },
     "send_cassandra": {
         "pairs": 500,
         "sends_per_s": 9e3,
