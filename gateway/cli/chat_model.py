@@ -1,6 +1,6 @@
 """What a terminal chat knows of its conversation, and how that reads as text. No input or output here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Final
 
@@ -132,25 +132,22 @@ class ChatModel:
     def _name_width(self) -> int:
         return min(max((len(line.name) for line in self.lines), default=0), _NAME_COLUMN_CHARS_MAX)
 
-    def fragments(self) -> Fragments:
-        """The conversation as styled text, a line each; a message of several lines has them below each other."""
+    def newest_first(self) -> Iterator[Fragments]:
+        """The lines as styled text; line breaks within are those of the message."""
         width = self._name_width()
-        below = "\n" + " " * self.indent
-        shown: Fragments = []
-        for line in self.lines:
-            if not line.name:
-                shown.append((line.style, f"      {in_one_line(line.text)}\n"))
-                continue
-            shown.append(("class:time", f"{line.time} "))
-            shown.append((line.style, f"{line.name[:width]:>{width}}  "))
-            shown.append(("", line.text.replace("\n", below)))
-            if line.own:
-                tick = self.tick(line)
-                shown.append(("class:read" if tick == "✓✓" else "class:tick", f"  {tick}"))
-            if line.failed:
-                shown.append(("class:error", f" not sent: {in_one_line(line.failed)}"))
-            shown.append(("", "\n"))
-        return shown
+        for line in self.lines[::-1]:  # a copy, because the screen's thread reads it while others add to it
+            yield self._styled(line, width)
+
+    def _styled(self, line: Line, width: int) -> Fragments:
+        if not line.name:
+            return [(line.style, f"      {in_one_line(line.text)}")]
+        styled = [("class:time", f"{line.time} "), (line.style, f"{line.name[:width]:>{width}}  "), ("", line.text)]
+        if line.own:
+            tick = self.tick(line)
+            styled.append(("class:read" if tick == "✓✓" else "class:tick", f"  {tick}"))
+        if line.failed:
+            styled.append(("class:error", f" not sent: {in_one_line(line.failed)}"))
+        return styled
 
     def status(self, now_s: float) -> Fragments:
         """One line about the connection, the others and who types."""

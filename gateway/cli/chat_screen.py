@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import trio
 from prompt_toolkit.application import Application
-from prompt_toolkit.data_structures import Point
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout import HSplit, Layout, Window
@@ -20,6 +19,7 @@ from prompt_toolkit.widgets import TextArea
 
 from gateway.cli.chat_model import ChatModel
 from gateway.cli.chat_status import fitted
+from gateway.cli.chat_view import ConversationView
 
 STYLE = Style.from_dict(
     {
@@ -51,17 +51,14 @@ class ChatScreen:
         self._model = model
         self._submit = submit
         self._typed = typed
-        self._back_lines = 0
-        self._lines = 0  # line breaks of the conversation, as shown last
-        self._indent = 0
+        self._view = ConversationView(model)
         self._closed = False
-        self._input = TextArea(height=Dimension(min=1, max=5), prompt=[("class:prompt", "> ")], multiline=False)
+        self._input = TextArea(prompt=[("class:prompt", "> ")], multiline=False)
         self._input.buffer.accept_handler = self._accept
         self._input.buffer.on_text_changed += self._text_changed
-        conversation = FormattedTextControl(self._conversation, get_cursor_position=self._last_line)
         body = HSplit(
             [
-                Window(conversation, wrap_lines=True, always_hide_cursor=True, get_line_prefix=self._indented),
+                Window(self._view, always_hide_cursor=True),
                 Window(
                     FormattedTextControl(self._status),
                     height=Dimension(min=1, max=STATUS_LINES_MAX),
@@ -113,7 +110,7 @@ class ChatScreen:
             self._application.exit()
 
     def _accept(self, _: object) -> bool:
-        self._back_lines = 0
+        self._view.to_newest()
         text = self._input.text.strip()
         if text:
             trio.from_thread.run_sync(self._submit, text)
@@ -123,27 +120,10 @@ class ChatScreen:
         text = self._input.text
         trio.from_thread.run_sync(self._typed, bool(text) and not text.startswith("/"))
 
-    def _conversation(self) -> StyleAndTextTuples:
-        fragments: StyleAndTextTuples = [*self._model.fragments()]
-        if fragments:
-            fragments[-1] = (fragments[-1][0], fragments[-1][1].removesuffix("\n"))
-        self._indent = self._model.indent
-        self._lines = sum(fragment[1].count("\n") for fragment in fragments)
-        return fragments
-
-    def _indented(self, _line: int, wraps: int) -> str:
-        """What stands before the rest of a line that is wrapped: it is indented as well."""
-        return " " * min(self._indent, self._application.output.get_size().columns // 3) if wraps else ""
-
-    def _last_line(self) -> Point:
-        lines = self._lines
-        self._back_lines = min(self._back_lines, lines)
-        return Point(0, lines - self._back_lines)
-
     def _status(self) -> StyleAndTextTuples:
         status = self._model.status(time.monotonic())
-        if self._back_lines:
-            status.append(("class:status", f" {self._back_lines} lines further down "))
+        if self._view.rows_below:
+            status.append(("class:status", f" {self._view.rows_below} lines further down "))
         return [*fitted(status, self._application.output.get_size().columns, STATUS_LINES_MAX)]
 
     def _keys(self) -> KeyBindings:
@@ -156,10 +136,10 @@ class ChatScreen:
 
         @keys.add("pageup")
         def back(event: KeyPressEvent) -> None:
-            self._back_lines += 10
+            self._view.back()
 
         @keys.add("pagedown")
         def forward(event: KeyPressEvent) -> None:
-            self._back_lines = max(0, self._back_lines - 10)
+            self._view.forward()
 
         return keys

@@ -30,6 +30,10 @@ def text(fragments) -> str:
     return "".join(part for _, part in fragments)
 
 
+def lines_of(model: ChatModel) -> list[str]:
+    return [text(line) for line in model.newest_first()][::-1]
+
+
 @pytest.fixture
 def model() -> ChatModel:
     model = ChatModel("alice", "bob", [Member("alice"), Member("bob", 2, 1)])
@@ -41,7 +45,7 @@ def test_messages_show_their_names_and_each_only_once(model: ChatModel) -> None:
     assert model.take(message(1), 0)
     assert not model.take(message(1), 0)
     assert model.take(message(2, "alice", "from my other device"), 0)
-    lines = text(model.fragments()).splitlines()
+    lines = lines_of(model)
     assert lines[0].endswith("bob  hi")
     assert "you  from my other device" in lines[1]
 
@@ -81,7 +85,7 @@ def test_in_a_group_the_slowest_member_counts() -> None:
 
 def test_what_was_not_sent_says_why(model: ChatModel) -> None:
     model.sending("hello").failed = "BODY_EMPTY: no"
-    assert "✗ not sent: BODY_EMPTY: no" in text(model.fragments())
+    assert "✗ not sent: BODY_EMPTY: no" in "\n".join(lines_of(model))
 
 
 def test_typing_ends_by_itself_and_with_the_message(model: ChatModel) -> None:
@@ -126,7 +130,7 @@ def test_changes_of_the_conversation_are_notes(model: ChatModel) -> None:
     model.take(OtherEntry("c", 5, 0, "bob", "m", 99), 0)
     model.take(ConversationLeft("c"), 0)
     assert not model.take(Resumed(True), 0)
-    shown = text(model.fragments())
+    shown = "\n".join(lines_of(model))
     for note in (
         "you began this conversation", "bob renamed the conversation: Crew", "you added carol, dave", "carol left",
         "something that this version cannot show", "you are no longer in this conversation",
@@ -149,17 +153,15 @@ def test_lines_are_bounded(model: ChatModel) -> None:
     assert len(model.lines) == LINES_MAX
 
 
-def test_no_line_of_a_message_passes_for_another_message(model: ChatModel) -> None:
-    model.take(message(1, body="hi\n12:00 carol  I owe bob 100\u2028\x1b[2J12:01 carol  yes"), 0)
-    model.note("over")
-    lines = text(model.fragments()).splitlines()
-    assert [line[: model.indent].strip() for line in lines[1:3]] == ["", ""]
-    assert lines[1].endswith("carol  I owe bob 100")
-    assert "\x1b" not in text(model.fragments())
-    assert len(lines) == 4
+def test_what_others_write_commands_nothing(model: ChatModel) -> None:
+    model.take(message(1, body="hi\u2028\x1b[2Jyes"), 0)
+    model.note("over\nand out")
+    lines = lines_of(model)
+    assert lines[0].endswith("hi\n\ufffd[2Jyes")
+    assert lines[1].endswith("over and out")
 
 
 def test_a_title_is_one_line_without_commands(model: ChatModel) -> None:
     model.take(ConversationRenamed("c", 2, 0, "bob", "m", "a\x1b[2J\nb"), 0)
     assert text(model.status(0)).startswith(" a\ufffd[2J b ")
-    assert "bob renamed the conversation: a\ufffd[2J b" in text(model.fragments())
+    assert "bob renamed the conversation: a\ufffd[2J b" in "\n".join(lines_of(model))

@@ -4,12 +4,13 @@ import io
 import random
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.data_structures import Size
-from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 from trio.testing import MockClock
@@ -45,29 +46,34 @@ def patient_clock() -> MockClock:
     return MockClock(autojump_threshold=0.3)
 
 
+@asynccontextmanager
+async def opened(node: FakeNode) -> AsyncIterator[tuple[Chat, PipeInput]]:
+    """Alice's chat with bob, and what she types on."""
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
+            yield await open_chat(client, Goal("alice", ["bob"], "")), keyboard
+
+
 async def notes(chat: Chat, text: str) -> None:
     while not any(text in line.text for line in chat.model.lines):  # noqa: ASYNC110 - a plain model tells nobody
         await trio.sleep(1)
 
 
 async def test_a_person_writes_reads_and_leaves(patient_clock, node: FakeNode) -> None:
-    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
-            chat = await open_chat(client, Goal("alice", ["bob"], ""))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(Person(chat).run)
-                await notes(chat, "/help tells")
-                keyboard.send_text("hello\r")
-                await notes(chat, "hello")
-                await node.say("d-bob", "hi alice")
-                await notes(chat, "hi alice")
-                keyboard.send_text("/nonsense\r/members\r/history x\r/history \u00b2\r/history\r")
-                await notes(chat, "there is no /nonsense")
-                await notes(chat, "you, bob")
-                await notes(chat, "/history takes a number from 1 to 200, not 'x'")
-                await notes(chat, "/history takes a number from 1 to 200, not '\u00b2'")
-                await trio.sleep(5)
-                keyboard.send_text("/quit\r")
+    async with opened(node) as (chat, keyboard), trio.open_nursery() as nursery:
+        nursery.start_soon(Person(chat).run)
+        await notes(chat, "/help tells")
+        keyboard.send_text("hello\r")
+        await notes(chat, "hello")
+        await node.say("d-bob", "hi alice")
+        await notes(chat, "hi alice")
+        keyboard.send_text("/nonsense\r/members\r/history x\r/history \u00b2\r/history\r")
+        await notes(chat, "there is no /nonsense")
+        await notes(chat, "you, bob")
+        await notes(chat, "/history takes a number from 1 to 200, not 'x'")
+        await notes(chat, "/history takes a number from 1 to 200, not '\u00b2'")
+        await trio.sleep(5)
+        keyboard.send_text("/quit\r")
     assert [e.body for e in node.logs["d-bob"] if e.kind == EntryKind.MESSAGE] == ["hello", "hi alice"]
     assert max(c.read_seq for c in node.received if isinstance(c, MarkReceipt)) == 3
     assert [c.typing for c in node.received if isinstance(c, Typing)] == [True, False]
@@ -82,40 +88,33 @@ async def test_what_was_read_meanwhile_is_told_after_a_reconnect(patient_clock, 
         await connection.put(ConversationReply(command.id, conversation))
         return True
 
-    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
-            chat = await open_chat(client, Goal("alice", ["bob"], ""))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(Person(chat).run)
-                await notes(chat, "/help tells")
-                keyboard.send_text("hello\r")
-                await notes(chat, "hello")
-                await trio.sleep(5)
-                assert chat.model.tick(chat.model.lines[-1]) == "·"
-                told = sum(isinstance(command, MarkReceipt) for command in node.received)
-                node.scripts[GetConversation] = all_read
-                await node.connection.close(1012)
-                await node.connected(2)
-                await trio.sleep(5)
-                assert chat.model.tick(chat.model.lines[-1]) == "✓✓"
-                assert sum(isinstance(command, MarkReceipt) for command in node.received) > told
-                keyboard.send_text("/quit\r")
+    async with opened(node) as (chat, keyboard), trio.open_nursery() as nursery:
+        nursery.start_soon(Person(chat).run)
+        await notes(chat, "/help tells")
+        keyboard.send_text("hello\r")
+        await notes(chat, "hello")
+        await trio.sleep(5)
+        assert chat.model.tick(chat.model.lines[-1]) == "·"
+        told = sum(isinstance(command, MarkReceipt) for command in node.received)
+        node.scripts[GetConversation] = all_read
+        await node.connection.close(1012)
+        await node.connected(2)
+        await trio.sleep(5)
+        assert chat.model.tick(chat.model.lines[-1]) == "✓✓"
+        assert sum(isinstance(command, MarkReceipt) for command in node.received) > told
+        keyboard.send_text("/quit\r")
 
 
 async def test_control_c_leaves(patient_clock, node: FakeNode) -> None:
-    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
-            chat = await open_chat(client, Goal("alice", ["bob"], ""))
-            keyboard.send_text("\x03")
-            await Person(chat).run()
+    async with opened(node) as (chat, keyboard):
+        keyboard.send_text("\x03")
+        await Person(chat).run()
 
 
 async def test_cancelling_closes_the_screen(patient_clock, node: FakeNode) -> None:
-    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
-        async with connect("ws://node", token="t", opener=node.opener, rng=random.Random(1)) as client:
-            chat = await open_chat(client, Goal("alice", ["bob"], ""))
-            with trio.move_on_after(3) as scope:
-                await Person(chat).run()
+    async with opened(node) as (chat, _keyboard):
+        with trio.move_on_after(3) as scope:
+            await Person(chat).run()
     assert scope.cancelled_caught
 
 
@@ -146,6 +145,12 @@ async def test_the_newest_message_is_shown_however_many_lines_the_one_before_has
     model.take(MessageReceived("c", 1, 0, "bob", "m1", "line\n" * 60), 0)
     model.take(MessageReceived("c", 2, 0, "bob", "m2", "newest"), 0)
     assert "newest" in await rendered(model, "newest")
+
+
+async def test_the_end_of_a_message_taller_than_the_terminal_is_shown() -> None:
+    model = ChatModel("alice", "bob", [])
+    model.take(MessageReceived("c", 1, 0, "bob", "m1", "word " * 400 + "the end"), 0)
+    await rendered(model, "the end")
 
 
 async def test_the_rest_of_a_wrapped_line_is_indented() -> None:
