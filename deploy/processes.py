@@ -21,8 +21,8 @@ LOG_TAIL_BYTES = 4_000
 """How much of a server's log a failure shows, bytes."""
 
 # Ends the server when its starter is gone, however that died: then the pipe closes without the word. Its whole group,
-# because after a live upgrade another process is in its place.
-_GUARD = 'read -r word; [ "$word" = over ] || kill -9 -- "-$1"'
+# because after a live upgrade another process is in its place. dash takes the "--" only behind "-s".
+_GUARD = 'read -r word; [ "$word" = over ] || kill -s KILL -- "-$1"'
 
 
 class ServerFailed(Exception):
