@@ -65,8 +65,8 @@ class Summary:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was broken, and all happened that should have."""
-        return not self.broken and not self.never
+        """Whether something was tried, nothing was broken, and all happened that should have."""
+        return bool(self.runs) and not self.broken and not self.never
 
     def as_dict(self) -> dict[str, object]:
         """The summary as JSON shows it."""
@@ -74,6 +74,8 @@ class Summary:
 
     def as_text(self) -> str:
         """The summary for a person."""
+        if not self.runs:
+            return f"no run from seed {self.seed} was finished: nothing is proved"
         lines = [
             f"{self.runs} runs from seed {self.seed} in {self.seconds:.0f} s, lease {self.lease_s:g} s",
             "faults:    " + ", ".join(f"{count} {name}" for name, count in self.faults.items()),

@@ -7,6 +7,7 @@ import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -98,8 +99,8 @@ def _torture(
     logging.getLogger("tidegate.client").setLevel(logging.CRITICAL)
     click.echo(f"seed {seed}, faults: {', '.join(names)}", err=as_json)
     # Everything that was started is ended on the way out, also where a shell has made this process deaf to Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _like_ctrl_c)
     outcomes: list[Outcome] = []
     interrupted = False
     try:
@@ -113,6 +114,13 @@ def _torture(
     if interrupted:
         ctx.exit(INTERRUPTED)
     return found.ok
+
+
+def _like_ctrl_c(_number: int, frame: FrameType | None) -> None:
+    """End as by Ctrl-C, in whose place trio has a handler while it runs: an error anywhere else breaks trio itself."""
+    handler = signal.getsignal(signal.SIGINT)
+    assert callable(handler)
+    handler(signal.SIGINT, frame)
 
 
 def _chosen(ctx: click.Context, wanted: str, options: "Options") -> list[str]:

@@ -40,3 +40,9 @@ def test_a_batch_in_which_nothing_happened_is_not_good() -> None:
     assert found.never == ["takeover", "duplicate-answered", "kill-with-sends-in-flight"]
     assert not found.ok
     assert summary(Options(), 0, kills[1:]).ok, "too few kills to demand anything"
+
+
+def test_no_run_at_all_proves_nothing() -> None:
+    found = summary(Options(), 7, [])
+    assert not found.ok
+    assert found.as_text() == "no run from seed 7 was finished: nothing is proved"

@@ -1,7 +1,61 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 from click.testing import CliRunner
 
 from bench.torture.scenarios import FAULTS
+from gateway.cli.errors import INTERRUPTED
 from gateway.cli.torture import command
+
+DEADLINE_S = 60
+
+ENDLESS = """
+import trio
+
+from bench.torture import batch
+from gateway.cli.main import main
+
+
+async def endless(*_):
+    try:
+        print("all is started", flush=True)
+        await trio.sleep_forever()
+    finally:
+        print("all is ended", flush=True)
+
+
+batch.batch = endless
+main(["torture", "--faults", "kill"])
+"""
+"""A command whose cluster starts at once and never ends by itself."""
+
+
+def waits(pid: int) -> bool:
+    """Whether a process does nothing but wait, as one does that is told to end."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("S")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_started_is_ended_when_the_command_is(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != b"all is started\n":
+            assert line, process.communicate()
+        while not waits(process.pid):
+            os.sched_yield()
+        process.send_signal(number)
+        told, complaints = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == INTERRUPTED
+    assert told.startswith(b"all is ended\n")
+    assert complaints == b""
+    assert b"no promise was broken" not in told, "nothing was tried"
+    assert b"nothing is proved" in told
 
 
 def test_the_list_has_every_fault_with_its_meaning() -> None:
