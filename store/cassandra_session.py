@@ -181,18 +181,18 @@ def connect(cluster: Cluster, access: Access) -> Session:
     return session
 
 
-def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
-    """Make the keyspace with so many copies in the datacenter, if there is none; False: there is.
+def keyspace_to_make(cluster: Cluster, access: Access, copies: int) -> str:
+    """The statement that makes the keyspace with so many copies in the datacenter; empty: there is one already.
 
-    Raises as ``connect`` does, and CannotUse if there are several datacenters and none is named.
+    Connects. Raises as ``connect`` does, and CannotUse if there are several datacenters and none is named.
     """
     try:
-        session = cluster.connect()
+        cluster.connect()
     except NoHostAvailable as error:
         _check_datacenter(cluster, access)
         raise _no_host(error, access) from None
     if access.keyspace in cluster.metadata.keyspaces:
-        return False
+        return ""
     _check_datacenter(cluster, access)
     datacenters = sorted(_nodes(cluster))
     if not access.datacenter and len(datacenters) != 1:
@@ -201,12 +201,19 @@ def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
     if refused := refusal(Replication(access.keyspace, {named: copies}, _nodes(cluster)), access.consistency, named):
         raise CannotUse(refused.replace("lower the factor by ALTER KEYSPACE", "ask for fewer copies"))
     datacenter = named.replace("'", "''")
-    name = protect_name(access.keyspace)
+    return (
+        f"CREATE KEYSPACE IF NOT EXISTS {protect_name(access.keyspace)} "
+        f"WITH replication = {{'class': 'NetworkTopologyStrategy', '{datacenter}': {copies}}}"
+    )
+
+
+def create_keyspace(cluster: Cluster, access: Access, copies: int) -> bool:
+    """Make the keyspace, if there is none; False: there is. Raises as ``keyspace_to_make`` does."""
+    statement = keyspace_to_make(cluster, access, copies)
+    if not statement:
+        return False
     try:
-        session.execute(
-            f"CREATE KEYSPACE IF NOT EXISTS {name} "
-            f"WITH replication = {{'class': 'NetworkTopologyStrategy', '{datacenter}': {copies}}}"
-        )
+        cluster.connect().execute(statement)
     except (InvalidRequest, SyntaxException, Unauthorized) as error:
         raise CannotUse(f"Cassandra refuses to make keyspace {access.keyspace!r}: {error}") from None
     except DRIVER_ERRORS as error:

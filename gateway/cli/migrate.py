@@ -46,10 +46,15 @@ def command(dry_run: bool, copies: int | None, config_file: Path | None, **optio
 
 def _run(access: "Access", dry_run: bool, copies: int | None) -> None:
     from store.cassandra_migrations import cassandra_migrations, migrate, schema_number
-    from store.cassandra_session import connect, create_keyspace, open_cluster
+    from store.cassandra_session import connect, create_keyspace, keyspace_to_make, open_cluster
 
     cluster = open_cluster(access)
     try:
+        if copies is not None and dry_run and (statement := keyspace_to_make(cluster, access, copies)):
+            click.echo(f"{statement};")
+            for migration in cassandra_migrations():
+                _show(migration)
+            return
         if copies is not None and not dry_run and create_keyspace(cluster, access, copies):
             each = "one copy" if copies == 1 else f"{copies} copies"
             click.echo(f"made keyspace {access.keyspace} with {each} of everything")

@@ -51,6 +51,23 @@ def test_a_dry_run_prints_the_statements_and_runs_none(run, cassandra_server):
     assert run("--dry-run").output == ""
 
 
+def test_a_dry_run_shows_the_keyspace_that_would_be_made_and_all_that_comes_into_it(run):
+    shown = run("--dry-run", "--create-keyspace", "1")
+    assert shown.exit_code == 0, shown.output
+    begin = f"CREATE KEYSPACE IF NOT EXISTS {run.keyspace} WITH replication = {{"
+    assert shown.output.startswith(begin), shown.output
+    assert "'NetworkTopologyStrategy', 'datacenter1': 1};" in shown.output.splitlines()[0]
+    assert [line for line in shown.output.splitlines() if line.startswith("--")] == [
+        f"-- {each.number:04} {each.name}" for each in cassandra_migrations()
+    ]
+    assert "no keyspace" in run().output, "it was only shown"
+    refused = run("--dry-run", "--create-keyspace", "3")
+    assert refused.exit_code == 1
+    assert "which has 1 nodes; LOCAL_QUORUM needs 2" in refused.output
+    assert run("--create-keyspace", "1").exit_code == 0
+    assert run("--dry-run", "--create-keyspace", "1").output == "", "there is nothing left to do"
+
+
 def test_a_dry_run_of_an_empty_keyspace(cassandra):
     where = ["--cassandra-hosts", cassandra.contact_points[0], "--cassandra-port", str(cassandra.port)]
     shown = CliRunner().invoke(command, [*where, "--cassandra-keyspace", cassandra.name, "--dry-run"])
