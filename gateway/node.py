@@ -29,7 +29,7 @@ from gateway.edge.commands import Commands
 from gateway.edge.connection import Connection, ConnectionTable
 from gateway.edge.entrance import Entrance
 from gateway.edge.first_frame import FirstFrame
-from gateway.edge.hub import Caller, Hub
+from gateway.edge.hub import Hub, ask
 from gateway.edge.keepalive import Keepalive
 from gateway.edge.listener import Listener, listen
 from gateway.edge.parking import Parking
@@ -228,17 +228,8 @@ class Node:
 
     async def call(self, user: str, command: Command) -> Reply:
         """See NodePort.call."""
-        replies: list[Reply] = []
-        answered = trio.Event()
-
-        def receive(reply: Reply) -> None:
-            replies.append(reply)
-            answered.set()
-
-        self.commands.submit(Caller(user, receive), command)
         with trio.move_on_after(CALL_TIMEOUT_S):
-            await answered.wait()
-            return replies[0]
+            return await ask(self.commands.submit, user, command)
         message = f"no outcome within {CALL_TIMEOUT_S:g} s: repeat with the same client_msg_id"
         return ErrorReply(command.id, ErrorCode.OUTCOME_UNKNOWN, message, 1000)
 

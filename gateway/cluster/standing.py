@@ -16,9 +16,9 @@ from gateway.cluster.own_heads import OwnHeads
 from gateway.cluster.ports import Heads, SlotView
 from gateway.cluster.slots import slot_of
 from gateway.cluster.table_looks import TableLooks
-from gateway.edge.hub import Caller
+from gateway.edge.hub import ask
 from protocol.codec import decode_entry_head
-from protocol.frames import ConversationReply, Entry, GetConversation, Reply
+from protocol.frames import ConversationReply, Entry, GetConversation
 from store.coordination import SlotTable
 from store.interface import Unavailable
 
@@ -124,16 +124,7 @@ class Standing:
         return found
 
     async def _ask(self, user: str, conversation_id: str) -> Head | None:
-        replies: list[Reply] = []
-        answered = trio.Event()
-
-        def receive(reply: Reply) -> None:
-            replies.append(reply)
-            answered.set()
-
-        self._owners.submit(Caller(user, receive), GetConversation(1, conversation_id))
-        await answered.wait()
-        reply = replies[0]
+        reply = await ask(self._owners.submit, user, GetConversation(1, conversation_id))
         if not isinstance(reply, ConversationReply):
             return None
         conversation = reply.conversation

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 
+import trio
+
 from gateway.broker import Delivery, Origin, is_channel
 from gateway.edge.connection import CLOSING, GONE, JSON, QUEUED, Connection, ConnectionTable, Devices
 from gateway.edge.fanout import Fanout
@@ -22,6 +24,23 @@ class Caller:
     def __init__(self, user: str, receive: Callable[[Reply], None]) -> None:
         self.user = user
         self.receive = receive
+
+
+async def ask(submit: Callable[[Origin, Command], None], user: str, command: Command) -> Reply:
+    """Submit a command for a user who has no connection here, and wait for its reply.
+
+    A cancellation leaves the command under way; what it is answered is dropped.
+    """
+    replies: list[Reply] = []
+    answered = trio.Event()
+
+    def receive(reply: Reply) -> None:
+        replies.append(reply)
+        answered.set()
+
+    submit(Caller(user, receive), command)
+    await answered.wait()
+    return replies[0]
 
 
 class Hub:

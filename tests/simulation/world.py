@@ -20,7 +20,7 @@ from gateway.check.history import Record, SeenEntry, encode, parse
 from gateway.check.report import Report
 from gateway.cluster.heads import HEADS_TTL_S
 from gateway.cluster.slots import slot_of
-from gateway.edge.hub import Caller
+from gateway.edge.hub import ask
 from protocol.codec import decode_entry
 from protocol.frames import (
     AddMembers,
@@ -306,17 +306,9 @@ class World:
         if node is None:
             await trio.sleep(0.5)
             return None
-        answered = trio.Event()
-        replies: list[Reply] = []
-
-        def receive(reply: Reply) -> None:
-            replies.append(reply)
-            answered.set()
-
-        node.submit(Caller(user, receive), command)
         with trio.move_on_after(CALL_MAX_S):
-            await answered.wait()
-        return replies[0] if replies else None
+            return await ask(node.submit, user, command)
+        return None
 
 
 class Result(msgspec.Struct):
