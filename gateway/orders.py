@@ -1,7 +1,9 @@
 """What tells a node to drain or to end: signals, and its supervisor if it has one."""
 
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Protocol
 
 import structlog
@@ -10,6 +12,22 @@ import trio
 from gateway.process_link import END, HandOver, NodeEnd
 
 log = structlog.get_logger(__name__)
+
+
+Heed = Callable[[int, FrameType | None], object]
+"""What Python calls when a signal has come."""
+
+
+@contextmanager
+def heeding(calls: Mapping[signal.Signals, Heed]) -> Iterator[None]:
+    """Have these calls heed signals for a while, and then whoever did before; if others have begun to, they go on."""
+    before = {number: signal.signal(number, call) for number, call in calls.items()}
+    try:
+        yield
+    finally:
+        for number, call in calls.items():
+            if signal.getsignal(number) is call:
+                signal.signal(number, before[number])
 
 
 class Drainable(Protocol):

@@ -29,6 +29,7 @@ import trio
 from msgspec import Struct
 
 from gateway.config import Settings
+from gateway.orders import heeding
 from gateway.process_keeper import Child, Keeper
 from gateway.process_launch import HeldPort, adopt
 from gateway.upgrade import LEFT_VARIABLE
@@ -259,23 +260,21 @@ class Renewal:
     async def _execute(self, asker: Asker) -> NoReturn:
         """Become the new program. Raises UpgradeFailed if that is not possible any more."""
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
-        heeding = {number: signal.signal(number, _hold_back) for number in HELD_BACK}
         try:
-            await trio.lowlevel.checkpoint()  # what came just before is heeded
-            self._check()
-            left = self._left(trial=False, asker=-1 if asker.sock is None else asker.sock.fileno())
-            log.info("going on in the new program", processes=len(left.nodes))
-            for descriptor in left.descriptors:
-                os.set_inheritable(descriptor, True)
-            try:
-                os.execve(self._command[0], self._command, self._environment(left))  # noqa: S606 - as it was called
-            except OSError as error:
+            with heeding(dict.fromkeys(HELD_BACK, _hold_back)):
+                await trio.lowlevel.checkpoint()  # what came just before is heeded
+                self._check()
+                left = self._left(trial=False, asker=-1 if asker.sock is None else asker.sock.fileno())
+                log.info("going on in the new program", processes=len(left.nodes))
                 for descriptor in left.descriptors:
-                    os.set_inheritable(descriptor, False)
-                raise UpgradeFailed(f"{self._command[0]} cannot be executed: {error.strerror}") from None
+                    os.set_inheritable(descriptor, True)
+                try:
+                    os.execve(self._command[0], self._command, self._environment(left))  # noqa: S606 - as it was called
+                except OSError as error:
+                    for descriptor in left.descriptors:
+                        os.set_inheritable(descriptor, False)
+                    raise UpgradeFailed(f"{self._command[0]} cannot be executed: {error.strerror}") from None
         finally:
-            for number, heed in heeding.items():
-                signal.signal(number, heed)
             heed_signals_again()
 
     def _left(self, *, trial: bool, asker: int) -> Left:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import structlog
 import trio
 
+from gateway.orders import Heed, heeding
 from gateway.upgrade import systemd
 from gateway.upgrade.candidates import Candidate, start_candidate
 from gateway.upgrade.channel import Channel, Gone, HandOverFailed
@@ -229,20 +230,12 @@ def _noting(numbers: Sequence[signal.Signals]) -> Iterator[list[int]]:
     """The signals of these that somebody here heeds, as they come; whoever heeds them gets them as ever."""
     came: list[int] = []
 
-    def note(heed: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None) -> None:
+    def note(heed: Heed, number: int, frame: FrameType | None) -> None:
         came.append(number)
         heed(number, frame)
 
-    before = {number: heed for number in numbers if callable(heed := signal.getsignal(number))}
-    noting = {number: partial(note, heed) for number, heed in before.items()}
-    for number, call in noting.items():
-        signal.signal(number, call)
-    try:
+    with heeding({number: partial(note, heed) for number in numbers if callable(heed := signal.getsignal(number))}):
         yield came
-    finally:
-        for number, call in noting.items():
-            if signal.getsignal(number) is call:
-                signal.signal(number, before[number])
 
 
 def _require_not_taken(channel: Channel) -> None:
