@@ -44,11 +44,11 @@ def not_found() -> Refused:
     return Refused(ErrorCode.NOT_FOUND, NOT_FOUND_TEXT)
 
 
-def overloaded(waiting: int) -> Refused:
-    """Too many commands wait for the store."""
+def overloaded(waiting: int, what: str = "commands") -> Refused:
+    """Too much waits for the store."""
     return Refused(
         ErrorCode.OVERLOADED,
-        f"{waiting} commands already wait for the store, which is all this node takes; "
+        f"{waiting} {what} already wait for the store, which is all this node takes; "
         f"nothing was stored: repeat it in {OVERLOADED_RETRY_MS} ms",
         OVERLOADED_RETRY_MS,
     )

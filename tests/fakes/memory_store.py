@@ -57,6 +57,8 @@ class MemoryStore:
         verdicts: what becomes of the next appends and creations, one each: None writes it, LostAnswer too, any other
             error does not; afterwards all are written.
         receipt_verdicts: raised by the next saves of receipts, one each.
+        refused_receipts: conversation and user of receipts with which no save succeeds.
+        slow_receipts: conversation and user of receipts with which no save ends.
         failing: raised by every read, load and receipt save while set.
         find_entry_s: seconds of an ``autojump_clock`` that a lookup takes for each entry that it looks at.
         gate: while set, reads, loads and lookups wait for this event.
@@ -68,6 +70,8 @@ class MemoryStore:
         self.held = False
         self.verdicts: deque[StoreError | None] = deque()
         self.receipt_verdicts: deque[StoreError] = deque()
+        self.refused_receipts: set[tuple[str, str]] = set()
+        self.slow_receipts: set[tuple[str, str]] = set()
         self.failing: StoreError | None = None
         self.gate: trio.Event | None = None
         self.find_entry_s = 0.0
@@ -277,6 +281,11 @@ class MemoryStore:
         await self._begin("save_receipts")
         if self.receipt_verdicts:
             raise self.receipt_verdicts.popleft()
+        places = {(receipt.conversation_id, receipt.user) for receipt in receipts}
+        if places & self.slow_receipts:
+            await trio.sleep_forever()
+        if places & self.refused_receipts:
+            raise NotWritten("one of them cannot be written")
         for receipt in receipts:
             log = self.logs.get(receipt.conversation_id)
             member = log.members.get(receipt.user) if log is not None else None

@@ -4,7 +4,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX
+from gateway.owner import receipts
+from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX, SAVE_MAX_S, SAVE_REFUSALS_MAX
 from protocol.errors import ErrorCode
 from protocol.frames import AddMembers, GetConversation, MarkReceipt, Ok, ReceiptPush, RemoveMembers, Send
 from store.interface import NotWritten
@@ -117,6 +118,127 @@ async def test_what_the_store_refuses_is_saved_later(chat, bob, autojump_clock):
     assert len(world.edge.signals) == 1
 
 
+async def directs(world, alice, count):
+    """Conversations of alice, all with a pointer of hers that is not saved yet."""
+    return [await world.direct(alice, f"user{n}") for n in range(count)]
+
+
+def unsaved_of(world, user, conversation_ids):
+    return {each for each in conversation_ids if stored(world, each, user) == (0, 0)}
+
+
+@pytest.mark.parametrize("which", [0, 1, 150, 298, 299])
+async def test_a_receipt_that_the_store_refuses_holds_up_no_other(world, alice, which, autojump_clock):
+    conversation_ids = await directs(world, alice, 300)
+    refused = conversation_ids[which]
+    world.store.refused_receipts.add((refused, "alice"))
+    await world.owner.save_receipts()
+    assert unsaved_of(world, "alice", conversation_ids) == {refused}
+    world.store.calls.clear()
+    world.owner.submit(FakeOrigin("user7"), MarkReceipt(0, conversation_ids[7], 1))
+    await world.owner.save_receipts()
+    assert stored(world, conversation_ids[7], "user7") == (1, 0)
+    assert world.store.calls["save_receipts"] == 2, "one for the others, one for what is known to be refused"
+    world.store.refused_receipts.clear()
+    await world.owner.save_receipts()
+    assert unsaved_of(world, "alice", conversation_ids) == set()
+    assert world.owner.idle
+
+
+async def test_one_save_is_enough_for_more_than_one_line(world, alice, monkeypatch):
+    monkeypatch.setattr(receipts, "LINE_RECORDS_MAX", 10)
+    conversation_ids = await directs(world, alice, 35)
+    world.store.refused_receipts.add((conversation_ids[3], "alice"))
+    await world.owner.save_receipts()
+    assert unsaved_of(world, "alice", conversation_ids) == {conversation_ids[3]}
+
+
+async def test_many_receipts_that_the_store_refuses_leave_room_for_others(world, alice, autojump_clock):
+    conversation_ids = await directs(world, alice, 400)
+    refused = set(conversation_ids[:100]) | set(conversation_ids[200::2])
+    world.store.refused_receipts.update((each, "alice") for each in refused)
+    for _ in range(60):
+        await world.owner.save_receipts()
+    assert unsaved_of(world, "alice", conversation_ids) == refused
+    late = await world.direct(alice, "somebody else")
+    await world.owner.save_receipts()
+    assert stored(world, late, "alice") == (1, 1), "what comes later does not wait behind them"
+    world.store.refused_receipts.clear()
+    world.store.calls.clear()
+    await world.owner.save_receipts()
+    assert unsaved_of(world, "alice", conversation_ids) == set()
+    assert world.store.calls["save_receipts"] <= 10, "chunks grow while they are saved"
+
+
+async def test_members_of_one_conversation_do_not_wait_for_each_other(world, alice, autojump_clock):
+    users = [f"user{n}" for n in range(60)]
+    conversation_id = await world.group(alice, *users)
+    for user in users:
+        world.owner.submit(FakeOrigin(user), MarkReceipt(0, conversation_id, 1))
+    refused = set(users[: 2 * SAVE_REFUSALS_MAX])
+    world.store.refused_receipts.update((conversation_id, user) for user in refused)
+    for _ in range(10):
+        await world.owner.save_receipts()
+    assert {user for user in users if stored(world, conversation_id, user) == (0, 0)} == refused
+
+
+async def test_a_receipt_that_is_never_answered_holds_up_no_other(world, alice, autojump_clock):
+    conversation_ids = await directs(world, alice, 100)
+    slow = conversation_ids[50]
+    world.store.slow_receipts.add((slow, "alice"))
+    began = trio.current_time()
+    await world.owner.save_receipts()
+    assert trio.current_time() - began == pytest.approx(SAVE_MAX_S)
+    for n in range(12):
+        late = await world.direct(alice, f"late{n}")
+        await world.owner.save_receipts()
+        assert stored(world, late, "alice") == (1, 1), "what comes later does not wait behind it"
+    assert unsaved_of(world, "alice", conversation_ids) == {slow}
+
+
+async def test_a_store_that_refuses_everything_is_asked_seldom(world, alice):
+    await directs(world, alice, 100)
+    world.store.failing = NotWritten("disk full")
+    for _ in range(3):
+        world.store.calls.clear()
+        await world.owner.save_receipts()
+        assert world.store.calls["save_receipts"] <= SAVE_REFUSALS_MAX
+
+
+async def test_more_than_may_wait_to_be_saved_is_refused_for_now(world, alice, bob, autojump_clock, monkeypatch):
+    first, second, third = await directs(world, FakeOrigin("carol"), 3)
+    await trio.sleep(3)
+    world.store.failing = NotWritten("disk full")
+    monkeypatch.setattr(receipts, "UNSAVED_RECORDS_MAX", 2)
+    user0, user1, user2 = (FakeOrigin(f"user{n}") for n in range(3))
+    assert await world.ask(user0, MarkReceipt(1, first, 1)) == Ok(1)
+    assert await world.ask(user1, MarkReceipt(1, second, 1)) == Ok(1)
+    reply = await world.ask(user2, MarkReceipt(1, third, 1))
+    assert (reply.code, ErrorCode(reply.code).retry) == (ErrorCode.OVERLOADED, True)
+    assert reply.retry_after_ms > 0
+    assert "2 receipts already wait" in reply.message
+    assert world.owner.counters.overloaded == 1
+    assert world.owner.pointers(third, "user2") == (0, 0)
+    assert await world.ask(user1, MarkReceipt(2, second, 1, 1)) == Ok(2), "what waits already needs no more room"
+    world.store.failing = None
+    await trio.sleep(3)
+    assert await world.ask(user2, MarkReceipt(2, third, 1)) == Ok(2)
+    await trio.sleep(3)
+    assert [stored(world, *each) for each in ((first, "user0"), (second, "user1"), (third, "user2"))] == [
+        (1, 0), (1, 1), (1, 0),
+    ]  # fmt: skip
+
+
+async def test_own_entries_are_not_noted_as_read_where_too_much_waits(chat, alice, bob, autojump_clock, monkeypatch):
+    world, conversation_id = chat
+    await trio.sleep(3)
+    monkeypatch.setattr(receipts, "UNSAVED_RECORDS_MAX", 0)
+    world.send(alice, conversation_id, "one more")
+    await wait_all_tasks_blocked()
+    assert world.owner.pointers(conversation_id, "alice") == (11, 11)
+    assert world.owner.idle
+
+
 async def test_what_moves_while_it_is_saved_is_saved_again(chat, bob, autojump_clock):
     world, conversation_id = chat
     world.store.gate = trio.Event()
@@ -187,7 +309,7 @@ async def test_unsaved_conversations_stay_in_memory(start_world, alice):
 
 async def test_memory_stays_bounded_while_the_store_refuses_receipts(start_world, alice, autojump_clock):
     world = await start_world(loaded_conversations_max=16)
-    world.store.receipt_verdicts.extend([NotWritten("disk full")] * 200)
+    world.store.receipt_verdicts.extend([NotWritten("disk full")] * 10_000)
     conversation_ids = []
     for n in range(60):
         conversation_ids.append(await world.direct(alice, f"user{n}"))

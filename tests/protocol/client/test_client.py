@@ -338,13 +338,16 @@ async def test_messages_that_the_program_got_are_marked_delivered(autojump_clock
     assert [(c.conversation_id, c.delivered_seq, c.read_seq) for c in receipts] == [("c", 2, 0)]
 
 
-async def test_a_receipt_that_was_lost_or_put_off_is_told_again(autojump_clock, node: FakeNode, connected) -> None:
+@pytest.mark.parametrize("code", [ErrorCode.UNAVAILABLE, ErrorCode.OVERLOADED])
+async def test_a_receipt_that_was_lost_or_put_off_is_told_again(
+    autojump_clock, node: FakeNode, connected, code: ErrorCode
+) -> None:
     async def fail(connection, command) -> bool:
         match len([c for c in node.received if isinstance(c, MarkReceipt)]):
             case 1:
                 await trio.aclose_forcefully(node.streams[-1])
             case 2:
-                await connection.put(ErrorReply(command.id, ErrorCode.UNAVAILABLE, "no store", 0))
+                await connection.put(ErrorReply(command.id, code, "no store", 500))
             case _:
                 return False
         return True
