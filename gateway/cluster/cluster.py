@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 import trio
+from msgspec import DecodeError
 
 from gateway.broker import Delivery, EdgePort
 from gateway.check.witness import witnessed
@@ -28,6 +29,7 @@ from gateway.cluster.parcels import (
     LinkBroken,
     Signalled,
     TableChanged,
+    decode_push,
 )
 from gateway.cluster.ports import Directory, Heads, Transport
 from gateway.cluster.retelling import Retelling
@@ -40,7 +42,6 @@ from gateway.cluster.watch import Watch
 from gateway.config import Settings
 from gateway.edge.hub import Hub
 from gateway.owner.owner import Owner
-from protocol.codec import decode_server_frame
 from store.coordination import Coordination
 from store.interface import Store, Unavailable
 
@@ -102,6 +103,7 @@ class Cluster:
         own_heads: the heads of the conversations that this node owns.
         retelling: tells receipts again that other nodes may have missed.
         standing: says how conversations stand, whoever owns them.
+        items_dropped: items of parcels that this program did not understand, ever.
         on_gap: called when parcels got lost, or heads turned out not to count, so that sessions have to resync.
         on_fenced: called once this incarnation was found dead.
     """
@@ -124,6 +126,7 @@ class Cluster:
         self.watch = watch
         self.directory = directory
         self.transport = transport
+        self.items_dropped = 0
         self.on_gap: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[], None] = lambda: None
         self._edge = edge
@@ -297,12 +300,15 @@ class Cluster:
                 try:
                     self._take(sender, item)
                 except NOT_UNDERSTOOD as error:
+                    self.items_dropped += 1
                     log.error(
                         "item of a parcel not understood", sender=sender, item=type(item).__name__, error=str(error)
                     )
-                    self.on_gap()
+                    if type(item) is not Forwarded:  # which nobody here was to hear of
+                        self.on_gap()
 
     def _take(self, sender: str, item: Item) -> None:
+        """Do what an item asks for. Raises NOT_UNDERSTOOD."""
         match item:
             case Forwarded():
                 self.handing_on.forwarded(sender, item)
@@ -311,6 +317,8 @@ class Cluster:
             case GivenBack():
                 self.router.gave_back(item)
             case Delivered():
+                if not 0 < len(item.entries) == len(item.sessions):
+                    raise DecodeError(f"{len(item.entries)} entries of {len(item.sessions)} sessions")
                 self._edge.deliver(
                     Delivery(
                         item.conversation_id,
@@ -320,13 +328,8 @@ class Cluster:
                     )
                 )
             case Signalled():
-                push = decode_server_frame(item.push)
-                self._edge.signal(
-                    item.recipients,
-                    push,  # type: ignore[arg-type]
-                    item.conversation_id,
-                    self.router.origin_of(item.skip) if item.skip else None,
-                )
+                skip = self.router.origin_of(item.skip) if item.skip else None
+                self._edge.signal(item.recipients, decode_push(item.push), item.conversation_id, skip)
             case LinkBroken():
                 self.router.repeat(sender)
                 self.retelling.soon()

@@ -24,18 +24,16 @@ from contextlib import AbstractContextManager
 from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
-import structlog
 import trio
-from msgspec import DecodeError
 
 from gateway.broker import Delivery, EdgePort, Origin, OwnerPort, followers_of, is_channel
 from gateway.cluster.links import Links, LiveIncarnations
-from gateway.cluster.parcels import Answered, Delivered, Forwarded, GivenBack, Signalled
+from gateway.cluster.parcels import Answered, Delivered, Forwarded, GivenBack, Signalled, decode_command
 from gateway.cluster.places import Places, grouped
 from gateway.cluster.ports import Directory
 from gateway.cluster.rounds import Rounds
 from gateway.cluster.slots import slot_of_command
-from protocol.codec import decode_command_fast, encode_msgpack
+from protocol.codec import encode_msgpack
 from protocol.frames import Command, ErrorReply, Push, ReceiptPush, Reply
 
 HELD_MAX: Final = 65_536
@@ -44,8 +42,6 @@ wait. Only a Redis that takes commands and answers none lets so many gather, and
 
 HANDED_ON_CHECK_S: Final = 0.01
 """Seconds between two looks at whether all is handed on, before slots are handed over."""
-
-log = structlog.get_logger(__name__)
 
 
 class RemoteOrigin:
@@ -184,25 +180,15 @@ class HandingOn:
     # --- What other nodes ask ---------------------------------------------------------------------------------------
 
     def forwarded(self, sender: str, item: Forwarded) -> None:
-        """Handle a command of another node's session."""
+        """Handle a command of another node's session. Raises NOT_UNDERSTOOD."""
+        command = decode_command(item.command)
         if not self.rounds.admit(sender, item.slot, item.round):
-            self._give_back_to(sender, item.command)
-            return
-        try:
-            command = decode_command_fast(item.command)
-        except DecodeError as error:
-            log.error("forwarded command not understood", sender=sender, error=str(error))
+            self._links.send(sender, GivenBack(command.id))
             return
         origin = self._origins.get((sender, item.session))
         if origin is None or origin.user != item.user:
             origin = self._origins[sender, item.session] = RemoteOrigin(sender, item.session, item.user)
         self.owner.submit(origin, command)
-
-    def _give_back_to(self, sender: str, encoded: bytes) -> None:
-        try:
-            self._links.send(sender, GivenBack(decode_command_fast(encoded).id))
-        except DecodeError as error:
-            log.error("forwarded command not understood", sender=sender, error=str(error))
 
     # --- gateway.broker.EdgePort ------------------------------------------------------------------------------------
 

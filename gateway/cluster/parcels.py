@@ -9,7 +9,21 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from protocol.codec import CodecError, InvalidFrame, UnknownFrame
+from protocol.frames import (
+    AddMembers,
+    CreateConversation,
+    GetConversation,
+    History,
+    ListMembers,
+    MarkReceipt,
+    ReceiptPush,
+    RemoveMembers,
+    Rename,
+    Reply,
+    Send,
+    Typing,
+    TypingPush,
+)
 
 NODE_PROTOCOL: Final = 1
 """Version of what nodes send each other, as this program speaks it to all who know it."""
@@ -119,7 +133,16 @@ class Parcel(Struct, array_like=True, gc=False):
 encode_parcel: Final = msgspec.msgpack.Encoder().encode
 decode_parcel: Final = msgspec.msgpack.Decoder(Parcel).decode
 
-NOT_UNDERSTOOD: Final = (
-    msgspec.DecodeError, RecursionError, UnicodeDecodeError, CodecError, UnknownFrame, InvalidFrame,
+OwnersCommand = (
+    Send | CreateConversation | AddMembers | RemoveMembers | Rename | MarkReceipt | Typing
+    | History | GetConversation | ListMembers
 )  # fmt: skip
+"""What a session of another node may ask of an owner."""
+
+# A frame of another kind than belongs there is not understood either.
+decode_command: Final = msgspec.msgpack.Decoder(OwnersCommand).decode
+decode_reply: Final = msgspec.msgpack.Decoder(Reply).decode
+decode_push: Final = msgspec.msgpack.Decoder(ReceiptPush | TypingPush).decode
+
+NOT_UNDERSTOOD: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 """What decoding a parcel, or a frame or entry in it, raises if it is not one of this program's."""

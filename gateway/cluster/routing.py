@@ -21,10 +21,10 @@ from msgspec.structs import replace
 
 from gateway.broker import EdgePort, Origin, OwnerPort
 from gateway.cluster.links import Links
-from gateway.cluster.parcels import Answered, Forwarded, GivenBack
+from gateway.cluster.parcels import Answered, Forwarded, GivenBack, decode_reply
 from gateway.cluster.slots import slot_of_command
 from gateway.refusals import Refused, outcome_unknown, overloaded, unavailable
-from protocol.codec import decode_server_frame, encode_msgpack
+from protocol.codec import encode_msgpack
 from protocol.frames import (
     AddMembers,
     Command,
@@ -196,13 +196,13 @@ class Router:
     # --- What other nodes say ---------------------------------------------------------------------------------------
 
     def answered(self, item: Answered) -> None:
-        """An owner's reply."""
-        reply = decode_server_frame(item.reply)
-        waiting = self._end(reply.id)  # type: ignore[union-attr]
+        """An owner's reply. Raises NOT_UNDERSTOOD."""
+        reply = decode_reply(item.reply)
+        waiting = self._end(reply.id)
         if waiting is not None and waiting.command.id:
             if type(reply) is ErrorReply and waiting.copies > 1 and waiting.stores:
                 reply = outcome_unknown().reply(reply.id)
-            self._edge.reply(waiting.origin, replace(reply, id=waiting.command.id), item.conversation_id)  # type: ignore[arg-type]
+            self._edge.reply(waiting.origin, replace(reply, id=waiting.command.id), item.conversation_id)
 
     def refusal(self, origin: Origin, reply: ErrorReply) -> ErrorReply:
         """What the client is to be told where this node's own owner refuses a command."""

@@ -48,6 +48,11 @@ def _add_links(registry: MetricRegistry, cluster: "Cluster") -> None:
     registry.counter(
         "link_gaps", "Times that parcels of another node were missed, its silence included.", lambda: links.gaps
     )
+    registry.counter(
+        "parcel_items_dropped",
+        "Items of other nodes' parcels that were not understood.",
+        lambda: cluster.items_dropped,
+    )
 
 
 def _add_broker(registry: MetricRegistry, cluster: "Cluster") -> None:

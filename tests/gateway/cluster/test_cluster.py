@@ -15,11 +15,21 @@ from trio.testing import MockClock
 from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.cluster.links import REACH_MAX_S
-from gateway.cluster.parcels import Answered, Signalled
+from gateway.cluster.parcels import Answered, Delivered, Forwarded, Item, Signalled
 from gateway.config import Settings
 from protocol.codec import encode_msgpack
 from protocol.errors import ErrorCode
-from protocol.frames import ErrorReply, GetConversation, MarkReceipt, ReceiptPush, Send
+from protocol.frames import (
+    ErrorReply,
+    GetConversation,
+    GoAway,
+    ListConversations,
+    MarkReceipt,
+    Ok,
+    Ping,
+    ReceiptPush,
+    Send,
+)
 from store.interface import Unavailable
 from tests.fakes.edge import FakeOrigin
 from tests.gateway.cluster.cluster_world import NodePart, World, create, world
@@ -169,6 +179,48 @@ async def test_a_frame_of_a_newer_program_ends_no_node(autojump_clock: MockClock
         await trio.sleep(1)
         assert a.acks(alice) == [5]
         assert len(gaps) == 3
+
+
+RECEIPT = ReceiptPush("g-conversation", "bob", 3, 2)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Answered(encode_msgpack(RECEIPT), "g-conversation"),
+        Answered(encode_msgpack(GoAway(5)), "g-conversation"),
+        Answered(encode_msgpack(Ping(5)), "g-conversation"),
+        Answered(b"\x91\xff", "g-conversation"),
+        Signalled("g-conversation", ["alice"], encode_msgpack(Ok(5)), 0),
+        Signalled("g-conversation", ["alice"], encode_msgpack(GoAway(5)), 0),
+        Forwarded(1, "alice", 0, 1, encode_msgpack(Ping(5))),
+        Forwarded(1, "alice", 0, 1, encode_msgpack(ListConversations(5))),
+        Forwarded(1, "alice", 0, 1, encode_msgpack(Ok(5))),
+        Delivered("g-conversation", ["alice"], [], []),
+        Delivered("g-conversation", ["alice"], [b"one"], [1, 2]),
+    ],
+    ids=lambda item: type(item).__name__,
+)
+async def test_an_item_with_another_frame_than_belongs_there_is_dropped_alone(
+    autojump_clock: MockClock, item: Item
+) -> None:
+    async with talk(owner="b") as (_each, a, b, alice, conversation_id, _peer):
+        to_a = a.lease.incarnation
+        gaps: list[str] = []
+        a.cluster.on_gap = lambda: gaps.append("")
+        a.submit(alice, Send(5, conversation_id, "m1", "m1"))
+        b.cluster.links.send(to_a, Signalled("g-conversation", ["alice"], encode_msgpack(RECEIPT), 0))
+        b.cluster.links.send(to_a, item)
+        b.cluster.links.send(to_a, Signalled("g-conversation", ["alice"], encode_msgpack(RECEIPT), 0))
+        with structlog.testing.capture_logs() as logs:
+            await trio.sleep(1)
+        assert [signal.push for signal in a.edge.signals] == [RECEIPT, RECEIPT]
+        assert a.cluster.items_dropped == 1
+        assert len(gaps) == (0 if isinstance(item, Forwarded) else 1), "a command is none that anybody here misses"
+        (line,) = [each for each in logs if each["event"] == "item of a parcel not understood"]
+        assert (line["sender"], line["item"]) == (b.lease.incarnation, type(item).__name__)
+        assert a.acks(alice) == [5]
+        assert not [each for each in a.edge.deliveries if each.conversation_id == "g-conversation"]
 
 
 async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_clock: MockClock) -> None:
