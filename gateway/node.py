@@ -17,7 +17,7 @@ from gateway.addresses import http_url
 from gateway.answers import answer
 from gateway.api.app import Api
 from gateway.api.ports import Check
-from gateway.api.server import HTTP_CONNECTIONS_MAX, HttpServer
+from gateway.api.server import HTTP_CONNECTIONS_MAX, RESERVED_MAX, HttpServer
 from gateway.auth import Identity, Verifier
 from gateway.broker import OwnerPort
 from gateway.clock import clock_us
@@ -54,7 +54,7 @@ from protocol.frames import Command, ErrorReply, Reply
 from store.embedded import EmbeddedStore
 from store.interface import Store
 
-DESCRIPTORS_RESERVED = 64 + HTTP_CONNECTIONS_MAX
+DESCRIPTORS_RESERVED = 64 + HTTP_CONNECTIONS_MAX + RESERVED_MAX
 """Descriptors kept back from connections, besides those of handshakes: store, logs, epolls; and HTTP connections."""
 
 CALL_TIMEOUT_S = 30.0

@@ -4,6 +4,7 @@ import socket
 import sys
 from typing import Any, Final, cast
 
+import h11
 import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -13,15 +14,25 @@ from hypercorn.logging import Logger
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import ConnectionState, H11SendableEvent
 
+from gateway.api.places import Place, Places, State, unavailable
 from gateway.api.stream import HandedOverStream, open_stream
 from gateway.config import Settings
+from gateway.edge.farewell import farewell
 from gateway.observe.seldom import Seldom
 
 HTTP_CONNECTIONS_MAX: Final = 128
 """HTTP connections held at once. Scrapers, probes and a load balancer's pool need some dozens; each costs about
 30 KB, so that this many take 4 MB away from the parked connections, and no more."""
+
+RESERVED_MAX: Final = 16
+"""HTTP connections held besides while the others all wait for the node (a slow store, say), for RESERVED_PATHS only:
+a load balancer that got no answer would take a node out that works. Several balancers, an orchestrator and a scraper
+have room; each connection is closed with its answer."""
+
+RESERVED_PATHS: Final = frozenset((b"/health/live", b"/health/ready", b"/metrics"))
+"""What the reserve is for: answered from memory, so that no place there is held for long."""
 
 KEEP_ALIVE_S: Final = 15.0
 """Seconds from the end of a response to the whole head of the next request: longer than the interval of common
@@ -41,10 +52,6 @@ hang when a request was answered before its body was complete."""
 GRACE_S: Final = 3.0
 """Seconds that open requests get to finish when the server stops."""
 
-_FULL: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-)
 _TOO_MANY: Final = b"this node holds %d HTTP connections, the most allowed; try again in 1 s\n"
 _STOPPING: Final = b"this node is stopping; try again in 1 s, it may be at another node\n"
 
@@ -72,8 +79,8 @@ class _HypercornLog(Logger):
         self._seldom.warn("hypercorn", message=message % args if args else message, error=repr(sys.exception()))
 
 
-def hypercorn_config(settings: Settings) -> Config:
-    """The bounds of this server in hypercorn's words."""
+def hypercorn_config(settings: Settings, *, keep_alive: bool) -> Config:
+    """The bounds of this server in hypercorn's words; without ``keep_alive`` a connection ends with its answer."""
     config = Config()
     config.logger_class = _HypercornLog
     config.accesslog = None
@@ -81,7 +88,7 @@ def hypercorn_config(settings: Settings) -> Config:
     config.include_server_header = False
     config.h11_max_incomplete_size = settings.request_head_bytes_max
     config.keep_alive_timeout = KEEP_ALIVE_S
-    config.keep_alive_max_requests = REQUESTS_PER_CONNECTION_MAX
+    config.keep_alive_max_requests = REQUESTS_PER_CONNECTION_MAX if keep_alive else 0
     config.read_timeout = READ_TIMEOUT_S
     config.max_app_queue_size = CHUNKS_WAITING_MAX
     return config
@@ -92,7 +99,17 @@ class _Http1(H11Protocol):
 
     hypercorn would take an upgrade to HTTP/2. A proxy in front that forwards such a request sees a 101, and forwards
     everything from then on unread: whatever it keeps from clients (metrics, say), they could ask for in there.
+
+    Attributes:
+        place: is told when an answer begins.
     """
+
+    place: Place
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        if isinstance(event, h11.Response):
+            self.place.enter(State.ANSWERING)
+        await super()._send_h11_event(event)
 
     async def _check_protocol(self, event: object) -> None:
         """Pass over what asks for HTTP/2: it is answered in HTTP/1.1 (RFC 9110 section 7.8 allows that)."""
@@ -104,28 +121,47 @@ class _Connection(TCPServer):
     hypercorn alone would let such a connection wait for its keep-alive timeout.
     """
 
-    def __init__(self, app: ASGIWrapper, config: Config, context: WorkerContext, stream: HandedOverStream) -> None:
+    def __init__(self, app: Any, config: Config, context: WorkerContext, place: Place) -> None:
         # Typed for TLS; what hypercorn needs of a stream without is receive, send, end, close and ``socket``
-        super().__init__(app, config, context, ConnectionState({}), cast(Any, stream))
-        self._handed_over = stream
-        stream.at_end = self.idle_task.stop
+        stream = cast(Any, place.stream)
+        super().__init__(ASGIWrapper(_telling(place, app)), config, context, ConnectionState({}), stream)
+        self._place = place
+        place.stream.at_end = self.idle_task.stop
 
     async def _read_data(self) -> None:
         """As hypercorn's, of which this is the first moment that there is a protocol."""
         spoken = self.protocol.protocol
-        self.protocol.protocol = _Http1(
+        self.protocol.protocol = http1 = _Http1(
             self.app, self.config, self.context, self._task_group, spoken.connection_state,
             spoken.ssl, spoken.client, spoken.server, self.protocol_send,
         )  # fmt: skip
+        http1.place = self._place
         await super()._read_data()
         # Nothing more comes, so that there is nothing to wait for once what came is answered
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
         """As hypercorn's, and no waiting for another request of a client that has ended its side."""
+        if isinstance(event, Updated):
+            self._place.enter(State.IDLE if event.idle else State.RECEIVING)
         await super().protocol_send(event)
-        if isinstance(event, Updated) and event.idle and self._handed_over.ended:
+        if isinstance(event, Updated) and event.idle and self._place.stream.ended:
             await self.idle_task.stop()
+
+
+def _telling(place: Place, app: Any) -> Any:
+    """The application, which tells when it has a whole request."""
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        async def receive_and_tell() -> Any:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                place.enter(State.WORKING)
+            return message
+
+        await app(scope, receive_and_tell, send)
+
+    return call
 
 
 class HttpServer:
@@ -135,21 +171,35 @@ class HttpServer:
         refused: connections turned away because there were too many, or the server had stopped.
     """
 
-    def __init__(self, app: Any, settings: Settings, *, connections_max: int = HTTP_CONNECTIONS_MAX) -> None:
+    def __init__(
+        self,
+        app: Any,
+        settings: Settings,
+        *,
+        connections_max: int = HTTP_CONNECTIONS_MAX,
+        reserved: int = RESERVED_MAX,
+    ) -> None:
         self.refused = 0
-        self._app = ASGIWrapper(app)
-        self._config = hypercorn_config(settings)
+        self._app = app
+        self._kept = hypercorn_config(settings, keep_alive=True)
+        self._closed_with_answer = hypercorn_config(settings, keep_alive=False)
         self._context = WorkerContext(None)
         self._connections_max = connections_max
+        self._places = Places(connections_max)
+        self._reserve = Places(reserved)
         self._nursery: trio.Nursery | None = None
-        self._open: dict[HandedOverStream, trio.CancelScope] = {}
         self._all_gone = trio.Event()
         self._seldom = Seldom()
 
     @property
     def connections(self) -> int:
         """HTTP connections held now."""
-        return len(self._open)
+        return len(self._places.held) + len(self._reserve.held)
+
+    @property
+    def gave_way(self) -> int:
+        """Connections closed because their clients were idle or slow and others needed the place, ever."""
+        return self._places.gave_way + self._reserve.gave_way
 
     def hand_over(self, sock: socket.socket, head: bytes, peer: tuple[Any, ...] | None = None) -> None:
         """Serve HTTP on a socket from which ``head`` (at least the first request's head) was already read.
@@ -161,13 +211,16 @@ class HttpServer:
         """
         if self._nursery is None:
             self._turn_away(sock, _STOPPING)
-        elif len(self._open) >= self._connections_max:
-            self._turn_away(sock, _TOO_MANY % self._connections_max)
+        elif self._places.make_room():
+            self._begin(self._places, self._kept, open_stream(sock, head, peer))
+        elif _path(head) in RESERVED_PATHS and self._reserve.make_room():
+            self._begin(self._reserve, self._closed_with_answer, open_stream(sock, head, peer))
         else:
-            stream = open_stream(sock, head, peer)
-            # Shielded: when the node is cancelled, open requests first get their grace
-            scope = self._open[stream] = trio.CancelScope(shield=True)
-            self._nursery.start_soon(self._serve, stream, scope)
+            self._turn_away(sock, _TOO_MANY % self._connections_max)
+
+    def _begin(self, places: Places, config: Config, stream: HandedOverStream) -> None:
+        assert self._nursery is not None, "it runs"
+        self._nursery.start_soon(self._serve, places, places.take(stream), config)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take sockets until cancelled; ready once started.
@@ -194,34 +247,33 @@ class HttpServer:
         # hypercorn's idle connections wait for this, and busy ones close instead of waiting for another request
         await context.terminated.set()
         with trio.move_on_after(within_s):
-            while self._open:
+            while self.connections:
                 self._all_gone = trio.Event()
                 await self._all_gone.wait()
-        for stream, scope in self._open.items():
-            scope.cancel()
-            stream.cut()
+        for place in (*self._places.held, *self._reserve.held):
+            place.end()
 
-    async def _serve(self, stream: HandedOverStream, scope: trio.CancelScope) -> None:
+    async def _serve(self, places: Places, place: Place, config: Config) -> None:
         """Run one connection to its end; never raises."""
-        with scope:
+        with place.scope:
             try:
                 # A connection that can take no answer would go on with the requests that came before it broke
-                stream.at_break = scope.cancel
-                await _Connection(self._app, self._config, self._context, stream).run()
+                place.stream.at_break = place.scope.cancel
+                await _Connection(self._app, config, self._context, place).run()
             except Exception as error:  # noqa: BLE001 - the outermost frame of a connection: only this one ends
                 # Input that hypercorn had no answer for, as above
                 self._seldom.warn("http_connection_failed", error=repr(error))
             finally:
-                stream.cut()
-                del self._open[stream]
-                if not self._open:
+                place.stream.cut()
+                places.held.discard(place)  # not there any more if it gave way
+                if not self.connections:
                     self._all_gone.set()
 
     def _turn_away(self, sock: socket.socket, message: bytes) -> None:
         self.refused += 1
-        try:
-            sock.send(_FULL % (len(message), message))
-        except OSError:
-            # A fresh socket has room for this; when it fails the peer is gone, and the answer was a courtesy
-            _log.debug("http_refusal_not_sent")
-        sock.close()
+        farewell(sock, unavailable(message))
+
+
+def _path(head: bytes) -> bytes:
+    """The path that a request's head asks for; something else if it is none."""
+    return head.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0]

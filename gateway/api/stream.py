@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 import trio
 
 from gateway.api.tls_transport import TlsTransport
+from gateway.edge.farewell import farewell
 
 SEND_TIMEOUT_S: Final = 30.0
 """Seconds that one response may take to leave: a client that reads slower than some 10 KB/s is cut off. hypercorn
@@ -19,26 +20,30 @@ async def _nothing() -> None:
 
 
 class Addresses:
-    """Both ends of a connection, as a socket tells them; the client's may be one that a load balancer named."""
+    """Both ends of a connection, as a socket tells them; the client's may be one that a load balancer named.
+
+    Attributes:
+        sock: that socket.
+    """
 
     def __init__(self, sock: socket.socket, peer: tuple[Any, ...] | None) -> None:
-        self._sock = sock
+        self.sock = sock
         self._peer = peer
 
     @property
     def family(self) -> socket.AddressFamily:
         """IPv4 or IPv6, as the client's address is."""
         if self._peer is None:
-            return self._sock.family
+            return self.sock.family
         return socket.AF_INET6 if ":" in self._peer[0] else socket.AF_INET
 
     def getpeername(self) -> Any:
         """The client's address. Raises OSError when it is the socket's own, and that is gone."""
-        return self._peer or self._sock.getpeername()
+        return self._peer or self.sock.getpeername()
 
     def getsockname(self) -> Any:
         """The node's address, as the connection reached it. Raises OSError when the socket is closed."""
-        return self._sock.getsockname()
+        return self.sock.getsockname()
 
 
 class HandedOverStream(trio.abc.HalfCloseableStream):
@@ -112,6 +117,10 @@ class HandedOverStream(trio.abc.HalfCloseableStream):
     def cut(self) -> None:
         """Close the socket by a plain call: whoever waits on the stream gets trio.ClosedResourceError."""
         self._close()
+
+    def dismiss(self, last: bytes) -> None:
+        """Send last bytes and close the socket, all by a plain call, while nothing else is being sent."""
+        farewell(self.socket.sock, last, self._close)
 
 
 class TlsHandedOverStream(HandedOverStream):

@@ -144,6 +144,11 @@ class Metrics:
             lambda: node.entrance.tls_failed if node.entrance else 0,
         )
         counter("http_refused", "HTTP connections turned away.", lambda: node.http.refused)
+        counter(
+            "http_gave_way",
+            "HTTP connections closed because their clients were idle or slow and others needed the place.",
+            lambda: node.http.gave_way,
+        )
         self.registry.counters(
             "closes", "Connections that this node closed, by close code.", "code", lambda: node.writer.closed_by_code
         )

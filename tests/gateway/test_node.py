@@ -8,7 +8,7 @@ import jwt
 import pytest
 import trio
 
-from gateway.api.server import HTTP_CONNECTIONS_MAX
+from gateway.api.server import HTTP_CONNECTIONS_MAX, RESERVED_MAX
 from gateway.auth import Identity, Verifier
 from gateway.broker import Delivery
 from gateway.config import Settings
@@ -308,4 +308,4 @@ async def test_who_does_not_go_is_cut_when_the_grace_is_over(make_node, mock_clo
 
 
 def test_descriptors_are_kept_back_for_all_that_is_no_connection():
-    assert DESCRIPTORS_RESERVED > HTTP_CONNECTIONS_MAX
+    assert DESCRIPTORS_RESERVED > HTTP_CONNECTIONS_MAX + RESERVED_MAX

@@ -2,7 +2,6 @@
 
 import socket
 import struct
-from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -265,29 +264,7 @@ async def test_http2_does_not_begin_on_a_kept_connection(front: Front) -> None:
         assert (await client.stream.receive_some()).startswith(b"HTTP/1.1 4")
 
 
-# --- Bounds and the end ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def narrow(node: FakeNode, nursery: trio.Nursery) -> AsyncIterator[Front]:
-    """A server with room for one connection."""
-    api = Api(node, "0.0.0")
-    narrow = HttpServer(api, Settings(), connections_max=1)
-    await nursery.start(lambda task_status: narrow.run(task_status=task_status))
-    yield Front(node, narrow, api)
-    nursery.cancel_scope.cancel()
-
-
-async def test_one_connection_too_many_is_told_so(narrow: Front) -> None:
-    first = narrow.open(LIVE)
-    async with first.stream:
-        await first.response()
-        response = await narrow.ask("GET", "/health/live", user=None)
-        assert (response.status, response.headers["retry-after"]) == (503, "1")
-        assert b"holds 1 HTTP connections" in response.body
-        assert narrow.server.refused == 1
-    await narrow.until_connections(0)
-    assert (await narrow.ask("GET", "/health/live", user=None)).status == 200
+# --- The end --------------------------------------------------------------------------------------------------------
 
 
 async def test_before_the_start_connections_are_turned_away(node: FakeNode) -> None:

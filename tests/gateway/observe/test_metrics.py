@@ -23,7 +23,7 @@ def node() -> Any:
         ),
         listener=SimpleNamespace(handshakes=7, refused={503: 8}),
         writer=SimpleNamespace(bytes_queued=9, slow_consumers=10, closed_by_code={1000: 11}),
-        http=SimpleNamespace(connections=12, refused=13),
+        http=SimpleNamespace(connections=12, refused=13, gave_way=30),
         entrance=SimpleNamespace(headers_refused=27, tls_failed=28),
         presences=SimpleNamespace(watched=14, leaving=0),
         admission=SimpleNamespace(refused=15),
@@ -58,6 +58,7 @@ async def test_what_a_node_tells(node: Any) -> None:
     assert found["tidegate_tls_handshakes_failed_total"] == 28
     assert found["tidegate_handshakes_refused_total/503"] == 8
     assert found["tidegate_send_queue_bytes"] == 9
+    assert found["tidegate_http_gave_way_total"] == 30
     assert found["tidegate_closes_total/1000"] == 11
     assert found["tidegate_sends_total"] == 17
     assert found["tidegate_delivery_seconds_bucket/0.0025"] == 3
