@@ -1,5 +1,6 @@
 """The ASGI application: bounds a request, finds its route, checks token, query and body, and writes the answer."""
 
+import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from gateway.api import openapi, operations
 from gateway.api.page import render_page
@@ -27,6 +29,9 @@ answer; a larger one sees its connection end."""
 
 BODY_TIMEOUT_S: Final = 10.0
 """Seconds for a request body to arrive: a slow client holds one of the few HTTP connections no longer than that."""
+
+REQUEST_ID_BYTES: Final = 6
+"""Random bytes of the id by which a request is found in the log: of a million requests, no two share one."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -72,15 +77,21 @@ class Api:
             return
         if scope["type"] != "http":
             raise ValueError(f"ASGI scope {scope['type']!r}: this application has http and websocket only")
+        request_id = secrets.token_hex(REQUEST_ID_BYTES)
+        client = (scope.get("client") or ("",))[0]
         try:
-            answer = await self._answer(scope, receive)
+            # Whatever is logged from here to the answer says of which request it is; the user is known later
+            with bound_contextvars(
+                request=request_id, client=client, method=scope["method"], path=scope["path"], user=""
+            ):
+                answer = await self._answer(scope, receive, request_id)
         except ClientGone:
             return
         self.answered[answer.status] += 1
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
 
-    async def _answer(self, scope: Message, receive: Receive) -> Encoded:
+    async def _answer(self, scope: Message, receive: Receive, request_id: str) -> Encoded:
         try:
             # The body is taken off the connection first, whatever follows: else it could not carry another request
             body = await _read_body(receive)
@@ -89,6 +100,7 @@ class Api:
             if route.token and not self._node.started:
                 raise Refusal(ErrorCode.UNAVAILABLE, "the node is starting: GET /health/ready says what it waits for")
             user = await self._authenticate(headers) if route.token else ""
+            bind_contextvars(user=user)
             request = Request(
                 self._node,
                 user,
@@ -102,8 +114,10 @@ class Api:
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - the outermost frame of a request: logged, and only this one fails
-            _log.exception("http_request_failed", method=scope["method"], path=scope["path"])
-            return _encoded(_problem(Refusal(ErrorCode.INTERNAL, "a fault of the node, which has logged it")))
+            _log.exception("http request failed")
+            return _encoded(
+                _problem(Refusal(ErrorCode.INTERNAL, f"a fault of the node, which has logged it: request {request_id}"))
+            )
 
     async def _authenticate(self, headers: dict[bytes, bytes]) -> str:
         scheme, _, token = _text(headers, b"authorization").partition(" ")

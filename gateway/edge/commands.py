@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from msgspec import DecodeError
 
 from gateway.broker import Origin, OwnerPort, is_channel
@@ -32,6 +33,8 @@ from protocol.frames import (
 
 CONGESTED_RETRY_MS = 500
 """Milliseconds after which a send to a congested conversation may be repeated: some dozens of deliveries further on."""
+
+log = structlog.get_logger(__name__)
 
 Handler = Callable[[Any, Any], None]
 
@@ -93,7 +96,12 @@ class Commands:
         if wait_s:
             self._refuse_number(connection, command.id, wait_s)
             return
-        self.handlers[type(command)](connection, command)
+        try:
+            self.handlers[type(command)](connection, command)
+        except Exception:
+            # One connection's command must not end the node: it is our bug, logged whole, and told as such.
+            log.exception("command failed", **_ids(connection, command))
+            self._writer.close(connection, CloseCode.INTERNAL_ERROR, "a fault of the node, which has logged it")
 
     def submit(self, origin: Origin, command: Command) -> None:
         """Hand on a command that did not come as a frame; commands about the connection itself are not among them."""
@@ -151,3 +159,14 @@ class Commands:
             self._hub.reply(origin, ErrorReply(command.id, ErrorCode.OVERLOADED, message, CONGESTED_RETRY_MS))
             return
         self._submit_to_owner(origin, command)
+
+
+def _ids(connection: Connection, command: Command) -> dict[str, Any]:
+    """By which the log names a command, and what it is about."""
+    return {
+        "user": connection.user,
+        "connection": connection.fd,
+        "command": type(command).__name__,
+        "request": command.id,
+        "conversation": getattr(command, "conversation_id", ""),
+    }

@@ -192,6 +192,6 @@ class Parking:
         try:
             self._on_frame(connection, payload)
         except Exception:
-            # One connection's command must not end the node: it is our bug, logged whole, and told as such.
-            log.exception("command failed", user=connection.user)
+            # As in Commands, for what fails before there is a command: one connection must not end the node.
+            log.exception("frame failed", user=connection.user, connection=connection.fd)
             self._writer.close(connection, CloseCode.INTERNAL_ERROR, "a fault of the node, which has logged it")

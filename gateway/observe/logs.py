@@ -6,7 +6,9 @@ What must not be logged is kept out here, once, whatever a caller passes:
 - only plain values are logged: of any other object only its type, because a command's repr shows its body;
 - whatever looks like a JWT is masked, wherever in a text it stands, exception texts included.
 
-A request's ids are bound with ``structlog.contextvars.bound_contextvars(connection=…)`` or ``log.bind(…)``.
+The ids of an HTTP request (request, user, client, method, path) are bound with ``structlog.contextvars`` where it
+begins, so that every line on its way has them. A command of a connection has no context of its own, which would cost
+each of them; the lines about one name user, connection, command, request and conversation themselves.
 """
 
 import logging

@@ -2,6 +2,8 @@
 
 import msgspec
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from gateway.api.ports import Check
 from gateway.api.problems import STATUS_OF, meaning_of
@@ -380,6 +382,25 @@ async def test_a_fault_of_the_node_is_500_and_tells_nothing(front: Front) -> Non
     response = await front.ask("POST", ENTRIES, MESSAGE)
     assert (response.status, response.json["code"]) == (500, "INTERNAL")
     assert b"internal detail" not in response.body
+
+
+async def test_what_is_logged_of_a_request_names_it_and_so_does_the_answer_to_a_fault(front: Front) -> None:
+    def fail(_command: frames.Command) -> frames.Reply:
+        structlog.get_logger().info("from deep within")
+        raise RuntimeError
+
+    front.node.reply = fail
+    with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+        answers = [await front.ask("POST", ENTRIES, MESSAGE, user=user) for user in ("alice", "bob")]
+        unknown = await front.ask("POST", ENTRIES, MESSAGE, user=None)
+    ids = [line["request"] for line in lines]
+    assert ids == [ids[0], ids[0], ids[2], ids[2]]
+    assert ids[0] != ids[2]
+    assert [line["user"] for line in lines] == ["alice", "alice", "bob", "bob"]
+    assert {(line["method"], line["path"]) for line in lines} == {("POST", ENTRIES)}
+    assert all(request_id in str(answer.json["detail"]) for answer, request_id in zip(answers, ids[::2], strict=True))
+    assert unknown.status == 401
+    assert not structlog.contextvars.get_contextvars()
 
 
 async def test_a_reply_of_the_wrong_type_is_a_fault(front: Front) -> None:

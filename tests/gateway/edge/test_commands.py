@@ -5,6 +5,7 @@ import time
 import jwt
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from gateway.auth import Verifier
 from gateway.broker import Delivery
@@ -145,6 +146,27 @@ async def test_garbage_closes_the_connection(edge, payload):
     desk, peer = Desk(edge), edge.connect("a")
     desk.commands.handle(peer.connection, payload)
     assert peer.close_code() == CloseCode.BAD_FRAME
+
+
+def test_a_fault_of_ours_is_logged_with_whose_command_it_was_and_ends_that_connection_only(edge):
+    desk, peer, neighbour = Desk(edge), edge.connect("ann"), edge.connect("ben")
+
+    def fail(_origin, _command):
+        raise RuntimeError
+
+    desk.commands.handlers[frames.Send] = fail
+    fd = peer.connection.fd
+    with capture_logs() as lines:
+        desk.give(peer, frames.Send(7, "c1", "m1", "a body that nobody may log"))
+    (line,) = lines
+    assert line["event"] == "command failed"
+    assert (line["user"], line["connection"], line["command"], line["request"]) == ("ann", fd, "Send", 7)
+    assert line["conversation"] == "c1"
+    assert line["exc_info"]
+    assert "a body" not in str(line)
+    assert peer.close_code() == CloseCode.INTERNAL_ERROR
+    desk.give(neighbour, frames.Ping(8))
+    assert neighbour.frames() == [frames.Pong(8)]
 
 
 def test_the_rate_limit_allows_a_burst_then_the_rate(edge):
