@@ -261,8 +261,8 @@ class Listener:
         if origin is not None and origin not in self._settings.allowed_origins:
             raise Refused(403, "this origin is not allowed: the operator lists origins in allowed_origins")
         if self._table.count + self._upgraded >= self._connections_max or not self.accepting:
-            reason = "the node is full" if self.accepting else self.why_not or GOING_AWAY
-            raise Refused(503, f"{reason}: try again, or another node", (("Retry-After", str(RETRY_AFTER_S)),))
+            full = f"the node is full: it holds {self._connections_max} connections, the most allowed"
+            raise _come_back(full if self.accepting else self.why_not or GOING_AWAY)
 
     def _device(self, head: RequestHead) -> str:
         query = head.target.partition("?")[2]
@@ -291,8 +291,8 @@ class Listener:
 
     def _continue_in_task(self, arrival: Arrival, data: bytes, request: Request | None = None) -> None:
         if self.handshakes >= self._settings.handshakes_max:
-            message = "too many handshakes in progress: send the request at once, or try again"
-            self._refuse(arrival.sock, arrival.peer, Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),)))
+            many = f"{self.handshakes} handshakes are in progress, the most allowed; send a request at once"
+            self._refuse(arrival.sock, arrival.peer, _come_back(many))
             return
         self.handshakes += 1
         self._upgraded += request is not None
@@ -320,7 +320,7 @@ class Listener:
             arrival.sock.close()  # the peer went away
         except trio.Cancelled:
             # The node ends; whoever is cancelled still has the socket.
-            self._send_away(arrival, request, f"{self.why_not or GOING_AWAY}: try again, or another node")
+            self._send_away(arrival, request, self.why_not or GOING_AWAY)
             raise
         except Exception:
             log.exception("handshake failed", client=arrival.peer[0])
@@ -349,25 +349,23 @@ class Listener:
 
     def _send_away(self, arrival: Arrival, request: Request | None, reason: str) -> None:
         """Tell whoever is not done with the handshake to come back."""
+        refused = _come_back(reason)
         if request is None or request.token:
-            refused = Refused(503, reason, (("Retry-After", str(RETRY_AFTER_S)),))
             self._refuse(arrival.sock, arrival.peer, refused)
         else:
-            self._sessions.turn_away(arrival.sock, CloseCode.SERVICE_RESTART, reason)
+            self._sessions.turn_away(arrival.sock, CloseCode.SERVICE_RESTART, str(refused))
 
     def _too_late(self, arrival: Arrival, request: Request | None) -> None:
-        if self._putting_off:
-            self._send_away(arrival, request, "the node is being upgraded: try again")
-            return
         sock, limit_s = arrival.sock, self._settings.handshake_timeout_s
-        if request is None:
-            raise Refused(408, f"no complete request within {limit_s:g} s")
-        if request.token:
-            message = f"the token could not be verified within {limit_s:g} s: try again"
-            raise Refused(503, message, (("Retry-After", str(RETRY_AFTER_S)),))
-        if request.verifying:
-            message = f"the token could not be verified within {limit_s:g} s"
-            self._sessions.turn_away(sock, CloseCode.INTERNAL_ERROR, message)
+        unverified = f"the token could not be verified within {limit_s:g} s"
+        if self._putting_off:
+            self._send_away(arrival, request, "the node is being upgraded")
+        elif request is None:
+            raise Refused(408, f"no complete request within {limit_s:g} s: send it at once")
+        elif request.token:
+            self._send_away(arrival, request, unverified)
+        elif request.verifying:
+            self._sessions.turn_away(sock, CloseCode.INTERNAL_ERROR, f"{unverified}: try again")
         else:
             self._sessions.turn_away(sock, CloseCode.AUTHENTICATE_TIMEOUT, f"authenticate within {limit_s:g} s")
 
@@ -412,6 +410,13 @@ class Listener:
 
 class Incomplete(Exception):
     """The request head is not complete yet."""
+
+
+def _come_back(reason: str) -> Refused:
+    """A refusal that is nobody's fault and will not last."""
+    return Refused(
+        503, f"{reason}: try again in {RETRY_AFTER_S} s, or another node", (("Retry-After", str(RETRY_AFTER_S)),)
+    )
 
 
 def _unauthorized(message: str) -> Refused:

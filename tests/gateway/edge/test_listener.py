@@ -265,6 +265,7 @@ async def test_a_full_node_says_when_to_come_back(door):
     answer = await door.answer(request())
     assert answer.startswith("HTTP/1.1 503 ")
     assert "Retry-After: 5" in answer
+    assert "it holds 3 connections, the most allowed: try again in 5 s, or another node" in answer
     for stream in streams:
         await stream.aclose()
 
@@ -349,7 +350,8 @@ async def test_keys_that_cannot_be_fetched_are_not_blamed_on_the_client(door, mo
     if in_header:
         answer = await door.answer(request())
         assert answer.startswith("HTTP/1.1 503 ")
-        assert "Retry-After" in answer
+        assert "Retry-After: 5" in answer
+        assert "could not be verified within 10 s: try again in 5 s, or another node" in answer
         return
     stream = await door.connect(request(authorization=False))
     _, rest = await receive_head(stream)
@@ -366,7 +368,7 @@ async def test_a_starting_node_refuses_upgrades_with_its_reason(door):
     door.listener.accepting, door.listener.why_not = False, "the node is starting"
     answer = await door.answer(request())
     assert answer.startswith("HTTP/1.1 503 ")
-    assert "the node is starting: try again, or another node" in answer
+    assert "the node is starting: try again in 5 s, or another node" in answer
 
 
 async def test_other_requests_go_to_the_http_server(door):
@@ -419,13 +421,15 @@ async def test_slow_handshakes_are_cut_and_keep_nobody_waiting(edge, nursery, au
     slow = [await door.connect(b"G") for _ in range(20)]
     while door.listener.handshakes < 20:
         await trio.testing.wait_all_tasks_blocked()
-    assert "too many handshakes" in await door.answer(b"G")
+    answer = await door.answer(b"G")
+    assert "20 handshakes are in progress, the most allowed; send a request at once: try again in 5 s" in answer
     quick = await door.connect(request())
     head, _ = await receive_head(quick)
     assert head.startswith(b"HTTP/1.1 101 "), "an honest client was kept waiting"
     for stream in slow:
         answer = b"".join([chunk async for chunk in stream])
         assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"no complete request within 10 s: send it at once" in answer
     assert door.listener.handshakes == 0
     door.close()
 
