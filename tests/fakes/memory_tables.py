@@ -32,6 +32,21 @@ from store.tables import (
     SlotsRow,
 )
 
+Log = dict[tuple[int, int], tuple[int, bytes]]
+"""Rows of entries: by seq and epoch, when each was written (microseconds) and what."""
+
+Logs = dict[tuple[str, int], Log]
+"""By conversation and bucket."""
+
+
+def put_entries(logs: Logs, write: EntryWrite) -> None:
+    """Write rows as one replica does: of two writes of the same row the later one stays, whichever comes first."""
+    rows = logs.setdefault((write.conversation_id, write.bucket), {})
+    for stored in write.entries:
+        cell = (stored.entry.time_us, stored.encoded)
+        key = (stored.entry.seq, write.epoch)
+        rows[key] = max(cell, rows.get(key, cell))
+
 
 class MemoryTables:
     """Implements Tables.
@@ -49,7 +64,7 @@ class MemoryTables:
         self.held = False
         self.calls: list[str] = []
         self.conversations: dict[str, ConversationRow] = {}
-        self.logs: dict[tuple[str, int], dict[tuple[int, int], tuple[int, bytes]]] = {}
+        self.logs: Logs = {}
         self.stays_: dict[tuple[str, str, int], dict[str, int]] = {}
         self.by_user: dict[tuple[str, str, int], dict[str, object]] = {}
         self.described: dict[str, tuple[int, str, int]] = {}
@@ -127,22 +142,15 @@ class MemoryTables:
         del self._queue[at]
         results = []
         for write in writes:
-            error = self._judge("write_entries", partial(self._write_entries, write))
+            error = self._judge("write_entries", partial(put_entries, self.logs, write))
             if error is None:
-                self._write_entries(write)
+                put_entries(self.logs, write)
             results.append((write, error))
         done(results)
 
     @property
     def queued(self) -> int:
         return len(self._queue)
-
-    def _write_entries(self, write: EntryWrite) -> None:
-        rows = self.logs.setdefault((write.conversation_id, write.bucket), {})
-        for stored in write.entries:
-            cell = (stored.entry.time_us, stored.encoded)
-            key = (stored.entry.seq, write.epoch)
-            rows[key] = max(cell, rows.get(key, cell))
 
     async def entries(
         self, conversation_id: str, bucket: int, *, after_seq: int, before_seq: int, limit: int, newest: bool

@@ -56,6 +56,20 @@ NodeScript = Callable[["FakeConnection", Command], Awaitable[bool]]
 """Sees a command first; True when it has dealt with it."""
 
 
+class Refusals:
+    """A script that refuses what comes first, each time with the next of these codes and retry_after_ms."""
+
+    def __init__(self, *refusals: tuple[ErrorCode, int]) -> None:
+        self.left = list(refusals)
+
+    async def __call__(self, connection: "FakeConnection", command: Command) -> bool:
+        if not self.left:
+            return False
+        code, retry_after_ms = self.left.pop(0)
+        await connection.put(ErrorReply(command.id, code, "no", retry_after_ms))
+        return True
+
+
 class FakeConnection:
     """The node's end of one connection."""
 

@@ -13,7 +13,7 @@ import trio
 
 from store.interface import NotWritten, OutcomeUnknown, StoreError, Unavailable
 from store.tables import EntriesDone, EntryRow, EntryWrite, SlotsRow
-from tests.fakes.memory_tables import MemoryTables
+from tests.fakes.memory_tables import Logs, MemoryTables, put_entries
 from tests.simulation.place import Place
 from tests.simulation.timeline import Timeline
 
@@ -31,8 +31,6 @@ SERIAL = frozenset(("conversation", "lease", "slots"))
 
 READS = ("conversation", "members", "stays", "involvements", "last_seen", "leases", "lease", "slots")
 
-Log = dict[tuple[int, int], tuple[int, bytes]]
-
 
 class Cassandra:
     """What all nodes share.
@@ -48,7 +46,7 @@ class Cassandra:
         self.rng = rng
         self.timeline = timeline
         self.rows = MemoryTables()
-        self.logs: list[dict[tuple[str, int], Log]] = [{} for _ in range(REPLICAS)]
+        self.logs: list[Logs] = [{} for _ in range(REPLICAS)]
         self.unknown_share = 0.0
         self.unknowns = 0
 
@@ -161,7 +159,7 @@ class NodeTables(MemoryTables):
                 done([(write, error)])
 
         def arrive(replica: int) -> None:
-            self._put(replica, write)
+            put_entries(self.cassandra.logs[replica], write)
             acks.append(replica)
             if len(acks) == QUORUM and fate == "":
                 after(self.way_s(), lambda: place.hear(lambda: tell(None)))
@@ -183,13 +181,6 @@ class NodeTables(MemoryTables):
         if timed_out:
             cassandra.unknowns += 1
             after(TIMEOUT_S, lambda: place.hear(lambda: tell(OutcomeUnknown(fate or "timed out"))))
-
-    def _put(self, replica: int, write: EntryWrite) -> None:
-        rows = self.cassandra.logs[replica].setdefault((write.conversation_id, write.bucket), {})
-        for stored in write.entries:
-            cell = (stored.entry.time_us, stored.encoded)
-            key = (stored.entry.seq, write.epoch)
-            rows[key] = max(cell, rows.get(key, cell))
 
     async def entries(
         self, conversation_id: str, bucket: int, *, after_seq: int, before_seq: int, limit: int, newest: bool

@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -19,13 +19,6 @@ from protocol.client import connect
 from protocol.errors import ErrorCode
 from protocol.frames import EntryKind, ErrorReply, ReceiptPush, Send, SendAck
 from tests.fakes.node import FakeNode
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[FakeNode]:
-    async with trio.open_nursery() as nursery:
-        yield FakeNode(nursery)
-        nursery.cancel_scope.cancel()
 
 
 async def chat(node: FakeNode, goal: Goal, text: str, monkeypatch, *, as_json: bool = False) -> None:

@@ -34,13 +34,6 @@ from tests.fakes.node import FakeConnection, FakeNode
 
 
 @pytest.fixture
-async def node() -> AsyncIterator[FakeNode]:
-    async with trio.open_nursery() as nursery:
-        yield FakeNode(nursery)
-        nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
 def patient_clock() -> MockClock:
     """Jumps only when the screen's thread had time to work."""
     return MockClock(autojump_threshold=0.3)

@@ -1,6 +1,6 @@
 """An owner on a store in memory, with an edge that writes everything down."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import pytest
@@ -72,30 +72,20 @@ class World:
 
     async def group(self, creator: FakeOrigin, *others: str, title: str = "team") -> str:
         """A new group; what its creation brought is forgotten."""
-        request_id = self.next_id()
-        command = CreateConversation(
-            request_id, ConversationKind.GROUP, list(others), client_msg_id=f"create-{request_id}", title=title
-        )
-        reply = await self.ask(creator, command)
-        assert isinstance(reply, ConversationReply), reply
-        self.edge.forget()
-        return reply.conversation.conversation_id
+        return await self._created(creator, ConversationKind.GROUP, others, f"create-{self.next_id()}", title)
 
     async def channel(self, creator: FakeOrigin, *others: str, title: str = "news") -> str:
         """A new channel; what its creation brought is forgotten."""
-        request_id = self.next_id()
-        command = CreateConversation(
-            request_id, ConversationKind.CHANNEL, list(others), client_msg_id=f"create-{request_id}", title=title
-        )
-        reply = await self.ask(creator, command)
-        assert isinstance(reply, ConversationReply), reply
-        self.edge.forget()
-        return reply.conversation.conversation_id
+        return await self._created(creator, ConversationKind.CHANNEL, others, f"create-{self.next_id()}", title)
 
     async def direct(self, creator: FakeOrigin, other: str) -> str:
         """The conversation of two; what its creation brought is forgotten."""
-        command = CreateConversation(self.next_id(), ConversationKind.DIRECT, [other], client_msg_id="direct")
-        reply = await self.ask(creator, command)
+        return await self._created(creator, ConversationKind.DIRECT, [other], "direct")
+
+    async def _created(
+        self, creator: FakeOrigin, kind: ConversationKind, others: Sequence[str], client_msg_id: str, title: str = ""
+    ) -> str:
+        reply = await self.ask(creator, CreateConversation(self.next_id(), kind, list(others), client_msg_id, title))
         assert isinstance(reply, ConversationReply), reply
         self.edge.forget()
         return reply.conversation.conversation_id

@@ -16,6 +16,13 @@ def given_back(world: Any) -> list[object]:
     return [each.command for each in world.edge.log if isinstance(each, GivenBack)]
 
 
+async def read_by_bob(world: Any, alice: FakeOrigin) -> str:
+    """A conversation with bob, whose receipt is not saved yet."""
+    conversation_id: str = await world.direct(alice, "bob")
+    await world.ask(FakeOrigin("bob"), MarkReceipt(5, conversation_id, 1, 1))
+    return conversation_id
+
+
 async def test_what_is_under_way_is_acknowledged_and_what_comes_later_given_back(
     world, alice: FakeOrigin, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
@@ -66,9 +73,7 @@ async def test_what_waits_behind_a_barrier_is_given_back_in_order(
 async def test_receipts_are_saved_before_the_next_owner_loads(
     world, alice: FakeOrigin, autojump_clock: MockClock
 ) -> None:
-    conversation_id = await world.direct(alice, "bob")
-    bob = FakeOrigin("bob")
-    await world.ask(bob, MarkReceipt(5, conversation_id, 1, 1))
+    conversation_id = await read_by_bob(world, alice)
     await world.owner.release(lambda _: True)
     loaded = await world.store.take_over(conversation_id, 2, 16)
     assert loaded is not None
@@ -78,8 +83,7 @@ async def test_receipts_are_saved_before_the_next_owner_loads(
 async def test_receipts_that_the_store_refuses_once_are_saved_before_the_next_owner_loads(
     world, alice: FakeOrigin, autojump_clock: MockClock
 ) -> None:
-    conversation_id = await world.direct(alice, "bob")
-    await world.ask(FakeOrigin("bob"), MarkReceipt(5, conversation_id, 1, 1))
+    conversation_id = await read_by_bob(world, alice)
     world.store.receipt_verdicts.append(OutcomeUnknown("timeout"))
     await world.owner.release(lambda _: True)
     assert world.store.logs[conversation_id].members["bob"].read_seq == 1
@@ -88,8 +92,7 @@ async def test_receipts_that_the_store_refuses_once_are_saved_before_the_next_ow
 async def test_receipts_are_saved_though_memory_has_let_go_of_the_conversation(
     world, alice: FakeOrigin, autojump_clock: MockClock
 ) -> None:
-    conversation_id = await world.direct(alice, "bob")
-    await world.ask(FakeOrigin("bob"), MarkReceipt(5, conversation_id, 1, 1))
+    conversation_id = await read_by_bob(world, alice)
     world.store.verdicts.append(NotWritten("disk full"))
     world.send(alice, conversation_id, "lost")
     await wait_all_tasks_blocked()
@@ -101,8 +104,7 @@ async def test_receipts_are_saved_though_memory_has_let_go_of_the_conversation(
 async def test_receipts_that_the_store_goes_on_to_refuse_hold_up_no_release(
     world, alice: FakeOrigin, autojump_clock: MockClock
 ) -> None:
-    conversation_id = await world.direct(alice, "bob")
-    await world.ask(FakeOrigin("bob"), MarkReceipt(5, conversation_id, 1, 1))
+    conversation_id = await read_by_bob(world, alice)
     world.store.receipt_verdicts.extend([OutcomeUnknown("timeout")] * 10)
     with trio.fail_after(1):
         await world.owner.release(lambda _: True)

@@ -7,8 +7,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol.client import ConversationLeft, MembersRemoved, MessageReceived, Resumed
 from protocol.errors import ErrorCode
-from protocol.frames import EntryKind, ErrorReply, History, ListConversations, Resync, Send, Sync
-from tests.fakes.node import FakeConnection, FakeNode
+from protocol.frames import EntryKind, History, ListConversations, Resync, Send, Sync
+from tests.fakes.node import FakeConnection, FakeNode, Refusals
 from tests.fakes.waiting import bodies, next_of
 
 
@@ -299,15 +299,7 @@ async def test_a_node_with_fewer_entries_than_were_seen(autojump_clock, node: Fa
 
 
 async def test_a_refusal_that_may_pass_only_delays_the_sync(autojump_clock, node: FakeNode, connected) -> None:
-    errors = [ErrorCode.OVERLOADED, ErrorCode.UNAVAILABLE]
-
-    async def busy(connection: FakeConnection, command: Sync) -> bool:
-        if not errors:
-            return False
-        await connection.put(ErrorReply(command.id, errors.pop(), "busy", 100))
-        return True
-
-    node.scripts[ListConversations] = busy
+    node.scripts[ListConversations] = Refusals((ErrorCode.UNAVAILABLE, 100), (ErrorCode.OVERLOADED, 100))
     async with connected() as client:
         await next_of(client.events(), Resumed)
     assert len(commands(node, ListConversations)) == 3

@@ -1,4 +1,5 @@
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -244,16 +245,22 @@ class Unending(trio.abc.Stream):
         await self.stream.aclose()
 
 
-@pytest.mark.parametrize("ended_by", ["node", "client"])
-async def test_every_stream_is_closed_even_if_the_node_keeps_its_end_open(
-    autojump_clock, node: FakeNode, connected, ended_by: str
-) -> None:
-    streams: list[Unending] = []
+def unending(node: FakeNode, streams: list[Unending]) -> Callable[[Address], Awaitable[Unending]]:
+    """Opens such streams to the node and notes them."""
 
     async def opener(address: Address) -> Unending:
         streams.append(Unending(await node.opener(address)))
         return streams[-1]
 
+    return opener
+
+
+@pytest.mark.parametrize("ended_by", ["node", "client"])
+async def test_every_stream_is_closed_even_if_the_node_keeps_its_end_open(
+    autojump_clock, node: FakeNode, connected, ended_by: str
+) -> None:
+    streams: list[Unending] = []
+    opener = unending(node, streams)
     async with connected(opener=opener) as client:
         await client.wait_online()
         if ended_by == "node":
@@ -265,11 +272,7 @@ async def test_every_stream_is_closed_even_if_the_node_keeps_its_end_open(
 
 async def test_refused_handshakes_close_their_streams(autojump_clock, node: FakeNode, connected) -> None:
     streams: list[Unending] = []
-
-    async def opener(address: Address) -> Unending:
-        streams.append(Unending(await node.opener(address)))
-        return streams[-1]
-
+    opener = unending(node, streams)
     node.refusals.extend([(503, [], b"full")] * 3)
     async with connected(opener=opener) as client:
         await client.wait_online()

@@ -19,27 +19,13 @@ from protocol.client.events import EventQueue
 from protocol.client.send_queue import SendQueue
 from protocol.client.state_file import Changes, SavedMessage, StateFile
 from protocol.errors import ErrorCode
-from protocol.frames import ErrorReply, Send
-from tests.fakes.node import FakeConnection, FakeNode
+from protocol.frames import Send
+from tests.fakes.node import FakeConnection, FakeNode, Refusals
 from tests.fakes.waiting import next_of
 
 
 def sends(node: FakeNode) -> list[tuple[str, int]]:
     return [(c.body, c.attempt) for c in node.received if isinstance(c, Send)]
-
-
-class Refuse:
-    """Answers the first sends with errors."""
-
-    def __init__(self, *errors: tuple[ErrorCode, int]) -> None:
-        self.errors = list(errors)
-
-    async def __call__(self, connection: FakeConnection, command: Send) -> bool:
-        if not self.errors:
-            return False
-        code, retry_after_ms = self.errors.pop(0)
-        await connection.put(ErrorReply(command.id, code, "no", retry_after_ms))
-        return True
 
 
 async def lose(connection: FakeConnection, command: Send) -> bool:
@@ -54,7 +40,7 @@ async def lose(connection: FakeConnection, command: Send) -> bool:
 async def test_order_of_one_conversation_is_kept_across_refusals_and_reconnects(
     autojump_clock, node: FakeNode, connected
 ) -> None:
-    node.scripts[Send] = Refuse((ErrorCode.RATE_LIMITED, 500), (ErrorCode.UNAVAILABLE, 0), (ErrorCode.OVERLOADED, 0))
+    node.scripts[Send] = Refusals((ErrorCode.RATE_LIMITED, 500), (ErrorCode.UNAVAILABLE, 0), (ErrorCode.OVERLOADED, 0))
     async with connected() as client:
         await client.wait_online()
         outgoing = [client.submit("c", str(n)) for n in range(20)]
@@ -66,7 +52,7 @@ async def test_order_of_one_conversation_is_kept_across_refusals_and_reconnects(
 
 
 async def test_a_repeat_keeps_its_id_and_counts_its_attempts(autojump_clock, node: FakeNode, connected) -> None:
-    node.scripts[Send] = Refuse((ErrorCode.OUTCOME_UNKNOWN, 0), (ErrorCode.INTERNAL, 0))
+    node.scripts[Send] = Refusals((ErrorCode.OUTCOME_UNKNOWN, 0), (ErrorCode.INTERNAL, 0))
     async with connected() as client:
         await client.send("c", "hello")
     assert sends(node) == [("hello", 1), ("hello", 2), ("hello", 3)]
@@ -74,7 +60,7 @@ async def test_a_repeat_keeps_its_id_and_counts_its_attempts(autojump_clock, nod
 
 
 async def test_retry_after_is_waited_for(autojump_clock, node: FakeNode, connected) -> None:
-    node.scripts[Send] = Refuse((ErrorCode.RATE_LIMITED, 20_000))
+    node.scripts[Send] = Refusals((ErrorCode.RATE_LIMITED, 20_000))
     async with connected() as client:
         await client.wait_online()
         start = trio.current_time()
@@ -85,7 +71,7 @@ async def test_retry_after_is_waited_for(autojump_clock, node: FakeNode, connect
 async def test_an_attempt_that_came_too_soon_is_none_to_be_looked_for(
     autojump_clock, node: FakeNode, connected
 ) -> None:
-    node.scripts[Send] = Refuse(
+    node.scripts[Send] = Refusals(
         (ErrorCode.OUTCOME_UNKNOWN, 0), (ErrorCode.RATE_LIMITED, 0), (ErrorCode.RATE_LIMITED, 0)
     )
     async with connected() as client:
@@ -94,7 +80,7 @@ async def test_an_attempt_that_came_too_soon_is_none_to_be_looked_for(
 
 
 async def test_conversations_do_not_wait_for_each_other(autojump_clock, node: FakeNode, connected) -> None:
-    node.scripts[Send] = Refuse((ErrorCode.RATE_LIMITED, 20_000))
+    node.scripts[Send] = Refusals((ErrorCode.RATE_LIMITED, 20_000))
     async with connected() as client:
         slow = client.submit("a", "slow")
         await client.wait_online()
@@ -108,7 +94,7 @@ async def test_conversations_do_not_wait_for_each_other(autojump_clock, node: Fa
 async def test_final_refusals_are_raised_and_do_not_block_the_next(
     autojump_clock, node: FakeNode, connected, code: ErrorCode
 ) -> None:
-    node.scripts[Send] = Refuse((code, 0))
+    node.scripts[Send] = Refusals((code, 0))
     async with connected() as client:
         first, second = client.submit("c", "bad"), client.submit("c", "good")
         with pytest.raises(SendRefused) as refused:
@@ -181,7 +167,7 @@ async def test_cancelling_before_the_first_attempt_takes_the_message_back(
 async def test_cancelling_later_leaves_the_message_to_the_queue_and_an_event_tells(
     autojump_clock, node: FakeNode, connected
 ) -> None:
-    node.scripts[Send] = Refuse((ErrorCode.UNAVAILABLE, 5000))
+    node.scripts[Send] = Refusals((ErrorCode.UNAVAILABLE, 5000))
     async with connected() as client:
         await client.wait_online()
         with trio.move_on_after(1):
@@ -189,7 +175,7 @@ async def test_cancelling_later_leaves_the_message_to_the_queue_and_an_event_tel
         assert client.unsent == 1
         event = await next_of(client.events(), MessageSent)
         assert (event.client_msg_id, event.seq) == ("mine", 1)
-        node.scripts[Send] = Refuse((ErrorCode.UNAVAILABLE, 5000), (ErrorCode.NOT_FOUND, 0))
+        node.scripts[Send] = Refusals((ErrorCode.UNAVAILABLE, 5000), (ErrorCode.NOT_FOUND, 0))
         with trio.move_on_after(1):
             await client.send("c", "again")
         failed = await next_of(client.events(), MessageNotSent)
@@ -267,7 +253,7 @@ async def test_every_outcome_of_an_earlier_run_is_told_however_late_the_program_
         for n in range(count):
             client.submit("c", str(n))
     node.refusals.clear()
-    node.scripts[Send] = Refuse(*[(ErrorCode.NOT_FOUND, 0)] * count)
+    node.scripts[Send] = Refusals(*[(ErrorCode.NOT_FOUND, 0)] * count)
     async with connected(state_file=path) as client:
         await client.flush()
         events = client.events()
@@ -278,7 +264,7 @@ async def test_the_same_id_in_another_conversation_is_another_message(
     autojump_clock, node: FakeNode, connected
 ) -> None:
     """An id is its sender's within one conversation: another device may use it in another one."""
-    node.scripts[Send] = Refuse((ErrorCode.UNAVAILABLE, 5000))
+    node.scripts[Send] = Refusals((ErrorCode.UNAVAILABLE, 5000))
     async with connected() as client:
         events = client.events()
         await next_of(events, Resumed)

@@ -8,8 +8,8 @@ import trio
 from protocol.client import ClientClosed
 from protocol.client.tokens import Tokens
 from protocol.errors import CloseCode, ErrorCode
-from protocol.frames import Authenticate, ErrorReply, TokenExpiring
-from tests.fakes.node import FakeConnection, FakeNode
+from protocol.frames import Authenticate, TokenExpiring
+from tests.fakes.node import FakeConnection, FakeNode, Refusals
 from tests.fakes.waiting import next_of
 
 
@@ -54,15 +54,7 @@ async def test_a_provider_without_network_during_a_connection_is_no_end(
 
 async def test_a_refresh_that_was_put_off_is_repeated(autojump_clock, node: FakeNode, connected) -> None:
     """A node does so while it is upgraded, or while it fetches the key of an issuer."""
-    codes = [ErrorCode.UNAVAILABLE, ErrorCode.OVERLOADED]
-
-    async def put_off(connection: FakeConnection, command: Authenticate) -> bool:
-        if not codes:
-            return False
-        await connection.put(ErrorReply(command.id, codes.pop(), "repeat it in 2000 ms", 2000))
-        return True
-
-    node.scripts[Authenticate] = put_off
+    node.scripts[Authenticate] = Refusals((ErrorCode.OVERLOADED, 2000), (ErrorCode.UNAVAILABLE, 2000))
     async with connected(token=provider_of("one", "two")) as client:
         await client.wait_online()
         await node.connection.put(TokenExpiring(60))
