@@ -1,10 +1,12 @@
 """Faults of nodes: killed, paused, drained, cut off from what they need."""
 
+import math
 from collections.abc import Callable
 from typing import Final
 
 import trio
 
+from bench.torture.cluster import DRAIN_GRACE_S
 from bench.torture.node import TrialNode
 from bench.torture.proxy import DOWN, UP, Faults
 from bench.torture.trial import Trial
@@ -53,23 +55,14 @@ async def half_pause(trial: Trial) -> None:
 async def drain(trial: Trial) -> None:
     """SIGTERM under load: it hands over, loses nothing, and is gone within its grace period with exit code 0."""
     async with trial.some_node() as node:
-        trial.begin("drain", node.name)
-        begun_s = trio.current_time()
-        code = await trial.cluster.drain_node(node)
-        if code != 0:
-            trial.breach("drain", f"{node.name} ended with code {code} after {trio.current_time() - begun_s:.1f} s")
-        await trial.cluster.start_node(node)
+        await _drain(trial, node, "drain")
 
 
 async def rolling(trial: Trial) -> None:
     """Drain all nodes, one after the other, each started again before the next."""
     for node in trial.cluster.nodes:
         async with trial.some_node(node):
-            trial.begin("rolling", node.name)
-            code = await trial.cluster.drain_node(node)
-            if code != 0:
-                trial.breach("drain", f"{node.name} ended with code {code}")
-            await trial.cluster.start_node(node)
+            await _drain(trial, node, "rolling")
 
 
 async def cut_cassandra(trial: Trial) -> None:
@@ -144,6 +137,19 @@ async def _stand_still(trial: Trial, node: TrialNode, fault: str, seconds: float
         await trio.sleep(seconds)
     finally:
         node.resume()
+
+
+async def _drain(trial: Trial, node: TrialNode, fault: str) -> None:
+    """Drain a node and start it again. Nobody can hand over, or end in time, while owners are silenced otherwise."""
+    trial.begin(fault, node.name)
+    begun_s = trio.current_time()
+    code = await trial.cluster.drain_node(node)
+    took_s = trio.current_time() - begun_s
+    if code != 0:
+        trial.breach("drain", f"{node.name} ended with code {code} after {took_s:.1f} s")
+    elif took_s > DRAIN_GRACE_S and math.isfinite(trial.after_kill_s):
+        trial.late("drain", f"{node.name} took {took_s:.1f} s to end; allowed are {DRAIN_GRACE_S:g} s")
+    await trial.cluster.start_node(node)
 
 
 async def _cut(trial: Trial, fault: str, way: Callable[[TrialNode], Faults], longest: float) -> None:
