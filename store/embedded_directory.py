@@ -174,8 +174,9 @@ def sync_directory(path: Path) -> None:
 
 def unusable(path: Path, error: OSError) -> DataDirUnusable:
     """Say what is wrong with a data directory."""
-    reason = error.strerror or str(error)
-    if error.filename and Path(error.filename) != path:
+    # mkdir says "File exists" of a file in its place, which nobody would understand
+    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
+    if error.filename and Path(error.filename).absolute() != path.absolute():
         reason += f" ({Path(error.filename).name})"
     return _unusable(path, reason)
 

@@ -11,6 +11,7 @@ import jwt
 
 from gateway.auth.claims import EXPIRY_S_MAX
 from gateway.auth.keys import AuthMisconfigured, hmac_secret
+from store.embedded_directory import unusable
 
 SECRET_FILE: Final = "secret"  # noqa: S105 - a file name
 """Name of the file in the data directory. Its text, as it stands, is the HS256 secret."""
@@ -37,7 +38,7 @@ def development_secret(data_dir: Path) -> str:
         if not path.exists():
             _create(path)
     except OSError as error:
-        raise SecretUnusable(f"the secret {path} cannot be made: {error.strerror}; choose another --data-dir") from None
+        raise SecretUnusable(str(unusable(data_dir.absolute(), error))) from None
     return existing_secret(data_dir)
 
 

@@ -63,8 +63,8 @@ class TestDirectory:
 
     def test_a_file_in_its_place_is_a_clear_error(self, tmp_path):
         (tmp_path / "file").touch()
-        for path in (tmp_path / "file", tmp_path / "file" / "below"):
-            with pytest.raises(DataDirUnusable, match="choose another one with --data-dir"):
+        for path, reason in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "below", "Not a directory")):
+            with pytest.raises(DataDirUnusable, match=f"{path} .*{reason}: .*choose another one with --data-dir"):
                 EmbeddedStore.open(path)
 
     def test_a_read_only_place_is_a_clear_error(self):

@@ -81,7 +81,8 @@ def test_missing(tmp_path: Path) -> None:
 
 def test_a_data_directory_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SecretUnusable, match="choose another --data-dir"):
-        development_secret(tmp_path / "file")
-    with pytest.raises(SecretUnusable, match="choose another --data-dir"):
-        development_secret(tmp_path / "file" / "below")
+    for path, reason in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "below", "Not a directory")):
+        with pytest.raises(SecretUnusable) as caught:
+            development_secret(path)
+        assert f"data directory {path} cannot be used: {reason}" in str(caught.value)
+        assert "choose another one with --data-dir" in str(caught.value)
