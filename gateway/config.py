@@ -149,9 +149,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     group_members_max: Annotated[int, _setting("members of a group", "users", ge=2)] = limits.GROUP_MEMBERS_MAX
     channel_members_max: Annotated[int, _setting("members of a channel", "users", ge=2)] = limits.CHANNEL_MEMBERS_MAX
     commands_per_s_max: Annotated[
-        float, _setting("commands of one connection per second, sustained; 0: no limit", "1/s", ge=0)
+        float,
+        _setting(
+            "commands of one connection per second, sustained, and HTTP requests of one user; 0: no limit", "1/s", ge=0
+        ),
     ] = 100.0
-    commands_burst_max: Annotated[int, _setting("commands of one connection at once", ge=1)] = 400
+    commands_burst_max: Annotated[
+        int, _setting("commands of one connection at once, and HTTP requests of one user", ge=1)
+    ] = 400
     conversation_sends_per_s_max: Annotated[
         float,
         _setting(

@@ -237,6 +237,10 @@ class Node:
         """See NodePort.verify."""
         return await self._verifier.verify_fresh(token)
 
+    def admit(self, user: str) -> None:
+        """See NodePort.admit."""
+        self.admission.admit_user(user)
+
     def readiness(self) -> list[Check]:
         """See NodePort.readiness."""
         waiting_for = self._backend.waiting_for if self._backend is not None and not self.started else ""

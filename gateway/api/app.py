@@ -17,6 +17,7 @@ from gateway.api.problems import PROBLEM_JSON, Refusal
 from gateway.api.routes import ROUTES, RUNNING
 from gateway.api.routing import JSON, Answer, Request, Route, Router, parse_body, parse_query
 from gateway.auth import TokenRefused
+from gateway.refusals import Refused
 from protocol import limits
 from protocol.errors import ErrorCode
 
@@ -32,6 +33,8 @@ BODY_TIMEOUT_S: Final = 10.0
 
 REQUEST_ID_BYTES: Final = 6
 """Random bytes of the id by which a request is found in the log: of a million requests, no two share one."""
+
+STARTING: Final = "the node is starting: try again in 1 s; GET /health/ready says what it waits for"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -98,9 +101,11 @@ class Api:
             route, path = self._router.find(_method(scope), scope["raw_path"].decode("ascii"))
             headers = dict(scope["headers"])
             if route.token and not self._node.started:
-                raise Refusal(ErrorCode.UNAVAILABLE, "the node is starting: GET /health/ready says what it waits for")
+                raise Refusal(ErrorCode.UNAVAILABLE, STARTING)
             user = await self._authenticate(headers) if route.token else ""
             bind_contextvars(user=user)
+            if route.token:
+                self._node.admit(user)
             request = Request(
                 self._node,
                 user,
@@ -111,6 +116,8 @@ class Api:
             return _encoded(await route.handler(request))
         except Refusal as refusal:
             return _encoded(_problem(refusal))
+        except Refused as refused:
+            return _encoded(_problem(Refusal.from_refused(refused)))
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - the outermost frame of a request: logged, and only this one fails

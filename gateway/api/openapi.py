@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.api.problems import PROBLEM_JSON, STATUS_OF, Problem, meaning_of
+from gateway.api.problems import COME_BACK, PROBLEM_JSON, STATUS_OF, Problem, meaning_of
 from gateway.api.routing import JSON, PATH_PARAMETERS, Route
 from protocol.errors import ErrorCode
 
@@ -17,7 +17,15 @@ at /v1/connect, which also pushes new entries, receipts, typing and presence.
 
 Every request under /v1 carries a bearer token. A request that changes something carries a client_msg_id: repeat it
 with the same one (and a greater attempt) as often as needed, it takes effect once. Errors are problem documents
-(RFC 9457); unknown fields are ignored."""
+(RFC 9457); unknown fields are ignored.
+
+All requests of one user together may be as many as the commands of one WebSocket connection (100 a second sustained,
+400 at once, unless the operator set others); one more is answered 429, and Retry-After says when to repeat it."""
+
+_RETRY_AFTER: Final = {
+    "description": "seconds after which the same request may succeed",
+    "schema": {"type": "integer", "minimum": 1},
+}
 
 _ALWAYS: Final = (ErrorCode.INTERNAL,)
 _WITH_INPUT: Final = (ErrorCode.BAD_REQUEST,)
@@ -122,6 +130,8 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
         response = responses.setdefault(str(status), {"description": described})
         response["x-error-codes"] = [code.name for code in codes]
         response.setdefault("content", {})[PROBLEM_JSON] = {"schema": schemas.reference(Problem)}
+    for status in COME_BACK.intersection(map(int, responses)):
+        responses[str(status)]["headers"] = {"Retry-After": _RETRY_AFTER}
     return responses
 
 

@@ -37,6 +37,9 @@ class NodePort(Protocol):
     async def verify(self, token: str) -> Identity:
         """Whose token it is. Raises gateway.auth.TokenRefused. Cancelling is safe."""
 
+    def admit(self, user: str) -> None:
+        """Count one more request of a user. Raises gateway.refusals.Refused: too many; it says when to come back."""
+
     def readiness(self) -> list[Check]:
         """Whether new work is welcome: store writable, accepting connections, not draining."""
 

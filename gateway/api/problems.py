@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from gateway.refusals import Refused
 from protocol.errors import ErrorCode
 from protocol.frames import ErrorReply
 
@@ -30,6 +31,9 @@ STATUS_OF: Final = {
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """The HTTP status of every error code; a test holds it complete."""
+
+COME_BACK: Final = frozenset(int(status) for code, status in STATUS_OF.items() if code.retry)
+"""The statuses whose answers say when to come back (Retry-After)."""
 
 RETRY_AFTER_DEFAULT_MS: Final = 1_000
 """Milliseconds named with a retryable error whose reply names none: the first bound of the client's own backoff."""
@@ -109,6 +113,11 @@ class Refusal(Exception):
             retry_after_ms=retry_after_ms if code.retry else 0,
             errors=errors or [],
         )
+
+    @classmethod
+    def from_refused(cls, refused: Refused) -> "Refusal":
+        """The refusal of a request that the node did not let in."""
+        return cls(refused.code, refused.message, retry_after_ms=refused.retry_after_ms)
 
     @classmethod
     def from_reply(cls, reply: ErrorReply) -> "Refusal":

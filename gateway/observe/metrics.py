@@ -123,7 +123,11 @@ class Metrics:
             "signals_shed", "Receipts, typing and presence not sent to slow consumers.", lambda: node.hub.signals_shed
         )
         counter("slow_consumers", "Connections closed for being too slow to read.", lambda: node.writer.slow_consumers)
-        counter("commands_rate_limited", "Commands and pings refused for their number.", lambda: node.admission.refused)
+        counter(
+            "commands_rate_limited",
+            "Commands, pings and HTTP requests refused for their number.",
+            lambda: node.admission.refused,
+        )
         counter("connections_opened", "Connections opened.", lambda: node.sessions.opened)
         counter("frames", "Frames received on connections.", lambda: node.parking.frames)
         counter("syncs", "Syncs answered.", lambda: node.catchup.syncs)

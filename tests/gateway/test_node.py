@@ -307,5 +307,28 @@ async def test_who_does_not_go_is_cut_when_the_grace_is_over(make_node, mock_clo
         await stream.aclose()
 
 
+async def test_requests_of_one_user_are_bounded_whatever_their_connections(make_node, mock_clock):
+    node = make_node(commands_per_s_max=1, commands_burst_max=2)
+    token = jwt.encode({"sub": "alice", "exp": time.time() + 3600, "aud": "tidegate"}, SECRET, "HS256")
+    request = f"GET /v1/conversations HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+
+    async def ask():
+        async with await trio.open_tcp_stream(*node.sockets[0].getsockname()) as stream:
+            await stream.send_all(request.encode())
+            return b"".join([chunk async for chunk in stream]).decode()
+
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        assert [(await ask())[9:12] for _ in range(2)] == ["200"] * 2
+        refused = await ask()
+        assert refused.startswith("HTTP/1.1 429 ")
+        assert "retry-after: 2\r\n" in refused.lower()
+        assert "more than 1 requests a second of one user, 2 at once" in refused
+        assert node.admission.refused == 1
+        mock_clock.jump(1.1)
+        assert (await ask()).startswith("HTTP/1.1 200 ")
+        running.cancel_scope.cancel()
+
+
 def test_descriptors_are_kept_back_for_all_that_is_no_connection():
     assert DESCRIPTORS_RESERVED > HTTP_CONNECTIONS_MAX + RESERVED_MAX

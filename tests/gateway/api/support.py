@@ -12,10 +12,12 @@ from gateway.api.app import Api
 from gateway.api.ports import Check
 from gateway.api.server import HttpServer
 from gateway.auth import Identity, TokenRefused
+from gateway.refusals import Refused
 from protocol import frames
 from protocol.errors import ErrorCode
 from protocol.frames import Command, ErrorReply, Reply
 
+TOO_MANY = "more than 100 requests a second"
 NOT_HERE = "there is no such conversation, or you are not in it"
 
 
@@ -30,6 +32,8 @@ class FakeNode:
         default_factory=lambda: ErrorReply(1, ErrorCode.NOT_FOUND, NOT_HERE)
     )
     started: bool = True
+    wait_ms: dict[str, int] = field(default_factory=dict)
+    """Users who ask too much, and how long they have to wait."""
     gate: trio.Event | None = None
     """When set, a call waits for it."""
     called: trio.Event = field(default_factory=trio.Event)
@@ -40,6 +44,10 @@ class FakeNode:
         if self.gate is not None:
             await self.gate.wait()
         return self.reply(command) if callable(self.reply) else self.reply
+
+    def admit(self, user: str) -> None:
+        if user in self.wait_ms:
+            raise Refused(ErrorCode.RATE_LIMITED, TOO_MANY, self.wait_ms[user])
 
     async def verify(self, token: str) -> Identity:
         await trio.lowlevel.checkpoint()

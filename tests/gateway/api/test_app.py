@@ -10,7 +10,7 @@ from gateway.api.problems import STATUS_OF, meaning_of
 from protocol import frames, limits
 from protocol.errors import ErrorCode
 from protocol.frames import ConversationKind, ErrorReply
-from tests.gateway.api.support import Front, encoded_entry
+from tests.gateway.api.support import TOO_MANY, Front, encoded_entry
 
 ENTRIES = "/v1/conversations/dABC/entries"
 MESSAGE = {"client_msg_id": "m1", "body": "hello"}
@@ -406,6 +406,19 @@ async def test_what_is_logged_of_a_request_names_it_and_so_does_the_answer_to_a_
 async def test_a_reply_of_the_wrong_type_is_a_fault(front: Front) -> None:
     front.node.reply = frames.Pong(1)
     assert (await front.ask("POST", ENTRIES, MESSAGE)).status == 500
+
+
+async def test_a_user_who_asks_too_much_is_told_when_to_come_back(front: Front) -> None:
+    front.node.wait_ms["alice"] = 1_500
+    for method, path, body in (("POST", ENTRIES, MESSAGE), ("GET", ENTRIES, None), ("POST", ENTRIES, {})):
+        response = await front.ask(method, path, body)
+        assert (response.status, response.headers["retry-after"]) == (429, "2")
+        assert (response.json["code"], response.json["retry"]) == ("RATE_LIMITED", True)
+        assert (response.json["retry_after_ms"], response.json["detail"]) == (1_500, TOO_MANY)
+    assert front.node.asked == []
+    assert (await front.ask("GET", ENTRIES, user="bob")).status == 404
+    assert (await front.ask("GET", "/health/live", user="alice")).status == 200
+    assert (await front.ask("GET", ENTRIES, user=None)).status == 401
 
 
 def test_the_error_table_is_complete() -> None:

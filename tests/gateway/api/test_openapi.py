@@ -64,6 +64,15 @@ def test_every_response_has_a_description_and_every_v1_route_its_refusals(docume
                 assert {"401", "429", "500", "503"} <= set(operation["responses"])
 
 
+def test_who_is_to_come_back_is_told_when(document: dict[str, Any]) -> None:
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                wait = response.get("headers", {}).get("Retry-After")
+                assert (wait is not None) == (status in ("429", "500", "503"))
+                assert wait is None or wait["schema"] == {"type": "integer", "minimum": 1}
+
+
 def test_limits_are_those_of_the_protocol(document: dict[str, Any]) -> None:
     parameters = document["paths"]["/v1/conversations/{conversation_id}/entries"]["get"]["parameters"]
     by_name = {one["name"]: one["schema"] for one in parameters}
