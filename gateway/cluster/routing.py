@@ -74,11 +74,10 @@ class _Waiting:
     """A command that waits for its reply.
 
     Attributes:
-        sent: whether it was ever sent to anybody: its outcome is unknown then.
-        copies: how often it was sent, but for those that were given back.
+        copies: how often it was sent to anybody, but for those that were given back; its outcome is unknown if it was.
     """
 
-    __slots__ = ("arrived_s", "command", "copies", "origin", "request", "sent", "session")
+    __slots__ = ("arrived_s", "command", "copies", "origin", "request", "session")
 
     def __init__(self, origin: Origin, command: Command, request: int, session: int, arrived_s: float) -> None:
         self.origin = origin
@@ -86,7 +85,6 @@ class _Waiting:
         self.request = request
         self.session = session
         self.arrived_s = arrived_s
-        self.sent = False
         self.copies = 0
 
     @property
@@ -330,10 +328,9 @@ class Router:
 
     def _send(self, slot: int, route: _Route, commands: Iterable[_Waiting]) -> None:
         for waiting in commands:
-            self.repeated += waiting.sent
-            self.forwarded += not waiting.sent
+            self.repeated += waiting.copies > 0
+            self.forwarded += not waiting.copies
             command = replace(self._again(waiting), id=waiting.request)
-            waiting.sent = True
             waiting.copies += 1
             item = Forwarded(waiting.session, waiting.origin.user, slot, route.round, encode_msgpack(command))
             self._links.send(route.owner, item)
@@ -344,7 +341,7 @@ class Router:
         if not isinstance(command, WRITES_WITH_ATTEMPT):
             return command
         stale = trio.current_time() - waiting.arrived_s > FRESH_S or self._edge.is_gone(waiting.origin)
-        return replace(command, attempt=max(command.attempt, 2)) if waiting.sent or stale else command
+        return replace(command, attempt=max(command.attempt, 2)) if waiting.copies or stale else command
 
     def _end(self, request: int) -> _Waiting | None:
         """Take a command out of its queue."""
@@ -365,6 +362,6 @@ class Router:
 
 
 def _late(waiting: _Waiting) -> Refused:
-    if (waiting.sent or waiting.copies) and not isinstance(waiting.command, READS):
+    if waiting.copies and not isinstance(waiting.command, READS):
         return outcome_unknown()
     return unavailable(f"no node answered for the conversation within {ANSWER_MAX_S:g} s")

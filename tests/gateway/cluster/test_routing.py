@@ -182,6 +182,23 @@ async def test_nor_does_one_that_the_own_owner_gave_back(nursery: trio.Nursery, 
     assert place.router.refusal(ALICE, refusal) is refusal, "of something else that has that number by now"
 
 
+async def test_but_what_was_given_back_by_all_who_had_it_was_carried_out_by_nobody(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    place = Place()
+    nursery.start_soon(place.router.run)
+    place.owner = "b:1"
+    place.router.submit(ALICE, SEND)
+    place.owner = ""
+    place.router.gave_back(GivenBack(place.forwarded[0].id))
+    place.found("c:1")
+    assert place.attempts == [1, 1], "it is no repeat, and not looked up"
+    place.owner = ""
+    place.router.gave_back(GivenBack(place.forwarded[1].id))
+    await trio.sleep(ANSWER_MAX_S + 2)
+    assert place.codes == [ErrorCode.UNAVAILABLE]
+
+
 async def test_nor_is_it_known_of_what_no_owner_takes_any_more(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
