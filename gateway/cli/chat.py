@@ -46,7 +46,7 @@ def command(
     (· stored, ✓ delivered, ✓✓ read). A lost connection comes back by itself, and nothing is lost meanwhile.
 
     With piped input it sends a message for each line and exits when all are acknowledged. With --json it also
-    prints what happens, until the input ends.
+    prints what happens, until the input ends: docs/chat.md lists the events and their fields.
 
     \b
     tidegate chat --as alice --to bob
