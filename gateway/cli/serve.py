@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -24,6 +24,8 @@ from gateway.upgrade.control import UpgradeFailed
 if TYPE_CHECKING:
     from gateway.process_link import NodeEnd
     from gateway.process_succession import Left
+
+_NAME: Final = "tidegate"
 
 
 @click.command(epilog=PRECEDENCE)
@@ -151,7 +153,9 @@ def announce(name: str, address: str, settings: Settings) -> None:
     click.echo(f"tidegate {version('tidegate')}: node {name} listening on {address}")
     if _takes_development_tokens(settings):
         target = "".join(f" {option}" for option in _chat_options(address, settings))
-        click.echo("Chat, from two more terminals:")
+        # A new terminal begins elsewhere, where neither ./data nor .venv/bin is
+        anywhere = settings.data_dir.is_absolute() and (program == _NAME or Path(shlex.split(program)[0]).is_absolute())
+        click.echo(f"Chat, from two more terminals{'' if anywhere else f' in {Path.cwd()}'}:")
         click.echo(f"  {program} chat --as alice --to bob{target}")
         click.echo(f"  {program} chat --as bob --to alice{target}")
     click.echo(f"API page: {address}/")
@@ -179,10 +183,10 @@ def _chat_options(address: str, settings: Settings) -> list[str]:
 
 def _program() -> str:
     """How this program is called from here: by name if it is on the PATH, else by path."""
-    beside = Path(sys.executable).with_name("tidegate")
-    on_path = shutil.which("tidegate")
+    beside = Path(sys.executable).with_name(_NAME)
+    on_path = shutil.which(_NAME)
     if on_path is not None and Path(on_path) == beside:
-        return "tidegate"
+        return _NAME
     return shlex.quote(os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside))
 
 

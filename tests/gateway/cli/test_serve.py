@@ -114,6 +114,7 @@ def test_what_is_printed_at_start(capsys: pytest.CaptureFixture[str]) -> None:
     serve.announce("n1", "http://127.0.0.1:8480", Settings())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tidegate 0.1.0: node n1 listening on http://127.0.0.1:8480"
+    assert lines[1] == f"Chat, from two more terminals in {Path.cwd()}:"  # where ./data is
     assert lines[2].endswith("tidegate chat --as alice --to bob")
     assert lines[3].endswith("tidegate chat --as bob --to alice")
     assert lines[4] == "API page: http://127.0.0.1:8480/"
@@ -122,6 +123,31 @@ def test_what_is_printed_at_start(capsys: pytest.CaptureFixture[str]) -> None:
 def test_chat_commands_name_what_differs_from_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     serve.announce("n1", "http://127.0.0.1:5", Settings(data_dir=Path("my data")))
     assert "chat --as alice --to bob --url http://127.0.0.1:5 --data-dir 'my data'\n" in capsys.readouterr().out
+
+
+def test_chat_commands_say_where_they_work_if_not_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    beside = tmp_path / "bin" / "tidegate"
+    monkeypatch.setattr(serve.sys, "executable", str(beside.with_name("python")))
+
+    def told(data_dir: str, on_path: Path | None) -> list[str]:
+        monkeypatch.setattr(serve.shutil, "which", lambda _name: on_path and str(on_path))
+        serve.announce("n1", "http://127.0.0.1:5", Settings(data_dir=Path(data_dir)))
+        return [line.strip() for line in capsys.readouterr().out.splitlines()[1:3]]
+
+    here, command = f"Chat, from two more terminals in {tmp_path}:", "chat --as alice --to bob --url http://127.0.0.1:5"
+    assert told("data", beside) == [here, f"tidegate {command}"]
+    assert told("/d", None) == [here, f"bin/tidegate {command} --data-dir /d"]
+    assert told("/d", Path("/other/bin/tidegate")) == [here, f"bin/tidegate {command} --data-dir /d"]
+    assert told("/d", beside) == ["Chat, from two more terminals:", f"tidegate {command} --data-dir /d"]
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(serve.sys, "executable", "/opt/x/bin/python")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    everywhere = f"/opt/x/bin/tidegate {command} --data-dir /d"
+    assert told("/d", None) == ["Chat, from two more terminals:", everywhere]
 
 
 @pytest.mark.parametrize(
