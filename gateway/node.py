@@ -93,6 +93,7 @@ class Node:
         listening: whether it has begun to accept connections.
         cluster: its part of the cluster; None when it is alone with its store.
         fenced: whether other nodes found this one dead and took its slots over: it has to end, and may begin anew.
+        before_serving: called once its parts run and nobody has given them work yet.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ CLIENT_MSG_ID_CHARS_MAX: Final = 64
 """Characters of a ``client_msg_id``: room for a UUID and a prefix."""
 
 TITLE_CHARS_MAX: Final = 200
-"""Characters of a group's title."""
+"""Characters of the title of a group or channel: more than a list shows of it."""
 
 # --- Messages -------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """WebSocket framing (RFC 6455 section 5) for the side that is connected to, without I/O.
 
-``read_small_frame`` is for the one frame that nearly all reads consist of; whatever it does not take goes to a
-``FrameReader``, which exists only as long as it holds a part of a message.
+``read_small_frame`` is for the one frame that nearly all reads consist of, ``read_whole_frames`` for a burst of them;
+whatever they do not take goes to a ``FrameReader``, which exists only as long as it holds a part of a message.
 """
 
 import codecs
@@ -17,6 +17,10 @@ NO_STATUS: Final = 1005
 """What a close frame without a code is read as (RFC 6455 section 7.1.5). Never on the wire."""
 
 CLOSE_REASON_BYTES_MAX: Final = CONTROL_PAYLOAD_BYTES_MAX - 2
+"""Bytes of a close frame's reason: what its code of two bytes leaves."""
+
+HEADER_BYTES_MAX: Final = 14
+"""Bytes of the longest header: two, eight of length, four of mask."""
 
 
 @unique
@@ -333,7 +337,7 @@ class FrameReader:
         if self._mask:
             place = self._take_payload(data, 0, messages)
         while place < len(data):
-            header = read_header(data[place : place + 14])
+            header = read_header(data[place : place + HEADER_BYTES_MAX])
             if header is not None:
                 self._check(header)
             start = place + header.header_bytes if header is not None else 0

@@ -20,6 +20,7 @@ DEVELOPMENT_TOKEN_TTL_S: Final = 86_400
 """Seconds that a development token lives unless said otherwise: a day of trying things out."""
 
 _FILE_BYTES_MAX: Final = 4096
+"""Bytes read of the file, of which a secret that a node made has 64."""
 
 
 class SecretUnusable(Exception):

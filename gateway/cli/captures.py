@@ -23,6 +23,8 @@ from protocol.websocket import FrameError, FrameHeader, Opcode, parse_close, rea
 _HEX: Final = re.compile(r"(?:0x)?(?:[0-9a-fA-F]{2}[\s:,-]*)+")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _SHOWN_TOKEN_CHARS: Final = 8
+"""Characters shown of a token: they tell a JWT from garbage, and are of no use to whoever finds the output."""
+
 _AUTHENTICATE_TAG: Final = Authenticate.__struct_config__.tag
 _CLOSE_CODES: Final = {int(code): code for code in CloseCode}
 _ERROR_NAMES: Final = {int(code): code.name for code in ErrorCode}

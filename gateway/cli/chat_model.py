@@ -39,6 +39,7 @@ HISTORY_ENTRIES: Final = 20
 """Entries shown on entry: about a screen."""
 
 _NAME_COLUMN_CHARS_MAX: Final = 16
+"""Characters shown of a name: most of a narrow terminal is for what is said."""
 
 
 class Line(Struct):

@@ -21,9 +21,16 @@ DELIVERY_BOUNDS_S: Final = (
 """From an fsync on a good disk to the age at which a slow consumer is closed."""
 
 PAUSE_BOUNDS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""From a collection of young objects to what everybody notices."""
+
 STALL_BOUNDS_S: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+"""From a slice of a fan-out or two to what other nodes nearly take for silence."""
+
 COMMIT_BOUNDS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+"""From an fsync in memory to that of a disk which fails."""
+
 COMMIT_BOUNDS_ENTRIES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""Doubling, from a commit for one entry to those of a store that is behind."""
 
 OWNER_COUNTERS: Final = {
     "sends": ("sends", "Send commands taken in hand, refused ones included."),

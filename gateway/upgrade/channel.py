@@ -19,6 +19,8 @@ from gateway.upgrade.messages import Failed, Message, decoder, encode
 
 _HEAD: Final = struct.Struct(">IH")
 _READ_BYTES: Final = 262_144
+"""Bytes asked of the socket at once, however long a message is: memory is taken for what has come only."""
+
 DESCRIPTORS_MAX: Final = 253
 """Descriptors that the kernel lets one message take along (SCM_MAX_FD)."""
 

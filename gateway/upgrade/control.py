@@ -24,6 +24,7 @@ _LISTENING: Final = 0x1_0000
 
 REQUEST: Final = b"upgrade\n"
 LINE_BYTES_MAX: Final = 4_096
+"""Bytes read of a request, which has one line: more than any that is understood."""
 
 
 class Progress(Struct, tag="progress"):

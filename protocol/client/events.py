@@ -165,6 +165,7 @@ class EventQueue:
     """
 
     CONTROL_EVENTS_MAX = 256
+    """States and Resumed that wait: what half an hour brings in which no connection can be made."""
 
     def __init__(self, events_max: int, outcomes_max: int) -> None:
         self.events_max = events_max
