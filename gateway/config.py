@@ -35,7 +35,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     node_name: Annotated[str, _setting("name of this node in welcomes, logs and metrics; empty: the host's name")] = ""
 
     processes: Annotated[
-        int, _setting("nodes behind this port, each a process; more than one needs store = cassandra", ge=1, le=256)
+        int,
+        _setting(
+            "nodes behind this port, each a process; more than one needs store = cassandra", "processes", ge=1, le=256
+        ),
     ] = 1
     process_port: Annotated[
         int,
@@ -81,7 +84,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cassandra_password: Annotated[str, _setting("password of that user", secret=True)] = ""
     cassandra_tls_ca: Annotated[str, _setting("PEM file with Cassandra's CA certificate; empty: no TLS")] = ""
     cassandra_requests_max: Annotated[
-        int, _setting("requests to Cassandra under way at once; more wait, then are refused", ge=1, le=16_384)
+        int,
+        _setting("requests to Cassandra under way at once; more wait, then are refused", "requests", ge=1, le=16_384),
     ] = 256
     redis_url: Annotated[
         str, _setting("redis://, rediss://, redis+sentinel:// or redis+cluster:// URL; empty: no Redis", secret=True)
@@ -128,8 +132,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ""
     tls_key: Annotated[str, _setting("PEM file with the certificate's private key; empty: it is in tls_cert")] = ""
 
-    connections_max: Annotated[int, _setting("connections held at once; 0: derived from the file limit", ge=0)] = 0
-    handshakes_max: Annotated[int, _setting("handshakes in progress at once", ge=1)] = 512
+    connections_max: Annotated[
+        int, _setting("connections held at once; 0: derived from the file limit", "connections", ge=0)
+    ] = 0
+    handshakes_max: Annotated[int, _setting("handshakes in progress at once", "handshakes", ge=1)] = 512
     handshake_timeout_s: Annotated[float, _setting("from accept to authenticated", "s", ge=0.1)] = (
         limits.AUTHENTICATE_TIMEOUT_S
     )
@@ -155,7 +161,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = 100.0
     commands_burst_max: Annotated[
-        int, _setting("commands of one connection at once, and HTTP requests of one user", ge=1)
+        int, _setting("commands of one connection at once, and HTTP requests of one user", "commands", ge=1)
     ] = 400
     conversation_sends_per_s_max: Annotated[
         float,
@@ -167,12 +173,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = 500.0
     conversation_burst_max: Annotated[
-        int, _setting("entries appended to one conversation at once, which then count for that rate", ge=1)
+        int, _setting("entries appended to one conversation at once, which then count for that rate", "entries", ge=1)
     ] = 2_000
-    pending_sends_max: Annotated[int, _setting("sends of the node that wait to become durable", ge=1)] = 65_536
-    loaded_conversations_max: Annotated[int, _setting("conversations that the owner holds in memory", ge=16)] = 8_192
-    tail_entries_max: Annotated[int, _setting("recent entries held per loaded conversation", ge=16)] = 128
-    syncs_max: Annotated[int, _setting("syncs answered at once", ge=1)] = 64
+    pending_sends_max: Annotated[int, _setting("sends of the node that wait to become durable", "sends", ge=1)] = 65_536
+    loaded_conversations_max: Annotated[
+        int, _setting("conversations that the owner holds in memory", "conversations", ge=16)
+    ] = 8_192
+    tail_entries_max: Annotated[int, _setting("recent entries held per loaded conversation", "entries", ge=16)] = 128
+    syncs_max: Annotated[int, _setting("syncs answered at once", "syncs", ge=1)] = 64
     presence_grace_s: Annotated[float, _setting("after the last connection until offline", "s", ge=0)] = (
         limits.PRESENCE_GRACE_S
     )

@@ -215,6 +215,7 @@ def test_each_setting_is_described_and_its_default_is_allowed(setting: Setting) 
         assert setting.unit in {"s", "1/s"}
     if "_bytes_" in setting.name:
         assert setting.unit == "bytes"
+    assert bool(setting.unit) == (setting.kind in {int, float} and "port" not in setting.name)
     assert load({setting.name: setting.default}, {}) == Settings()
 
 
