@@ -1,10 +1,14 @@
-"""One real node for all tests that do not harm it."""
+"""Real nodes: one for all tests that do not harm it, and those of a cluster."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from bench.processes import NodeProcess
+from tests.process.cluster_nodes import ClusterNodes
+from tests.servers.fixtures import Keyspace
+from tests.servers.redis import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +24,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
         assert code == 0, node.stderr_tail()
         assert "Traceback" not in log, log
         assert '"level":"error"' not in log.replace(" ", ""), log
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
+    """Starts nodes of one cluster; those that are left at the end are killed."""
+    each = ClusterNodes(tmp_path, cassandra, redis_server)
+    yield each
+    each.kill_all()

@@ -39,11 +39,6 @@ def _name() -> str:
     return uuid4().hex
 
 
-async def _direct(wire: Wire, other: str) -> str:
-    command = CreateConversation(0, ConversationKind.DIRECT, [other], _name())
-    return (await wire.ask(command, ConversationReply)).conversation.conversation_id
-
-
 async def _group(wire: Wire, *others: str) -> str:
     command = CreateConversation(0, ConversationKind.GROUP, list(others), _name(), "a group")
     return (await wire.ask(command, ConversationReply)).conversation.conversation_id
@@ -51,7 +46,7 @@ async def _group(wire: Wire, *others: str) -> str:
 
 async def test_bodies_and_metadata_have_limits(node: NodeProcess) -> None:
     async with connected(node, "ann") as wire:
-        conversation = await _direct(wire, "ben")
+        conversation = await wire.create_direct("ben")
 
         async def refused(body: str, metadata: dict[str, str] | None = None) -> ErrorReply:
             return await wire.ask(Send(0, conversation, _name(), body, metadata), ErrorReply)
@@ -146,7 +141,7 @@ async def test_a_repeated_client_msg_id_with_another_body_says_so(node: NodeProc
 
 async def test_what_only_groups_and_their_creators_may(node: NodeProcess) -> None:
     async with connected(node, "ann") as ann, connected(node, "ida") as ida:
-        direct = await _direct(ann, "ida")
+        direct = await ann.create_direct("ida")
         for command in (
             AddMembers(0, direct, _name(), ["eve"]),
             RemoveMembers(0, direct, _name(), ["ida"]),

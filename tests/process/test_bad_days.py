@@ -6,7 +6,6 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,13 +33,6 @@ pytestmark = pytest.mark.process
 
 WATCHFUL = (*PATIENT, "--lease-renew-s", "20")
 """Options of a node that looks long enough whether others live, however late they renew on a very busy machine."""
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, redis_server)
-    yield each
-    each.kill_all()
 
 
 def free_port() -> int:

@@ -1,6 +1,5 @@
 """Two real nodes on a real Cassandra and Redis: one gateway to their clients, whichever is killed or drained."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,8 @@ from protocol.client import Refused, Resumed, connect
 from tests.fakes.waiting import bodies, next_of
 from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNodes
 from tests.process.test_two_clients import Eager, Talker
-from tests.servers.fixtures import Keyspace
-from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, redis_server)
-    yield each
-    each.kill_all()
 
 
 async def test_users_of_two_nodes_chat_and_one_node_is_killed_between_two_messages(

@@ -3,8 +3,6 @@
 import json
 import signal
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -13,17 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from protocol.client import connect
 from tests.process.cluster_nodes import DEADLINE_S, PATIENT, SECRET, ClusterNode, ClusterNodes
 from tests.process.test_two_clients import Eager
-from tests.servers.fixtures import Keyspace
-from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, redis_server)
-    yield each
-    each.kill_all()
 
 
 class Operator:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,11 +11,9 @@ import pytest
 import trio
 
 from bench.load.connect import wait_until
-from protocol.frames import ConversationKind, ConversationReply, CreateConversation, GoAway, Send, SendAck, Welcome
+from protocol.frames import GoAway, Send, SendAck, Welcome
 from tests.process.cluster_nodes import DEADLINE_S, ClusterNode, ClusterNodes
 from tests.process.wire import Closed, Wire, connected, upgraded
-from tests.servers.fixtures import Keyspace
-from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.process
 
@@ -23,13 +21,6 @@ COUNT = 2
 CONNECTIONS_MAX = 64
 """Connections among which there are some to each node: the kernel spreads them evenly, by chance."""
 WITHIN_S = 240.0
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, redis_server)
-    yield each
-    each.kill_all()
 
 
 @asynccontextmanager
@@ -54,17 +45,6 @@ async def sent_away(*wires: Wire) -> None:
         assert (await wire.closed()).code == 1012
 
 
-async def direct(wire: Wire, other: str) -> str:
-    command = CreateConversation(0, ConversationKind.DIRECT, [other], "direct")
-    return (await wire.ask(command, ConversationReply)).conversation.conversation_id
-
-
-async def pushed(wire: Wire, body: bytes) -> None:
-    """Wait until an entry with that body comes."""
-    while body not in bytes((await wire.push()).entry):
-        pass
-
-
 def pids(several: ClusterNode) -> list[int]:
     """The node processes that run now."""
     return [child.pid for child in psutil.Process(several.pid).children()]
@@ -74,9 +54,9 @@ async def test_processes_behind_one_port_are_a_cluster_that_survives_one_of_them
     several = nodes.start("n", "--processes", str(COUNT))
     with trio.fail_after(DEADLINE_S):
         async with welcomed_by(several, "n-1", "alice") as alice, welcomed_by(several, "n-2", "bob") as bob:
-            where = await direct(alice, "bob")
+            where = await alice.create_direct("bob")
             await alice.ask(Send(0, where, "one", "across processes"), SendAck)
-            await pushed(bob, b"across processes")
+            await bob.pushed(b"across processes")
             killed = next(pid for pid in pids(several) if "n-1" in psutil.Process(pid).cmdline())
             os.kill(killed, signal.SIGKILL)
             with pytest.raises(Closed):
@@ -87,7 +67,7 @@ async def test_processes_behind_one_port_are_a_cluster_that_survives_one_of_them
             )  # fmt: skip
             async with welcomed_by(several, "n-1", "alice") as again:
                 await bob.ask(Send(0, where, "two", "is she back"), SendAck)
-                await pushed(again, b"is she back")
+                await again.pushed(b"is she back")
                 several.signal(signal.SIGTERM)
                 await sent_away(again, bob)
         assert await trio.to_thread.run_sync(several.wait) == 0
@@ -101,15 +81,15 @@ async def test_nodes_that_hold_connections_and_nodes_that_order_conversations(no
     edge = nodes.start("edge", "--roles", "edge")
     with trio.fail_after(DEADLINE_S):
         async with connected(edge, "alice", device="a") as alice, connected(edge, "bob", device="b") as bob:
-            where = await direct(alice, "bob")
+            where = await alice.create_direct("bob")
             for number in range(10):
                 await alice.ask(Send(0, where, f"{number}", f"message {number}"), SendAck)
-                await pushed(bob, f"message {number}".encode())
+                await bob.pushed(f"message {number}".encode())
             # Owners' code can be replaced without a connection being dropped.
             other = nodes.start("other", "--roles", "owner")
             assert await trio.to_thread.run_sync(owner.terminate) == 0
             await alice.ask(Send(0, where, "last", "by another owner"), SendAck)
-            await pushed(bob, b"by another owner")
+            await bob.pushed(b"by another owner")
             assert other.running
     assert "slots handed over" in owner.stderr_path.read_text()
     assert "slots handed over" not in edge.stderr_path.read_text()
@@ -129,7 +109,7 @@ async def test_processes_behind_one_port_are_upgraded_together_and_those_that_ca
 
     with trio.fail_after(DEADLINE_S):
         async with welcomed_by(several, "n-1", "alice") as alice, welcomed_by(several, "n-2", "bob") as bob:
-            where = await direct(alice, "bob")
+            where = await alice.create_direct("bob")
             before = set(pids(several))
             code, said = await upgraded_with("process_port = 9100\n")  # the supervisor itself cannot go on with that
             assert code == 1
@@ -139,13 +119,13 @@ async def test_processes_behind_one_port_are_upgraded_together_and_those_that_ca
             assert said.count("lease_s is 60 there and 61 here") == COUNT, said
             assert set(pids(several)) == before
             await alice.ask(Send(0, where, "one", "as before"), SendAck)
-            await pushed(bob, b"as before")
+            await bob.pushed(b"as before")
             code, said = await upgraded_with("lease_s = 60\n")
             assert code == 0, said + several.stderr_tail()
             assert said.count("has taken over 1 connections") == COUNT, said
             assert not set(pids(several)) & before
             await alice.ask(Send(0, where, "two", "in new processes"), SendAck)
-            await pushed(bob, b"in new processes")
+            await bob.pushed(b"in new processes")
             several.signal(signal.SIGTERM)
             await sent_away(alice, bob)
         assert await trio.to_thread.run_sync(several.wait) == 0

@@ -4,7 +4,6 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,10 @@ from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNode, Cluste
 from tests.process.device import Device, Outgoing
 from tests.process.test_crash import Rounds, checked
 from tests.process.wire import Wire, connected
-from tests.servers.fixtures import Keyspace
-from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.process
 
 UPGRADES = 2
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, redis_server)
-    yield each
-    each.kill_all()
 
 
 class Watched(Device):

@@ -1,6 +1,5 @@
 """Who comes back to a node of a cluster gets all that was missed, whatever became of owners and of Redis meanwhile."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,11 @@ from bench.send_cross import wait_shared
 from protocol.client import Client, MessageReceived, Resumed, connect
 from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNodes
 from tests.process.test_two_clients import Eager
-from tests.servers.fixtures import Keyspace
 from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.process
 
 GROUPS = 12
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, redis_server)
-    yield each
-    each.kill_all()
 
 
 class Bob:

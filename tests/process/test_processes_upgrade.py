@@ -14,7 +14,7 @@ import trio
 from bench.load.connect import wait_until
 from bench.processes import SharedPort
 from protocol.errors import CloseCode
-from protocol.frames import ConversationKind, ConversationReply, CreateConversation, GoAway, Send, SendAck, Welcome
+from protocol.frames import GoAway, Send, SendAck, Welcome
 from tests.process.wire import Wire, upgraded
 
 pytestmark = pytest.mark.process
@@ -49,8 +49,7 @@ async def crowd(nodes: SharedPort) -> AsyncIterator[dict[str, tuple[Wire, str]]]
 
 async def told_apart(wire: Wire, user: str, text: str) -> None:
     """The node takes a note to self."""
-    command = CreateConversation(0, ConversationKind.DIRECT, [user], "self")
-    where = (await wire.ask(command, ConversationReply)).conversation.conversation_id
+    where = await wire.create_direct(user)
     await wire.ask(Send(0, where, text, text), SendAck)
 
 

@@ -3,7 +3,6 @@
 import itertools
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from protocol.client.wire import Address
 from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNode, ClusterNodes
 from tests.process.test_crash import checked
 from tests.process.test_two_clients import Talker, seen
-from tests.servers.fixtures import Keyspace
-from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.process
 
@@ -27,13 +24,6 @@ GROUPS = 6
 SENDS_BETWEEN = 100
 """Messages that are acknowledged between two restarts."""
 PAGE = 200
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, redis_server: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, redis_server)
-    yield each
-    each.kill_all()
 
 
 class Speaker(Talker):

@@ -15,9 +15,6 @@ from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.check.recorder import Recorder
 from protocol.frames import (
-    ConversationKind,
-    ConversationReply,
-    CreateConversation,
     Ping,
     Pong,
     Send,
@@ -94,7 +91,7 @@ class Churn:
     async def chat(self) -> None:
         """Come, talk to somebody, leave politely."""
         async with connected(self.node, self.user()) as wire:
-            where = await self._conversation(wire, self.user())
+            where = await wire.create_direct(self.user())
             for _ in range(self.rng.randint(1, 30)):
                 await wire.ask(Send(0, where, uuid4().hex, "x" * self.rng.choice((10, 200, 3000))), SendAck)
             await wire.send_frame(b"\x03\xe8", 8)
@@ -103,7 +100,7 @@ class Churn:
     async def drop(self) -> None:
         """Leave without a word, with answers under way, or in the middle of a frame."""
         async with connected(self.node, self.user()) as wire:
-            where = await self._conversation(wire, self.user())
+            where = await wire.create_direct(self.user())
             for _ in range(self.rng.randint(0, 20)):
                 await wire.send(Send(wire.next_id(), where, uuid4().hex, "dropped"))
             if self.rng.random() < 0.5:
@@ -133,10 +130,6 @@ class Churn:
             while not (await wire.reply(request_id, SyncPage)).done:
                 pass
             await wire.ask(Ping(), Pong)
-
-    async def _conversation(self, wire, other: str) -> str:
-        command = CreateConversation(0, ConversationKind.DIRECT, [other], uuid4().hex)
-        return (await wire.ask(command, ConversationReply)).conversation.conversation_id
 
 
 async def _churn(node: NodeProcess, seed: int, duration_s: float, kinds: dict[str, int]) -> dict[str, int]:

@@ -20,9 +20,6 @@ from gateway.upgrade.messages import FORMAT, Offer, Ready
 from protocol import codec
 from protocol.errors import CloseCode
 from protocol.frames import (
-    ConversationKind,
-    ConversationReply,
-    CreateConversation,
     Ping,
     Pong,
     PresenceReply,
@@ -60,17 +57,6 @@ async def upgraded(data_dir: Path) -> int:
     return after
 
 
-async def direct(wire, other: str) -> str:
-    command = CreateConversation(0, ConversationKind.DIRECT, [other], "direct")
-    return (await wire.ask(command, ConversationReply)).conversation.conversation_id
-
-
-async def pushed(wire, body: bytes) -> None:
-    """Wait until an entry with that body comes."""
-    while body not in bytes((await wire.push()).entry):
-        pass
-
-
 async def test_three_upgrades_under_load_lose_nothing_and_nobody(tmp_path: Path) -> None:
     seed = int(os.environ.get("UPGRADE_SEED", random.randrange(2**32)))
     print(f"UPGRADE_SEED={seed}")
@@ -106,8 +92,8 @@ async def test_what_a_connection_has_goes_with_it(tmp_path: Path) -> None:
             connected(node, "bob", device="b") as bob,
             connected(node, "carol", device="c", json=True) as carol,
         ):
-            where = await direct(alice, "bob")
-            await direct(alice, "carol")
+            where = await alice.create_direct("bob")
+            await alice.create_direct("carol")
             assert (await alice.ask(WatchPresence(0, ["bob"]), PresenceReply)).users[0].online
             half = encode_masked_frame(2, codec.encode_msgpack(Send(77, where, "split", "in two")), b"abcd")
             await alice.send_bytes(half[:20])
@@ -115,7 +101,7 @@ async def test_what_a_connection_has_goes_with_it(tmp_path: Path) -> None:
             await upgraded(node.data_dir)
             await alice.send_bytes(half[20:])
             assert isinstance(await alice.reply(77, SendAck), SendAck)
-            await pushed(bob, b"in two")
+            await bob.pushed(b"in two")
             await carol.ask(Ping(), Pong)
             # Whose device connects again takes the place of the connection that was handed over.
             async with connected(node, "bob", device="b") as again:
@@ -171,7 +157,7 @@ async def test_a_new_program_that_fails_changes_nothing(tmp_path: Path, program:
     site.mkdir()
     with NodeProcess(tmp_path / "data", environment={"PYTHONPATH": str(site)}) as node, trio.fail_after(DEADLINE_S):
         async with connected(node, "alice", device="a") as alice, connected(node, "bob", device="b") as bob:
-            where = await direct(alice, "bob")
+            where = await alice.create_direct("bob")
             (site / "sitecustomize.py").write_text(program)
             done = await upgrade(node.data_dir)
             assert done.returncode == 1
@@ -179,13 +165,13 @@ async def test_a_new_program_that_fails_changes_nothing(tmp_path: Path, program:
             assert FAILURES[program] in done.stderr.decode()
             assert holder_pid(node.data_dir) == node.pid
             await alice.ask(Send(0, where, "one", "still here"), SendAck)
-            await pushed(bob, b"still here")
+            await bob.pushed(b"still here")
             assert (await ask(node, HEALTH)).status == 200
             # And when it is put right, it can be upgraded after all.
             (site / "sitecustomize.py").unlink()
             await upgraded(node.data_dir)
             await alice.ask(Send(0, where, "two", "and there"), SendAck)
-            await pushed(bob, b"and there")
+            await bob.pushed(b"and there")
 
 
 SIGNALLED = {

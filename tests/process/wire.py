@@ -11,7 +11,16 @@ import trio
 
 from bench.processes import NodeProcess
 from protocol import codec
-from protocol.frames import SUBPROTOCOL, SUBPROTOCOL_JSON, EntryPush, Frame, Welcome
+from protocol.frames import (
+    SUBPROTOCOL,
+    SUBPROTOCOL_JSON,
+    ConversationKind,
+    ConversationReply,
+    CreateConversation,
+    EntryPush,
+    Frame,
+    Welcome,
+)
 from protocol.websocket import Opcode, encode_masked_frame, parse_close, read_header
 
 ANSWER_TIMEOUT_S = 60.0
@@ -129,6 +138,16 @@ class Wire:
             elif getattr(frame, "id", None) == request_id:
                 assert isinstance(frame, kind), frame
                 return frame
+
+    async def create_direct(self, other: str) -> str:
+        """The conversation with another user, which may be there already."""
+        command = CreateConversation(0, ConversationKind.DIRECT, [other], "direct")
+        return (await self.ask(command, ConversationReply)).conversation.conversation_id
+
+    async def pushed(self, body: bytes) -> None:
+        """Wait until an entry with that body comes."""
+        while body not in bytes((await self.push()).entry):
+            pass
 
     async def push(self) -> EntryPush:
         """The next entry pushed."""
