@@ -13,6 +13,7 @@ Memory (what the density benchmark counts): the object 48 B, its socket 48 B, th
 table's references about 40 B, the array cells 24 B.
 """
 
+import select
 from array import array
 from socket import SocketType, socket
 
@@ -67,6 +68,13 @@ def plain_socket(sock: socket) -> SocketType | TlsSocket:
         return sock
     family, kind, proto = sock.family, sock.type, sock.proto
     return SocketType(family, kind, proto, fileno=sock.detach())
+
+
+def has_left(connection: Connection) -> bool:
+    """Whether the other end sends nothing any more, or is gone, whatever of it is still to be read."""
+    poll = select.poll()
+    poll.register(connection.fd, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class Devices(Struct, gc=False, eq=False, frozen=True):

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import trio
 
 from gateway.broker import Delivery, Origin, is_channel
-from gateway.edge.connection import CLOSING, GONE, JSON, QUEUED, Connection, ConnectionTable, Devices
+from gateway.edge.connection import CLOSING, GONE, JSON, QUEUED, Connection, ConnectionTable, Devices, has_left
 from gateway.edge.fanout import Fanout
 from gateway.edge.followers import Followers
 from gateway.edge.outgoing import encode_for
@@ -78,17 +78,23 @@ class Hub:
         """Enter an open connection that the table knows.
 
         One of the same user's same device is closed: replaced; and so is the user's oldest where there are too many.
+        But whoever has left already replaces nobody, and is closed: a client may give an attempt up and connect anew,
+        and the attempt come behind that, because a crowded node's kernel lets data in late.
         """
         user, keys = connection.user, self._table.device_key
         present = self.connections_of(user)
-        for other in present:
-            if keys[other.fd] == keys[connection.fd]:
-                self._writer.close(other, CloseCode.REPLACED, "this device connected again")
-        present = self.connections_of(user)
-        if len(present) >= self._devices_per_user_max:
+        same = [other for other in present if keys[other.fd] == keys[connection.fd]]
+        too_many = len(present) - len(same) >= self._devices_per_user_max
+        if (same or too_many) and has_left(connection):
+            self._writer.abort(connection)
+            return
+        for other in same:
+            self._writer.close(other, CloseCode.REPLACED, "this device connected again")
+        if too_many:
+            oldest = next(other for other in present if other not in same)
             reason = f"the user has more than {self._devices_per_user_max} connections here: the oldest gave way"
-            self._writer.close(present[0], CloseCode.REPLACED, reason)
-            present = self.connections_of(user)
+            self._writer.close(oldest, CloseCode.REPLACED, reason)
+        present = self.connections_of(user)
         if not present:
             self.by_user[user] = connection
             self.on_arrival(user)

@@ -109,12 +109,15 @@ class Edge:
         json: bool = False,
         ends_s: float = 1e9,
         buffer: int | None = None,
+        leaves: bool = False,
     ) -> Peer:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         ours.setblocking(False)
         if buffer is not None:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        if leaves:
+            theirs.shutdown(socket.SHUT_WR)
         connection = Connection(plain_socket(ours), user, JSON if json else 0)
         self.table.insert(connection, ends_s=ends_s, device_key=len(self.sockets) if device is None else device)
         self.parking.park(connection)

@@ -7,7 +7,7 @@ import trio
 
 from gateway.broker import Delivery, channel_id_of, followers_of
 from gateway.edge import fanout
-from gateway.edge.connection import CLOSING, QUEUED
+from gateway.edge.connection import CLOSED, CLOSING, QUEUED
 from gateway.edge.fanout import INLINE_RECIPIENTS_MAX, JOBS_PER_CONVERSATION_MAX, RECIPIENTS_PER_STEP
 from gateway.edge.hub import Caller
 from protocol.codec import decode_entry, decode_server_frame, encode_entry
@@ -102,6 +102,19 @@ def test_the_same_device_again_replaces_the_old_connection(edge):
     assert old.close_code() == CloseCode.REPLACED
     assert old.connection.flags & CLOSING
     assert set(edge.hub.connections_of("a")) == {other.connection, new.connection}
+
+
+def test_who_has_left_already_replaces_nobody(edge):
+    """A client gave an attempt up and connected anew, and the attempt comes to the node behind that."""
+    peers = [edge.connect("a", device) for device in range(32)]
+    for device in (7, 99):  # one of them, and one too many
+        late = edge.connect("a", device, leaves=True)
+        assert late.connection.flags & CLOSED
+        assert late.ended
+    assert [peer.close_code() for peer in peers] == [None] * 32
+    assert edge.hub.connections_of("a") == tuple(peer.connection for peer in peers)
+    alone = edge.connect("b", leaves=True)
+    assert edge.hub.connections_of("b") == (alone.connection,), "whoever is in nobody's way is read to the end"
 
 
 def test_a_user_with_too_many_connections_loses_the_oldest(edge):
