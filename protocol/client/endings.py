@@ -23,12 +23,14 @@ class Ending(Struct, frozen=True):
         reason: one sentence for a person.
         code: WebSocket close code or HTTP status; 0 when the network failed.
         after_s: do not try again earlier than this, seconds.
+        abandoned: whether the node may still take for a connection what was given up here.
     """
 
     advice: str
     reason: str
     code: int = 0
     after_s: float = 0.0
+    abandoned: bool = False
 
     def error(self) -> ClientClosed:
         """The error that tells a user of this end, for ends that are final."""

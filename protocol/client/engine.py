@@ -1,6 +1,7 @@
 """The life of a client: connections one after the other, and what goes on during each."""
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -31,6 +32,7 @@ from protocol.client.state_file import Changes, Saved, StateFile
 from protocol.client.states import Connecting, Online, StateBox, Waiting
 from protocol.client.tokens import Tokens
 from protocol.client.wire import Address, StreamOpener
+from protocol.errors import CloseCode
 from protocol.frames import (
     Authenticate,
     Authenticated,
@@ -58,6 +60,10 @@ conversations have news."""
 
 PARTING_S: Final = 1.0
 """Seconds that leaving may take for the sake of delivered receipts."""
+
+ABANDONED_S: Final = 120.0
+"""Seconds within which an attempt that was given up may still come to a node: kernels go on for as long with what a
+program sent before it closed a socket."""
 
 
 class Engine:
@@ -93,6 +99,7 @@ class Engine:
         self._marks_delivered = mark_delivered
         self._connection: Connection | None = None
         self._online_since: float | None = None
+        self._abandoned_until_s = -math.inf
         self._delivered: dict[str, int] = {}
         self._notes = trio.Event()
         self._reached = trio.Event()
@@ -144,6 +151,7 @@ class Engine:
             ending = await self._attempt()
             if self._online_since is not None and trio.current_time() - self._online_since >= STABLE_S:
                 backoff.succeed()
+            ending = self._own_attempt_considered(ending)
             if ending.advice == "new_token":
                 self._tokens.refuse(ending.reason, ending.code)
             if ending.advice == "never":
@@ -154,6 +162,18 @@ class Engine:
             await trio.sleep(delay_s)
             attempt = 1 if self._online_since is not None else attempt + 1
             self.states.change(Connecting(attempt))
+
+    def _own_attempt_considered(self, ending: Ending) -> Ending:
+        """The ending, or what it means where an attempt of this client, given up before, has come to the node late."""
+        if ending.abandoned:
+            self._abandoned_until_s = trio.current_time() + ABANDONED_S
+        elif ending.code == CloseCode.REPLACED:
+            may_be_own = trio.current_time() < self._abandoned_until_s
+            self._abandoned_until_s = -math.inf
+            if may_be_own:
+                reason = "an attempt of this client that was given up may have come late, and replaced the connection"
+                return Ending("backoff", reason, ending.code)
+        return ending
 
     async def _attempt(self) -> Ending:
         """One connection from its token to its end."""

@@ -110,7 +110,7 @@ async def _open(
         websocket = await open_websocket(nursery, stream, address, token=token, device=device)
         first = _decode(await websocket.get_message())
     if patience.cancelled_caught:
-        raise _too_slow(address)
+        raise _too_slow(address, abandoned=True)
     if not isinstance(first, Welcome):
         raise ConnectionEnded(Ending("backoff", f"{address} sent something else than a welcome first"))
     if not (first.heartbeat_interval_s >= WELCOME_S_MIN and first.idle_timeout_s >= WELCOME_S_MIN):  # NaN is neither
@@ -118,9 +118,9 @@ async def _open(
     return websocket, first
 
 
-def _too_slow(address: Address) -> ConnectionEnded:
+def _too_slow(address: Address, *, abandoned: bool = False) -> ConnectionEnded:
     text = f"{address} did not answer within {limits.AUTHENTICATE_TIMEOUT_S:.0f} s"
-    return ConnectionEnded(Ending("backoff", text))
+    return ConnectionEnded(Ending("backoff", text, abandoned=abandoned))
 
 
 async def _serve(nursery: trio.Nursery, websocket: WebSocketConnection, welcome: Welcome, handlers: Handlers) -> None:

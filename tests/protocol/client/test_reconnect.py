@@ -17,6 +17,7 @@ from protocol.client import (
     TokenRefused,
     Waiting,
 )
+from protocol.client.engine import ABANDONED_S
 from protocol.client.wire import Address
 from protocol.codec import encode_msgpack
 from protocol.errors import CloseCode
@@ -92,6 +93,34 @@ async def test_new_token_codes_fetch_another_token(autojump_clock, node: FakeNod
         await node.connection.close(int(code))
         await node.connected(2)
     assert [token for token, _, _ in node.attempts] == ["one", "two"]
+
+
+async def test_an_attempt_that_was_given_up_and_comes_late_is_not_taken_for_another_client(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    node.mute_handshakes = 1
+    async with connected() as client:
+        events = client.events()
+        await client.wait_online()
+        await node.connection.close(CloseCode.REPLACED)
+        assert "did not answer within 10 s" in (await state(events, Waiting)).reason
+        assert "an attempt of this client that was given up" in (await state(events, Waiting)).reason
+        await node.connected(2)
+        await node.connection.close(CloseCode.REPLACED)
+        with pytest.raises(Replaced):  # one attempt arrives once
+            await next_of(events, int)
+
+
+async def test_an_attempt_that_was_given_up_long_ago_does_not_come_any_more(
+    autojump_clock, node: FakeNode, connected
+) -> None:
+    node.mute_handshakes = 1
+    async with connected() as client:
+        await client.wait_online()
+        await trio.sleep(ABANDONED_S)
+        await node.connection.close(CloseCode.REPLACED)
+        with pytest.raises(Replaced):
+            await next_of(client.events(), int)
 
 
 @pytest.mark.parametrize("code", [c for c in CloseCode if c.reconnect == "never"])
