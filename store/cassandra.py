@@ -13,7 +13,6 @@ from typing import Final, TypeVar
 import trio
 
 from protocol.codec import decode_entry_head
-from protocol.frames import ConversationKind
 from store import cassandra_reads as reads
 from store.cassandra_append import Appender
 from store.cassandra_load import Loader, row_of
@@ -398,17 +397,17 @@ class CassandraStore:
         """See ``Store.involvements``. One read for some thousand conversations. Cancelling is safe."""
         return [involvement(row) for row in await read_involvements(self._tables, user)]
 
-    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
+    async def memberships(self, user: str, known: Sequence[Involvement | Membership] | None = None) -> list[Membership]:
         """See ``Store.memberships``: one read, and up to three for each conversation. Cancelling is safe.
 
         Heads of conversations that other nodes own are as the log shows them.
         """
-        if involvements is None:
-            involvements = await self.involvements(user)
-        found = await _gather(involvements, lambda each: self._membership(user, each))
+        if known is None:
+            known = await self.involvements(user)
+        found = await _gather(known, self._membership)
         return [each for each in found if each is not None]
 
-    async def _membership(self, user: str, involved: Involvement) -> Membership | None:
+    async def _membership(self, involved: Involvement | Membership) -> Membership | None:
         conversation_id = involved.conversation_id
         log = self._owned(conversation_id)
         if log is not None:
@@ -426,8 +425,6 @@ class CassandraStore:
         if not last_rows:
             return None  # its first entry is being written
         last = decode_entry_head(last_rows[-1].encoded)
-        direct = involved.kind is ConversationKind.DIRECT
-        peers = tuple(sorted({user, involved.peer})) if direct else ()
         return Membership(
             conversation_id,
             involved.kind,
@@ -439,7 +436,7 @@ class CassandraStore:
             involved.delivered_seq,
             involved.read_seq,
             count,
-            peers,
+            involved.peer,
         )
 
     async def acquainted(self, user: str, others: Collection[str]) -> set[str]:

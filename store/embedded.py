@@ -230,12 +230,12 @@ class EmbeddedStore:
         """See ``Store.list_members``. Cancelling is safe."""
         return await self._read(queries.list_members, conversation_id, after, limit)
 
-    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
+    async def memberships(self, user: str, known: Sequence[Involvement | Membership] | None = None) -> list[Membership]:
         """See ``Store.memberships``. Cancelling is safe."""
         found = await self._read(queries.memberships, user)
-        if involvements is None:
+        if known is None:
             return found
-        wanted = {each.conversation_id for each in involvements}
+        wanted = {each.conversation_id for each in known}
         return [each for each in found if each.conversation_id in wanted]
 
     async def involvements(self, user: str) -> list[Involvement]:

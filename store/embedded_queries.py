@@ -40,21 +40,17 @@ _SELECT_INDEXED_CONTAINING: Final = """
 _SELECT_AT: Final = "SELECT position, encoded FROM entries WHERE position IN ({})"
 _SELECT_AT_CONTAINING: Final = f"{_SELECT_AT} AND instr(encoded, ?)"
 _SELECT_LAST_POSITION: Final = "SELECT coalesce(max(position), 0) FROM entries"
-_SELECT_MEMBERSHIPS: Final = """
-    SELECT c.key, c.id, c.kind, c.title, m.joined_seq, m.delivered_seq, m.read_seq, c.member_count, (
+_PEER: Final = f"""
+    CASE WHEN c.kind != {int(ConversationKind.DIRECT)} THEN '' ELSE coalesce((
+        SELECT user FROM members AS peer WHERE peer.conversation = c.key AND peer.user != m.user), m.user)
+    END"""  # noqa: S608  # an enum's number
+_SELECT_MEMBERSHIPS: Final = f"""
+    SELECT c.key, c.id, c.kind, c.title, m.joined_seq, m.delivered_seq, m.read_seq, c.member_count, {_PEER}, (
         SELECT position FROM entry_index WHERE conversation = m.conversation ORDER BY seq DESC LIMIT 1)
-    FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""
-_SELECT_INVOLVEMENTS: Final = f"""
-    SELECT c.id, c.kind, m.joined_seq, m.delivered_seq, m.read_seq, CASE c.kind
-        WHEN {int(ConversationKind.DIRECT)} THEN coalesce((
-            SELECT user FROM members AS peer WHERE peer.conversation = c.key AND peer.user != m.user), m.user)
-        ELSE '' END
     FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""  # noqa: S608  # likewise
-_SELECT_PEERS: Final = f"""
-    SELECT peer.conversation, peer.user FROM members AS m
-    JOIN conversations AS c ON c.key = m.conversation AND c.kind = {int(ConversationKind.DIRECT)}
-    JOIN members AS peer ON peer.conversation = m.conversation
-    WHERE m.user = ? ORDER BY peer.conversation, peer.user"""  # noqa: S608  # an enum's number
+_SELECT_INVOLVEMENTS: Final = f"""
+    SELECT c.id, c.kind, m.joined_seq, m.delivered_seq, m.read_seq, {_PEER}
+    FROM members AS m JOIN conversations AS c ON c.key = m.conversation WHERE m.user = ?"""  # noqa: S608  # likewise
 _SELECT_SHARED: Final = """
     SELECT 1 FROM members AS a JOIN members AS b ON b.conversation = a.conversation
     WHERE a.user = ? AND b.user = ? LIMIT 1"""
@@ -217,16 +213,13 @@ def _containing(
 
 def memberships(connection: sqlite3.Connection, generations: Generations, user: str) -> list[Membership]:
     """All conversations of a user, each with its last entry: work grows with their number only."""
-    peers: dict[int, list[str]] = {}
-    for key, peer in connection.execute(_SELECT_PEERS, (user,)):
-        peers.setdefault(key, []).append(peer)
     rows = connection.execute(_SELECT_MEMBERSHIPS, (user,)).fetchall()
     indexed = {key: position for key, *_rest, position in rows}
     through = _last_position_seen(connection)
     newer = {key: last_position(generations, key, through) for key in indexed}
     encoded = _encoded_at(connection, [newer[key] or indexed[key] or 0 for key in indexed])
     found = []
-    for key, conversation_id, kind, title, joined, delivered, read, count, _position in rows:
+    for key, conversation_id, kind, title, joined, delivered, read, count, peer, _position in rows:
         last = encoded.get(newer[key] or indexed[key])
         if last is None:
             continue  # created after the generations were taken: not there yet
@@ -243,7 +236,7 @@ def memberships(connection: sqlite3.Connection, generations: Generations, user: 
                 delivered,
                 read,
                 count,
-                tuple(peers.get(key, ())),
+                peer,
             )
         )
     return found

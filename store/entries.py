@@ -88,8 +88,8 @@ class Involvement(Struct, frozen=True, gc=False):
 class Membership(Struct, frozen=True, gc=False):
     """One conversation of a user, as the store sees it now.
 
-    ``joined_seq`` is the seq of the entry by which the user is in; ``last_encoded`` the encoded last entry; ``peers``
-    the members of a direct conversation, empty for groups.
+    ``joined_seq`` is the seq of the entry by which the user is in; ``last_encoded`` the encoded last entry; ``peer`` as
+    in Involvement.
     """
 
     conversation_id: str
@@ -102,7 +102,7 @@ class Membership(Struct, frozen=True, gc=False):
     delivered_seq: int
     read_seq: int
     member_count: int
-    peers: tuple[str, ...] = ()
+    peer: str = ""
 
 
 class Search(Struct, frozen=True, gc=False):

@@ -114,11 +114,11 @@ class Store(Protocol):
         Raises Unavailable. Cancelling is safe.
         """
 
-    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
+    async def memberships(self, user: str, known: Sequence[Involvement | Membership] | None = None) -> list[Membership]:
         """All conversations that the user is a member of now, in no particular order. Raises Unavailable.
 
-        With ``involvements``, which were read before, only those. They are not read again, so one that has ended since
-        may still be told.
+        With ``known``, which were read before, only those. That the user is in them is not read again, so one that has
+        ended since may still be told.
         """
 
     async def involvements(self, user: str) -> list[Involvement]:

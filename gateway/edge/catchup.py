@@ -373,7 +373,7 @@ class Catchup:
                 Member(peer, *(self._owner.pointers(membership.conversation_id, peer) or (0, 0)))
                 if peer != user
                 else Member(user, delivered_seq, read_seq)
-                for peer in membership.peers
+                for peer in (sorted({user, membership.peer}) if direct else ())
             ],
             membership.member_count,
         )

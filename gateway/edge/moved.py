@@ -6,7 +6,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from gateway.broker import Head
-from protocol.frames import ConversationKind, Seq
+from protocol.frames import Seq
 from store.entries import Involvement, Membership
 from store.interface import Store, Unavailable
 
@@ -49,7 +49,7 @@ async def standing(
             del known[each]
         known.update(await heads.ask_owners(user, behind))
     _require(known, involved)
-    return [_membership(user, involvement, known[each]) for each, involvement in involved.items()]
+    return [_membership(involvement, known[each]) for each, involvement in involved.items()]
 
 
 async def described(store: Store, heads: Heads | None, user: str, page: Sequence[Membership]) -> list[Membership]:
@@ -61,7 +61,7 @@ async def described(store: Store, heads: Heads | None, user: str, page: Sequence
     if heads is None:
         return list(page)
     # Read after the heads were known: which rows count up to them is settled by then.
-    found = await store.memberships(user, [_involvement(each, user) for each in page])
+    found = await store.memberships(user, page)
     known = {each.conversation_id: Head(each.head_seq, each.head_time_us) for each in page}
     return [await _up_to(store, each, known[each.conversation_id]) for each in found]
 
@@ -82,8 +82,7 @@ def _require(known: Mapping[str, Head], conversation_ids: Collection[str]) -> No
         raise Unavailable(f"the owners of {missing} of {len(conversation_ids)} conversations do not answer just now")
 
 
-def _membership(user: str, involvement: Involvement, head: Head) -> Membership:
-    direct = involvement.kind is ConversationKind.DIRECT
+def _membership(involvement: Involvement, head: Head) -> Membership:
     return Membership(
         involvement.conversation_id,
         involvement.kind,
@@ -95,18 +94,5 @@ def _membership(user: str, involvement: Involvement, head: Head) -> Membership:
         involvement.delivered_seq,
         involvement.read_seq,
         0,
-        tuple(sorted({user, involvement.peer})) if direct else (),
-    )
-
-
-def _involvement(membership: Membership, user: str) -> Involvement:
-    """What ``_membership`` was made of."""
-    others = [peer for peer in membership.peers if peer != user]
-    return Involvement(
-        membership.conversation_id,
-        membership.kind,
-        membership.joined_seq,
-        membership.delivered_seq,
-        membership.read_seq,
-        (others or membership.peers or ("",))[0],
+        involvement.peer,
     )

@@ -232,9 +232,9 @@ class MemoryStore:
         names = sorted((user for user in members if user.encode() > after.encode()), key=str.encode)
         return [_copy(members[user]) for user in names[:limit]]
 
-    async def memberships(self, user: str, involvements: Sequence[Involvement] | None = None) -> list[Membership]:
+    async def memberships(self, user: str, known: Sequence[Involvement | Membership] | None = None) -> list[Membership]:
         await self._begin("memberships")
-        wanted = self.logs if involvements is None else {each.conversation_id for each in involvements}
+        wanted = self.logs if known is None else {each.conversation_id for each in known}
         return [
             self._membership(log, user)
             for conversation_id, log in self.logs.items()
@@ -243,7 +243,6 @@ class MemoryStore:
 
     def _membership(self, log: _Log, user: str) -> Membership:
         member = log.members[user]
-        direct = log.record.kind is ConversationKind.DIRECT
         return Membership(
             log.record.conversation_id,
             log.record.kind,
@@ -255,7 +254,7 @@ class MemoryStore:
             member.delivered_seq,
             member.read_seq,
             len(log.members),
-            tuple(log.members) if direct else (),
+            _peer(log, user),
         )
 
     async def involvements(self, user: str) -> list[Involvement]:

@@ -297,11 +297,11 @@ class Members:
         found = {each.conversation_id: each for each in await store.memberships("alice")}
         assert set(found) == {"d1", "d2", "g1"}
         g1 = found["g1"]
-        assert (g1.kind, g1.title, g1.member_count, g1.peers) == (ConversationKind.GROUP, "Sailing", 3, ())
+        assert (g1.kind, g1.title, g1.member_count, g1.peer) == (ConversationKind.GROUP, "Sailing", 3, "")
         assert (g1.head_seq, g1.head_time_us, g1.last_encoded) == (2, T0_US + 2, last.encoded)
         assert (g1.delivered_seq, g1.read_seq) == (2, 1)
-        assert sorted(found["d1"].peers) == ["alice", "bob"]
-        assert found["d2"].peers == ("alice",)
+        assert found["d1"].peer == "bob"
+        assert found["d2"].peer == "alice"
         assert found["d1"].head_seq == 1
 
     async def test_involvements_tell_what_is_known_without_the_logs(self, store):
@@ -333,7 +333,9 @@ class Members:
         found = {each.conversation_id: each for each in await store.memberships("alice", [known["d1"], known["g1"]])}
         assert set(found) == {"d1", "g1"}
         assert (found["g1"].title, found["g1"].head_seq, found["g1"].member_count) == ("Sailing", 2, 2)
-        assert found["d1"].peers == ("alice", "bob")
+        assert found["d1"].peer == "bob"
+        again = {each.conversation_id: each for each in await store.memberships("alice", list(found.values()))}
+        assert again == found
         assert await store.memberships("alice", []) == []
 
     async def test_acquainted_are_those_who_share_a_conversation_now(self, store):
@@ -403,7 +405,7 @@ class LargeConversations:
         await store.save_receipts([ReceiptRecord("c1", "bob", 3, 2, joined_seq=1)])
         [bobs] = await store.memberships("bob")
         assert (bobs.kind, bobs.head_seq, bobs.read_seq, bobs.member_count) == (ConversationKind.CHANNEL, 3, 2, 2)
-        assert (bobs.title, bobs.peers) == ("News", ())
+        assert (bobs.title, bobs.peer) == ("News", "")
         [alices] = await store.involvements("alice")
         assert (alices.kind, alices.read_seq) == (ConversationKind.CHANNEL, 0)
 

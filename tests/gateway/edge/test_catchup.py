@@ -20,6 +20,7 @@ from protocol.frames import (
     Send,
     Sync,
 )
+from store.entries import Involvement
 from store.interface import Unavailable
 from tests.fakes.edge import FakeOrigin
 from tests.gateway.edge.catchup_place import Place
@@ -424,9 +425,9 @@ async def test_with_known_heads_only_the_logs_of_what_moved_are_read(crowded, al
 async def test_with_known_heads_a_page_of_a_list_reads_only_the_logs_of_what_it_shows(crowded, bob, monkeypatch):
     read, memberships = [], crowded.store.memberships
 
-    async def noting(user, involvements=None):
-        read.append([each.conversation_id for each in involvements])
-        return await memberships(user, involvements)
+    async def noting(user, known=None):
+        read.append([each.conversation_id for each in known])
+        return await memberships(user, known)
 
     monkeypatch.setattr(crowded.store, "memberships", noting)
     crowded.store.calls.clear()
@@ -444,14 +445,15 @@ async def test_with_known_heads_a_page_shows_who_is_in_a_direct_conversation(pla
     place.catchup.heads = KnownHeads(**{direct: Head(1, 2), alone: Head(1, 1)})
     seen, memberships = [], place.store.memberships
 
-    async def noting(user, involvements=None):
-        seen.extend(involvements)
-        return await memberships(user, involvements)
+    async def noting(user, known=None):
+        seen.extend(known)
+        return await memberships(user, known)
 
     place.store.memberships = noting
     (reply,) = await place.ask(alice, ListConversations(1))
     assert [[member.user for member in each.members] for each in reply.conversations] == [["alice"], ["alice", "bob"]]
-    assert seen == await place.store.involvements("alice")
+    told = [Involvement(**{name: getattr(each, name) for name in Involvement.__struct_fields__}) for each in seen]
+    assert told == await place.store.involvements("alice")
 
 
 async def test_what_happens_in_a_channel_is_pushed_from_its_members_first_sync_on(place, alice, bob):
