@@ -175,7 +175,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     conversation_burst_max: Annotated[
         int, _setting("entries appended to one conversation at once, which then count for that rate", "entries", ge=1)
     ] = 2_000
-    pending_sends_max: Annotated[int, _setting("sends of the node that wait to become durable", "sends", ge=1)] = 65_536
+    pending_sends_max: Annotated[
+        int,
+        _setting(
+            "sends of the node that wait to become durable, with 256 bytes of text each on average", "sends", ge=1
+        ),
+    ] = 65_536
     loaded_conversations_max: Annotated[
         int, _setting("conversations that the owner holds in memory", "conversations", ge=16)
     ] = 8_192

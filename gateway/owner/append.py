@@ -21,7 +21,7 @@ from gateway.owner.members import Draft, draft
 from gateway.owner.pace import Pace
 from gateway.owner.ports import Ownership
 from gateway.owner.trouble import Troubles
-from gateway.refusals import NotOwner, client_msg_id_reused, not_found, overloaded
+from gateway.refusals import NotOwner, client_msg_id_reused, not_found
 from protocol.codec import decode_entry, encode_entry
 from protocol.frames import Entry, EntryKind, Ok, Send, SendAck
 from store.entries import Append, StoredEntry
@@ -104,7 +104,7 @@ class Appender:
             raise not_found()
         if self._backlog.full:
             self._counters.overloaded += 1
-            raise overloaded(self._backlog.waiting)
+            raise self._backlog.refusal()
         if type(command) is Send:
             check_message(command)
             self._assign(conversation, origin, command, key, MESSAGE, command.body, command.metadata, None)
@@ -152,7 +152,7 @@ class Appender:
             self._mark_dirty(conversation)
         conversation.unflushed.append(stored)
         conversation.pending.append(Pending(origin, command.id, stored, key, self._arrived_s))
-        self._backlog.waiting += 1
+        self._backlog.add(len(stored.encoded))
 
     def _mark_dirty(self, conversation: Conversation) -> None:
         if not self._dirty:
@@ -228,7 +228,7 @@ class Appender:
         del conversation.pending[:count]
         conversation.remember(sends, self._settings.tail_entries_max)
         self._counters.appended += count
-        self._backlog.waiting -= count
+        self._backlog.remove(sum([len(send.stored.encoded) for send in sends]), count)
         recipients: Collection[str] = conversation.recipients
         last = sends[-1].stored.entry
         if last.kind != MESSAGE:

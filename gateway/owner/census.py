@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from gateway.broker import EdgePort, Origin
-from gateway.owner.backlog import Backlog
+from gateway.owner.backlog import Backlog, size_of
 from gateway.owner.conversation import Conversation, MembersUnknown
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.lookups import begin_waiting, end_waiting
@@ -64,8 +64,9 @@ class Census:
         look_up = partial(self._look_up, conversation, origin, command, unknown.users)
         if self._backlog.full or not self._pool.start(look_up):
             self._counters.overloaded += 1
-            raise overloaded(self._backlog.waiting)
+            raise self._backlog.refusal() if self._backlog.full else overloaded(self._pool.waiting)
         self._counters.member_lookups += 1
+        self._backlog.add(size_of(command))
         begin_waiting(conversation, origin, command)
 
     async def _look_up(
@@ -83,11 +84,12 @@ class Census:
         waiting = end_waiting(conversation, origin)
         if waiting is None:
             return
+        self._backlog.remove(size_of(command))
         if refusal is not None:
             self._edge.reply(origin, refusal.reply(command.id))
         else:
             self._submit(origin, command)
-        self._backlog.waiting -= len(waiting)
+        self._backlog.remove_all(waiting)
         for next_origin, next_command in waiting:
             self._submit(next_origin, next_command)
 

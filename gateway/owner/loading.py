@@ -9,7 +9,7 @@ import trio
 from gateway.broker import Delivery, EdgePort, Origin
 from gateway.config import Settings
 from gateway.owner import members
-from gateway.owner.backlog import Backlog
+from gateway.owner.backlog import Backlog, size_of
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.ports import Ownership
@@ -117,7 +117,7 @@ class Loader:
                 members.creation(origin.user, command, 0, self._settings)
             except Refused as refusal:
                 self._edge.reply(origin, refusal.reply(command.id))
-                self._backlog.waiting -= 1
+                self._backlog.remove(size_of(command))
                 waiting.popleft()
             else:
                 return origin, command
@@ -134,7 +134,7 @@ class Loader:
         assert conversation.waiting is not None
         assert conversation.waiting[0] == (origin, command), "only the loader takes from what waits for it"
         conversation.waiting.popleft()
-        self._backlog.waiting -= 1
+        self._backlog.remove(size_of(command))
         self._counters.created += 1
         first, recipients = loaded.tail[0], conversation.recipients
         users = first.entry.users or ()

@@ -15,7 +15,7 @@ import trio
 from msgspec import Struct
 
 from gateway.broker import EdgePort, Origin
-from gateway.owner.backlog import Backlog
+from gateway.owner.backlog import Backlog, size_of
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
 from gateway.owner.deduplication import Appending, Key, key_of
@@ -82,10 +82,12 @@ class Lookups:
         Raises:
             Refused: too many wait already.
         """
-        if self._backlog.full or not self._pool.start(partial(self._look_up, conversation, origin, command)):
+        job = partial(self._look_up, conversation, origin, command)
+        if self._backlog.full or not self._pool.start(job):
             self._counters.overloaded += 1
-            raise overloaded(self._backlog.waiting)
+            raise self._backlog.refusal() if self._backlog.full else overloaded(self._pool.waiting)
         self._counters.lookups += 1
+        self._backlog.add(size_of(command))
         begin_waiting(conversation, origin, command)
 
     async def _look_up(self, conversation: Conversation, origin: Origin, command: Appending) -> None:
@@ -102,13 +104,14 @@ class Lookups:
         waiting = end_waiting(conversation, origin)
         if waiting is None:
             return
+        self._backlog.remove(size_of(command))
         if refusal is not None:
             self._edge.reply(origin, refusal.reply(command.id))
         elif self._find(conversation.conversation_id) is conversation and conversation.waiting is None:
             self._found(conversation, origin, command, stored)
         else:
             self._submit(origin, command)  # it was dropped or waits for something: the order of arrival holds there
-        self._backlog.waiting -= len(waiting)
+        self._backlog.remove_all(waiting)
         for next_origin, next_command in waiting:
             self._submit(next_origin, next_command)
 

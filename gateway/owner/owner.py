@@ -14,7 +14,7 @@ from gateway.broker import Delivery, EdgePort, Head, Origin
 from gateway.config import Settings
 from gateway.owner import members
 from gateway.owner.append import Appender
-from gateway.owner.backlog import Backlog
+from gateway.owner.backlog import Backlog, size_of
 from gateway.owner.census import Census
 from gateway.owner.conversation import Conversation, MembersUnknown
 from gateway.owner.counters import OwnerCounters
@@ -169,9 +169,9 @@ class Owner:
             self._carry_out(conversation, origin, command)
         elif self.backlog.full:
             self.counters.overloaded += 1
-            raise overloaded(self.backlog.waiting)
+            raise self.backlog.refusal()
         else:
-            self.backlog.waiting += 1
+            self.backlog.add(size_of(command))
             behind.append((origin, command))
 
     async def drained(self) -> None:
@@ -236,7 +236,7 @@ class Owner:
         if not conversation.loaded:
             return  # what waits for the loading is given back when that is done
         waiting, conversation.waiting = conversation.waiting or deque(), deque()
-        self.backlog.waiting -= len(waiting)
+        self.backlog.remove_all(waiting)
         for origin, command in waiting:
             self._edge.not_owner(origin, command)
 
@@ -294,7 +294,7 @@ class Owner:
             raise NotOwner
         if self.backlog.full:
             self.counters.overloaded += 1
-            raise overloaded(self.backlog.waiting)
+            raise self.backlog.refusal()
         conversation = self._memory.add(conversation_id)
         if not self._loader.start(conversation):
             self._memory.drop(conversation)
@@ -380,7 +380,7 @@ class Owner:
         """Refuse all that waits for a conversation that could not be loaded."""
         self._memory.drop(conversation)
         waiting, conversation.waiting = conversation.waiting or deque(), deque()
-        self.backlog.waiting -= len(waiting)
+        self.backlog.remove_all(waiting)
         for origin, command in waiting:
             if isinstance(refusal, NotOwner):
                 self._edge.not_owner(origin, command)
@@ -400,7 +400,7 @@ class Owner:
         conversation.update_open()
         while waiting and conversation.waiting is None:
             origin, command = waiting.popleft()
-            self.backlog.waiting -= 1
+            self.backlog.remove(size_of(command))
             self.submit(origin, command)
         if waiting:
             conversation.wait_again(waiting)
@@ -411,8 +411,7 @@ class Owner:
         waiting, conversation.waiting = conversation.waiting or deque(), deque()
         for behind in give_up_lookups(conversation):
             waiting.extend(behind)
-            self.backlog.waiting += 1  # the first of them, which the store was asked about, is not counted
-        self.backlog.waiting -= len(waiting)
+        self.backlog.remove_all(waiting)
         for origin, command in waiting:
             self.submit(origin, command)
 

@@ -108,7 +108,7 @@ class Troubles:
         uncertain = sum(len(append.entries) for append in conversation.flights[: conversation.uncertain])
         sends, conversation.pending = conversation.pending, []
         conversation.flights, conversation.unflushed, conversation.outcomes = [], [], None
-        self._backlog.waiting -= len(sends)
+        self._backlog.remove(sum(len(send.stored.encoded) for send in sends), len(sends))
         unknown = outcome_unknown()
         for index, send in enumerate(sends):
             self._refuse(send, unknown if index < uncertain else refusal)
@@ -150,7 +150,7 @@ class Troubles:
             self._refuse(send, unknown)
         if late and conversation.waiting:
             refusal = unavailable("the store has not answered for an earlier command of this conversation")
-            self._backlog.waiting -= len(conversation.waiting)
+            self._backlog.remove_all(conversation.waiting)
             for origin, command in conversation.waiting:
                 self._edge.reply(origin, refusal.reply(command.id))
             conversation.waiting.clear()

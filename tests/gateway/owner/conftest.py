@@ -58,6 +58,11 @@ class World:
         with self.scope:
             await self.owner.run(task_status=task_status)
 
+    @property
+    def nothing_waits(self) -> bool:
+        """Whether the backlog is empty, counted in commands as in bytes."""
+        return (self.owner.backlog.waiting, self.owner.backlog.waiting_bytes) == (0, 0)
+
     def next_id(self) -> int:
         return next(self._ids)
 

@@ -175,7 +175,7 @@ async def test_too_many_pending_sends_are_refused_and_nothing_of_them_is_stored(
     world.store.release()
     await wait_all_tasks_blocked()
     assert bodies(world.edge.entries) == ["m0", "m1", "m2"]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
     assert isinstance(await world.ask(alice, Send(99, conversation_id, "m3", "m3", attempt=2)), SendAck)
 
 
@@ -193,7 +193,7 @@ async def test_not_written_is_retryable_and_the_seq_is_used_again(world, alice):
     world.store.release()
     assert [error.code for error in world.edge.errors] == [ErrorCode.UNAVAILABLE] * 2
     assert "disk full" in world.edge.errors[0].message
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
     reply = await world.ask(alice, Send(50, conversation_id, "m2", "m2", attempt=2))
     assert isinstance(reply, SendAck)
     assert reply.seq == 2
@@ -313,7 +313,7 @@ async def test_what_was_appended_under_an_epoch_that_is_over_is_given_up(world, 
     assert world.edge.deliveries == []
     world.ownership.sure = True
     assert isinstance(await world.ask(alice, Send(2, conversation_id, "m1", "m1", attempt=2)), SendAck)
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
 
 
 async def test_a_command_for_a_conversation_owned_elsewhere_is_given_back(world, alice):

@@ -151,7 +151,7 @@ async def test_a_lookup_holds_back_its_origin_and_nobody_else(world, alice, bob)
     world.store.gate.set()
     await wait_all_tasks_blocked()
     assert [entry.body for entry in world.edge.entries] == ["n1", "m1", "m2", "m3", "m4"]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
 
 
 async def test_two_lookups_for_one_id_append_it_once(world, alice):
@@ -334,7 +334,7 @@ async def test_commands_of_one_origin_keep_their_order_when_a_lookup_ends_before
     world.store.release()
     await wait_all_tasks_blocked()
     assert [entry.body for entry in world.edge.received("alice")] == ["crew", "m1", "m2", "m3"]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
 
 
 async def test_commands_of_one_origin_keep_their_order_when_two_barriers_follow_each_other(world, alice, bob):
@@ -354,7 +354,7 @@ async def test_commands_of_one_origin_keep_their_order_when_two_barriers_follow_
     world.store.release()
     await wait_all_tasks_blocked()
     assert [entry.body for entry in world.edge.received("alice")] == ["crew", "gang", "m1", "m2", "m3"]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
 
 
 async def test_what_is_given_back_in_a_handover_comes_behind_a_lookup_that_was_under_way(
@@ -388,4 +388,4 @@ async def test_commands_of_one_origin_keep_their_order_when_the_store_writes_not
     world.store.gate.set()
     await wait_all_tasks_blocked()
     assert [entry.body for entry in world.edge.received("alice")] == ["m1", "m2", "m3"]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits

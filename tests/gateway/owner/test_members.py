@@ -110,7 +110,7 @@ async def test_what_cannot_be_created(start_world, alice, command, code, words):
     assert reply.code == code
     assert all(word in reply.message for word in words)
     assert world.store.logs == {}
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
 
 
 async def test_commands_around_a_creation_keep_their_order(world, alice):
@@ -122,7 +122,7 @@ async def test_commands_around_a_creation_keep_their_order(world, alice):
     assert [reply.id for reply in world.edge.replies] == [1, 2, 3]
     assert world.edge.replies[0].code == ErrorCode.NOT_FOUND
     assert [entry.seq for entry in world.edge.entries] == [1, 2]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
 
 
 @pytest.mark.parametrize(

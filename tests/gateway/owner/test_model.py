@@ -212,7 +212,7 @@ class Run:
                 each.seq for each in self.edge.replies_to(device) if isinstance(each, SendAck) and not each.duplicate
             ]
             assert acks == sorted(acks), "acknowledged out of order"
-        assert self.owner.backlog.waiting == 0
+        assert (self.owner.backlog.waiting, self.owner.backlog.waiting_bytes) == (0, 0)
 
     @staticmethod
     def _judge_answer(answer: Reply, sent: Sent, keys: list[Sent], last: bool) -> None:

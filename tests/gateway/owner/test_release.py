@@ -66,7 +66,7 @@ async def test_what_waits_behind_a_barrier_is_given_back_in_order(
     world.store.release()
     await trio.sleep(1)
     assert given_back(world) == [*behind, later]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
     assert world.owner.loaded == 0
 
 
@@ -175,7 +175,7 @@ async def test_who_was_found_dead_acknowledges_nothing_more(world, alice: FakeOr
     assert isinstance(reply, ErrorReply)
     assert reply.code == ErrorCode.OUTCOME_UNKNOWN
     assert world.edge.deliveries == []
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
 
 
 async def test_a_conversation_that_could_not_be_loaded_keeps_nobody_waiting(
@@ -211,4 +211,4 @@ async def test_a_release_that_is_called_off_opens_nothing_that_is_not_loaded(
     world.store.gate.set()
     await wait_all_tasks_blocked()
     assert [reply.id for reply in world.edge.replies if isinstance(reply, SendAck)] == [first.id, second.id]
-    assert world.owner.backlog.waiting == 0
+    assert world.nothing_waits
