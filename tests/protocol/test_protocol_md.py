@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from msgspec import inspect
 
+from gateway.edge import listener
 from gateway.edge.catchup import SYNCS_EACH_MAX
 from gateway.edge.presence import WATCH_COMMANDS_EACH_MAX
 from gateway.owner.receipts import RECEIPT_PUSH_MEMBERS_MAX
-from protocol import frames, limits
+from protocol import frames, handshake, limits
 from protocol.codec import decode_command, decode_server_frame
 from protocol.errors import CloseCode, ErrorCode
 from protocol.handshake import accept_upgrade, parse_request_head, upgrade_response
@@ -157,6 +158,15 @@ def test_numbers_in_the_text_are_the_limits() -> None:
         f"{SYNCS_EACH_MAX} `Sync` and `ListConversations`, and {WATCH_COMMANDS_EACH_MAX} `WatchPresence`",
     ):
         assert text in TEXT, text
+
+
+def test_statuses_of_a_refused_handshake() -> None:
+    """All with which the code refuses one have a row that says what to do."""
+    sources = [Path(module.__file__).read_text() for module in (handshake, listener)]
+    refusals = re.findall(r"\b(?:Refused|BadRequest|UpgradeRefused)\(\s*(\d{3})\b", "".join(sources))
+    rows = rows_below("A refused handshake is an HTTP response with one line of text that says what was wrong:")
+    assert {status for row in rows for status in row[0].split(", ")} == set(refusals)
+    assert all(all(row) for row in rows)
 
 
 def test_handshake_example() -> None:
