@@ -79,9 +79,14 @@ def derive_connections_max(settings: Settings) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    possible = max(hard - settings.handshakes_max - DESCRIPTORS_RESERVED, 1)
-    limit = min(settings.connections_max, possible) if settings.connections_max else possible
-    log.info("connection limit", connections_max=limit, configured=settings.connections_max, descriptors=hard)
+    possible = hard - settings.handshakes_max - DESCRIPTORS_RESERVED
+    limit = max(min(settings.connections_max or possible, possible), 1)
+    told = {"connections_max": limit, "configured": settings.connections_max, "descriptors": hard}
+    if possible < max(settings.connections_max, 1):
+        advice = "this process may have too few descriptors: raise its file limit (ulimit -n, LimitNOFILE=)"
+        log.warning("connection limit", **told, advice=advice)
+    else:
+        log.info("connection limit", **told)
     return limit
 
 

@@ -1,5 +1,6 @@
 """A whole node: start, drain, and the order of its end."""
 
+import resource
 import socket
 import time
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import jwt
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from gateway.api.server import HTTP_CONNECTIONS_MAX, RESERVED_MAX
 from gateway.auth import Identity, Verifier
@@ -14,7 +16,7 @@ from gateway.broker import Delivery
 from gateway.config import Settings
 from gateway.drain import SETTLE_S
 from gateway.edge.listener import listen
-from gateway.node import DESCRIPTORS_RESERVED, Node
+from gateway.node import DESCRIPTORS_RESERVED, Node, derive_connections_max
 from gateway.owner.members import direct_id
 from protocol.codec import decode_server_frame, encode_entry
 from protocol.frames import ConversationKind, CreateConversation, Entry, GoAway, Send, SendAck, Welcome
@@ -332,3 +334,27 @@ async def test_requests_of_one_user_are_bounded_whatever_their_connections(make_
 
 def test_descriptors_are_kept_back_for_all_that_is_no_connection():
     assert DESCRIPTORS_RESERVED > HTTP_CONNECTIONS_MAX + RESERVED_MAX
+
+
+@pytest.mark.parametrize(
+    ("configured", "descriptors", "limit", "level"),
+    [
+        (0, 20_000, 20_000 - 512 - DESCRIPTORS_RESERVED, "info"),
+        (5_000, 20_000, 5_000, "info"),
+        (50_000, 20_000, 20_000 - 512 - DESCRIPTORS_RESERVED, "warning"),
+        (0, 256, 1, "warning"),
+    ],
+)
+def test_the_connection_limit_is_derived_from_the_file_limit_and_logged(
+    configured, descriptors, limit, level, monkeypatch
+):
+    raised = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (100, descriptors))
+    monkeypatch.setattr(resource, "setrlimit", lambda _what, limits: raised.append(limits))
+    with capture_logs() as lines:
+        assert derive_connections_max(Settings(connections_max=configured)) == limit
+    assert raised == [(descriptors, descriptors)]
+    (line,) = lines
+    assert (line["log_level"], line["event"], line["connections_max"]) == (level, "connection limit", limit)
+    assert (line["configured"], line["descriptors"]) == (configured, descriptors)
+    assert ("ulimit -n" in line.get("advice", "")) == (level == "warning")
