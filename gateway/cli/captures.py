@@ -67,14 +67,34 @@ def parse_text(text: str) -> bytes:
         return stripped.encode()
     if _HEX.fullmatch(stripped):
         return bytes.fromhex(re.sub(r"0x|[\s:,-]", "", stripped))
-    compact = "".join(stripped.split())
-    if _BASE64.fullmatch(compact):
-        padded = compact.rstrip("=") + "=" * (-len(compact.rstrip("=")) % 4)
-        try:
-            return base64.b64decode(padded.replace("-", "+").replace("_", "/"), validate=True)
-        except binascii.Error as error:
-            raise CaptureError(f"neither hex nor base64: {error}") from None
-    raise CaptureError(f"{stripped[:40]!a} is neither hex, base64 nor JSON: give one of them")
+    decoded = _from_base64("".join(stripped.split()))
+    # Hex with a slip in it is base64, too, of bytes that begin nothing
+    if decoded and (_begins_payload(decoded[0]) or _begins_ws_frame(decoded[0])):
+        return decoded
+    raise CaptureError(
+        f"{stripped[:40]!a} is neither hex (pairs of the digits 0-9 and a-f), nor base64 of a frame, nor JSON: "
+        "give one of them"
+    )
+
+
+def _from_base64(text: str) -> bytes:
+    """The bytes; empty if it is no base64."""
+    if not _BASE64.fullmatch(text):
+        return b""
+    text = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        return b""
+
+
+def _begins_payload(first: int) -> bool:
+    """Whether a payload can begin with this byte: an array of JSON, or of msgpack."""
+    return first == ord("[") or 0x90 <= first <= 0x9F or first in (0xDC, 0xDD)
+
+
+def _begins_ws_frame(first: int) -> bool:
+    return not first & 0x70 and first & 0x0F in set(Opcode)
 
 
 def parse_file(data: bytes) -> list[bytes]:
@@ -106,10 +126,8 @@ def read_capture(data: bytes, messages: Messages) -> Iterator[Shown]:
     Raises CaptureError where it cannot be read any further.
     """
     first = data[0]
-    if first == ord("["):
-        yield show_payload(data, json=True)
-    elif 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
-        yield show_payload(data, json=False)
+    if _begins_payload(first):
+        yield show_payload(data, json=first == ord("["))
     else:
         yield from _read_ws(data, messages)
 
@@ -132,7 +150,7 @@ def _read_ws(data: bytes, messages: Messages) -> Iterator[Shown]:
 
 
 def _check(header: FrameHeader | None, data: bytes, place: int) -> None:
-    if place == 0 and (data[0] & 0x70 or data[0] & 0x0F not in set(Opcode)):
+    if place == 0 and not _begins_ws_frame(data[0]):
         raise CaptureError(
             f"byte 0x{data[0]:02x} at offset 0 begins neither an array of msgpack or JSON nor a WebSocket frame"
         )

@@ -107,8 +107,10 @@ def test_error_codes_are_named() -> None:
 @pytest.mark.parametrize(
     ("capture", "code", "part"),
     [
-        ("%%", 2, "'%%' is neither hex, base64 nor JSON"),
+        ("%%", 2, "'%%' is neither hex (pairs of the digits 0-9 and a-f), nor base64 of a frame, nor JSON: give"),
         ("", 2, "nothing to decode"),
+        ("92020", 2, "'92020' is neither hex (pairs of the digits 0-9 and a-f)"),
+        ("92 02 0g", 2, "'92 02 0g' is neither hex (pairs of the digits 0-9 and a-f), nor base64 of a frame, nor JSON"),
         ("ff", 1, "byte 0xff at offset 0 begins neither an array of msgpack or JSON nor a WebSocket frame"),
         ("8283", 1, "offset 0: the capture ends within a WebSocket frame's header"),
         ("828337fa213da5", 1, "has 3 bytes of payload, but the capture ends 2 bytes too early"),
