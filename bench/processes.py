@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import jwt
 import psutil
+
+from deploy.processes import Startable
 
 START_TIMEOUT_S = 120.0
 """Seconds from start until a node must accept connections: an import takes one on a busy machine, recovery more, and
@@ -37,7 +37,7 @@ class NodeFailed(Exception):
     """A node did not start or did not stop; the message ends with the tail of its log."""
 
 
-class NodeProcess:
+class NodeProcess(Startable):
     """One node, started as ``tidegate serve``; also a context manager that starts it and ends it for good.
 
     Attributes:
@@ -78,15 +78,6 @@ class NodeProcess:
         self._environment = dict(environment or {})
         self._prefix = tuple(prefix)
         self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
 
     def start(self) -> None:
         """Start the node and wait until it accepts connections.
@@ -185,11 +176,6 @@ class NodeProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._forget()
-
-    def restart(self) -> None:
-        """Start it again on the same data directory and port, after a kill or a terminate."""
-        self.kill()
-        self.start()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, such as SIGSTOP or SIGCONT."""

@@ -8,8 +8,11 @@ import os
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 POLL_INTERVAL_S = 0.05
 """How often a server that is starting is asked whether it answers, seconds."""
@@ -27,6 +30,32 @@ _GUARD = 'read -r word; [ "$word" = over ] || kill -s KILL -- "-$1"'
 
 class ServerFailed(Exception):
     """A server did not start, ended by itself or did not answer; the message ends with the tail of its log."""
+
+
+class Startable(ABC):
+    """One program or several that ``with`` starts, and kills at the end of the block."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it and wait until it answers; if that fails, nothing of it is left."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would; no error when it is gone already."""
+
+    def restart(self) -> None:
+        """Kill it if it runs, and start it again, with the data that it had."""
+        self.kill()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
 
 
 class ServerProcess:

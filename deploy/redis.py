@@ -3,8 +3,6 @@
 import contextlib
 import shutil
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis
 from redis.backoff import NoBackoff
@@ -12,7 +10,7 @@ from redis.retry import Retry
 
 from deploy.certificates import make_certificate
 from deploy.loopback import free_network
-from deploy.processes import ServerFailed, ServerProcess
+from deploy.processes import ServerFailed, ServerProcess, Startable
 
 PORT = 6379
 """Where a Redis listens, at an address of its own."""
@@ -31,7 +29,7 @@ def what_is_missing() -> str:
     return ""
 
 
-class RedisServer(ServerProcess):
+class RedisServer(ServerProcess, Startable):
     """One Redis that keeps nothing on disk by itself; also a context manager that starts it and ends it for good.
 
     Attributes:
@@ -81,15 +79,6 @@ class RedisServer(ServerProcess):
         super().__init__(f"Redis {self.address}", [*command, *options], directory / "redis.log")
         self._loaded = directory / "dump.rdb"
         self._snapshot = directory / "snapshot.rdb"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
 
     @property
     def url(self) -> str:

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from deploy.cassandra import cql
 from deploy.certificates import STORE_PASSWORD, make_certificate
 from deploy.loopback import free_network
-from deploy.processes import ServerFailed, ServerProcess
+from deploy.processes import ServerFailed, ServerProcess, Startable
 
 PORT = 9042
 """Where nodes speak CQL."""
@@ -125,7 +124,7 @@ def _java() -> str:
     return ""
 
 
-class CassandraNode(ServerProcess):
+class CassandraNode(ServerProcess, Startable):
     """One node of a cluster.
 
     Attributes:
@@ -161,11 +160,6 @@ class CassandraNode(ServerProcess):
         except ServerFailed as error:
             raise ServerFailed(f"{error}\nlast refusal: {self._refusal or 'none'}") from None
 
-    def restart(self) -> None:
-        """Kill it if it runs, and start it on the same data. Raises ServerFailed."""
-        self.kill()
-        self.start()
-
     def answers(self, consistency: int = cql.ONE, table: str = "system.local") -> bool:
         """Whether it answers a read of ``table`` at that consistency now."""
         question = f"SELECT * FROM {table} LIMIT 1"
@@ -177,7 +171,7 @@ class CassandraNode(ServerProcess):
         return True
 
 
-class CassandraCluster:
+class CassandraCluster(Startable):
     """Some nodes that form one cluster; also a context manager that starts them and ends them for good.
 
     Attributes:
@@ -211,15 +205,6 @@ class CassandraCluster:
         addresses = [f"{network}{number + offset}" for number in range(1, self.options.nodes + 1)]
         self.certificate = make_certificate(directory, [*addresses, *advertised]) if self.options.tls else None
         self.nodes = [self._node(directory, index, addresses, advertised[index]) for index in range(self.options.nodes)]
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
 
     @property
     def addresses(self) -> list[str]:

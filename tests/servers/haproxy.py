@@ -4,11 +4,9 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from deploy.loopback import accepts
-from deploy.processes import ServerFailed, ServerProcess
+from deploy.processes import ServerFailed, ServerProcess, Startable
 
 START_TIMEOUT_S = 30.0
 """From start until its front end must accept connections, seconds."""
@@ -24,7 +22,7 @@ def what_is_missing() -> str:
     return ""
 
 
-class HaproxyServer(ServerProcess):
+class HaproxyServer(ServerProcess, Startable):
     """One HAProxy in the foreground; also a context manager that starts it and ends it for good.
 
     Its log comes into ``log_path`` if the configuration says ``log stdout format raw local0``.
@@ -49,23 +47,9 @@ class HaproxyServer(ServerProcess):
         super().__init__("HAProxy", [_PROGRAM, "-db", "-f", str(configuration)], log_path, environment)
         self.front = front
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
-
     def start(self) -> None:
         """Start it and wait until the front end accepts connections. Raises ServerFailed, with what it complains of."""
         self.start_until(lambda: accepts(*self.front), START_TIMEOUT_S, f"front end at {self.front}")
-
-    def restart(self) -> None:
-        """Kill it if it runs, and start it again. Raises ServerFailed."""
-        self.kill()
-        self.start()
 
 
 def check(configuration: Path, environment: Mapping[str, str]) -> str:

@@ -4,13 +4,11 @@ import contextlib
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis
 
 from deploy.loopback import free_network
-from deploy.processes import ServerFailed, ServerProcess
+from deploy.processes import ServerFailed, ServerProcess, Startable
 from deploy.redis import BUS_PORT, PORT, START_TIMEOUT_S, RedisServer, at_once, what_is_missing
 
 __all__ = ["PORT", "RedisCluster", "RedisServer", "RedisWithSentinel", "what_is_missing"]
@@ -25,7 +23,7 @@ SENTINEL_DOWN_AFTER_MS = 1_000
 """Silence after which the sentinel gives the primary up, milliseconds."""
 
 
-class RedisWithSentinel:
+class RedisWithSentinel(Startable):
     """A primary, a replica and one sentinel that makes the replica primary when the primary is silent.
 
     Attributes:
@@ -55,7 +53,8 @@ class RedisWithSentinel:
         command = ["redis-server", str(configuration), "--sentinel"]
         self.sentinel = ServerProcess("Redis sentinel", command, directory / "sentinel.log")
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Start all three, and wait until the sentinel knows the others. Raises ServerFailed."""
         try:
             for server in self.servers:
                 server.start()
@@ -64,12 +63,6 @@ class RedisWithSentinel:
         except BaseException:
             self.kill()
             raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
 
     def kill(self) -> None:
         """End all three at once."""
@@ -96,7 +89,7 @@ class RedisWithSentinel:
         return False
 
 
-class RedisCluster:
+class RedisCluster(Startable):
     """Three primaries without replicas that share Redis' slots: what a client of Redis Cluster has to cope with.
 
     Attributes:
@@ -120,7 +113,8 @@ class RedisCluster:
             for number in (1, 2, 3)
         ]
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Start all three as one cluster, and wait until each knows it as whole. Raises ServerFailed."""
         try:
             for server in self.servers:
                 server.start()
@@ -131,12 +125,6 @@ class RedisCluster:
         except BaseException:
             self.kill()
             raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.kill()
 
     def kill(self) -> None:
         """End all three at once."""
