@@ -2,6 +2,7 @@
 
 import difflib
 import ipaddress
+import re
 import sys
 import tomllib
 import typing
@@ -24,6 +25,9 @@ DEFAULT_FILE: Final = Path("tidegate.toml")
 """Read from the working directory when no file is named and this one is there."""
 
 PORT_MAX: Final = 65535
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+")
+"""An origin as RFC 6454 section 6.2 writes it: it is compared letter by letter with what a browser sends."""
 
 OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, "TIDEGATE_TOKEN", "TIDEGATE_URL"})
 """Variables of other commands; all else with the prefix has to be a setting, so that a typing error is noticed."""
@@ -61,6 +65,8 @@ class Setting(Struct, frozen=True):
             return f"one of {', '.join(self.choices)}"
         if self.kind is list:
             return "a list of texts"
+        if self.kind is Path:
+            return "the path of a directory"
         if self.kind not in {int, float}:
             return "a text"
         noun = "a whole number" if self.kind is int else "a number"
@@ -325,6 +331,13 @@ def _check_front(settings: Settings, sources: Mapping[str, str]) -> None:
                 f"proxy_protocol_from has {network!r} (from {sources['proxy_protocol_from']}): {error}; "
                 "allowed: networks such as 10.0.0.0/8 or 2001:db8::/32, and single addresses"
             ) from None
+    for origin in settings.allowed_origins:
+        if origin != "null" and _ORIGIN.fullmatch(origin) is None:
+            raise ConfigError(
+                f"allowed_origins has {origin!r} (from {sources['allowed_origins']}), which no browser sends; "
+                "allowed: scheme, host in lower case and port if there is one, such as https://chat.example, "
+                "each in full and without a path; or null"
+            )
     if settings.tls_key and not settings.tls_cert:
         raise ConfigError(
             f"tls_key is given (from {sources['tls_key']}), but tls_cert is not; "

@@ -23,3 +23,22 @@ def test_a_key_without_a_certificate_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tls_key .*tls_cert"):
         load({"tls_key": "key.pem"}, {})
     assert load({"tls_cert": "both.pem"}, {}).tls_key == ""
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://chat.example", "http://localhost:3000", "https://[2001:db8::7]:8443", "tauri://localhost", "null"],
+)
+def test_an_origin_as_browsers_send_it_is_taken(origin: str) -> None:
+    assert load({"allowed_origins": [origin]}, {}).allowed_origins == [origin]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["chat.example", "*", "https://*", "https://chat.example/", "https://chat.example/app", "https://Chat.example", ""],
+)
+def test_what_no_browser_sends_as_origin_is_named_with_its_source(origin: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"allowed_origins": ["https://a.example", origin]}, {})
+    assert f"allowed_origins has {origin!r} (from --allowed-origins)" in str(caught.value)
+    assert "such as https://chat.example" in str(caught.value)

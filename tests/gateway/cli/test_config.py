@@ -66,7 +66,7 @@ def test_json() -> None:
         "value": "d",
         "unit": "",
         "meaning": SETTINGS["data_dir"].meaning,
-        "allowed": "a text",
+        "allowed": "the path of a directory",
         "source": "--data-dir",
         "default": "data",
     }
