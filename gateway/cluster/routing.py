@@ -23,7 +23,8 @@ from gateway.broker import EdgePort, Origin, OwnerPort
 from gateway.cluster.links import Links
 from gateway.cluster.parcels import Answered, Forwarded, GivenBack, decode_reply
 from gateway.cluster.slots import slot_of_command
-from gateway.refusals import Refused, outcome_unknown, overloaded, unavailable
+from gateway.owner.backlog import Backlog, size_of
+from gateway.refusals import Refused, outcome_unknown, unavailable
 from protocol.codec import encode_msgpack
 from protocol.frames import (
     AddMembers,
@@ -126,7 +127,7 @@ class Router:
         self._owners = owners
         self._links = links
         self._edge = edge
-        self._waiting_max = waiting_max
+        self._backlog = Backlog(waiting_max)
         self._routes: dict[int, _Route] = {}
         self._by_request: dict[int, tuple[int, _Waiting]] = {}
         self._sessions: dict[Origin, tuple[int, int]] = {}  # origin: its number, and how many of its commands wait
@@ -267,8 +268,8 @@ class Router:
             self._links.send(owner, Forwarded(number, origin.user, slot, 0, encode_msgpack(command)))
 
     def _enqueue(self, origin: Origin, command: Command, slot: int, route: _Route | None, owner: str) -> None:
-        if len(self._by_request) >= self._waiting_max:
-            raise overloaded(len(self._by_request))
+        if self._backlog.full:
+            raise self._backlog.refusal()
         if route is None:
             route = self._routes[slot] = _Route()
         self._add(origin, command, slot, route)
@@ -294,6 +295,7 @@ class Router:
         waiting.copies += (origin, command.id) in self._doubtful
         route.waiting[waiting.request] = waiting
         self._by_request[waiting.request] = (slot, waiting)
+        self._backlog.add(size_of(command))
 
     def _move(self, slot: int, route: _Route, owner: str) -> None:
         """Give a slot's whole queue to its owner, the local one or another."""
@@ -349,6 +351,7 @@ class Router:
         if found is None:
             return None
         slot, waiting = found
+        self._backlog.remove(size_of(waiting.command))
         route = self._routes[slot]
         del route.waiting[request]
         if not route.waiting and not route.returned:

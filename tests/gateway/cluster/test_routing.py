@@ -211,3 +211,21 @@ async def test_nor_is_it_known_of_what_no_owner_takes_any_more(
     place.router.take_back(ALICE, place.local[0])
     await trio.sleep(ANSWER_MAX_S + 2)
     assert place.codes == [ErrorCode.OUTCOME_UNKNOWN]
+
+
+@pytest.mark.parametrize(("length", "taken"), [(5, 100), (1_024, 25)])
+async def test_what_waits_is_bounded_in_number_and_in_bytes(autojump_clock: MockClock, length: int, taken: int) -> None:
+    place = Place()
+    for n in range(110):
+        place.router.submit(ALICE, replace(SEND, id=n + 1, body="x" * length))
+    assert (place.router.waiting, place.codes) == (taken, [ErrorCode.OVERLOADED] * (110 - taken))
+    place.found("b:1")
+    for copy in range(taken):
+        place.answer(copy, ErrorCode.FORBIDDEN)
+    assert place.router.idle
+    place.router.submit(ALICE, replace(SEND, id=200, body="x" * 25_000))
+    assert place.router.waiting == 1
+    place.router.submit(ALICE, replace(SEND, id=201, body="x" * 1_000))
+    assert place.router.waiting == 2
+    place.router.submit(ALICE, replace(SEND, id=202))
+    assert (place.router.waiting, place.codes[-1]) == (2, ErrorCode.OVERLOADED)
