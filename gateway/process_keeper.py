@@ -109,10 +109,16 @@ class _Attempt:
         """The predecessor says something."""
         if isinstance(line, Progress):
             self._tell(line.state)
+        elif isinstance(line, Refused) and line.successor not in (0, self._pid):
+            log.info("what a node says of an upgrade that was given up", successor=line.successor, reason=line.reason)
         elif isinstance(line, Succeeded | Refused):
             self.outcome = line
             if isinstance(line, Refused):
                 self.decided.set()
+
+    @property
+    def _pid(self) -> int:
+        return self.successor.pid if self.successor is not None else 0
 
     @property
     def heir(self) -> Child | None:

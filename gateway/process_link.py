@@ -97,12 +97,13 @@ class NodeEnd:
             message, handed = await _receive(self._sock)
             if not message.startswith(UPGRADE):
                 return message
+            pid = int(message.removeprefix(UPGRADE))
             if len(handed) == HANDED_MAX:
-                return HandOver(int(message.removeprefix(UPGRADE)), *handed)
+                return HandOver(pid, *handed)
             for descriptor in handed:
                 os.close(descriptor)
             reason = f"{len(handed)} of {HANDED_MAX} descriptors arrived: raise the limit of open files"
-            self.say_upgrade(control.encode_line(control.Refused(reason)))
+            self.say_upgrade(control.encode_line(control.Refused(reason, pid)))
 
 
 class SupervisorEnd:

@@ -50,9 +50,15 @@ class Succeeded(Struct, tag="succeeded"):
 
 
 class Refused(Struct, tag="failed"):
-    """The node goes on as before; why."""
+    """The node goes on as before.
+
+    Attributes:
+        reason: why.
+        successor: the process that was to take over, where a supervisor had given it; 0: none had, or it is not said.
+    """
 
     reason: str
+    successor: int = 0
 
 
 class Several(Struct, tag="several"):

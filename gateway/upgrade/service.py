@@ -34,9 +34,18 @@ class Asker:
         sock: a connection to who asked; None where there is none.
     """
 
-    def __init__(self, sock: socket.socket | None = None, send: Callable[[bytes], object] | None = None) -> None:
-        """What is to be told goes to ``sock``, or else to ``send``, which may raise OSError."""
+    def __init__(
+        self,
+        sock: socket.socket | None = None,
+        send: Callable[[bytes], object] | None = None,
+        successor: int = 0,
+    ) -> None:
+        """What is to be told goes to ``sock``, or else to ``send``, which may raise OSError.
+
+        ``successor``: the process that who asked has given to take over; 0: none.
+        """
         self.sock = sock
+        self._successor = successor
         self._send = send if sock is None else sock.send
 
     def reached(self, state: str) -> None:
@@ -46,11 +55,11 @@ class Asker:
     def failed(self, reason: str) -> None:
         """Tell that all is as before, and why."""
         log.error("upgrade failed, this process goes on", reason=reason)
-        self._say(control.Refused(reason))
+        self._say(control.Refused(reason, self._successor))
 
     def ended(self) -> None:
         """Tell that nothing came of it, because this process ends."""
-        self._say(control.Refused("the node ends"))
+        self._say(control.Refused("the node ends", self._successor))
 
     def several(self, outcome: control.Several) -> None:
         """Tell what became of each of several processes."""
@@ -136,8 +145,9 @@ async def _serve(carry_out: CarryOut, sock: socket.socket) -> None:
 async def obey(upgrades: "Upgrades", link: "NodeEnd", order: "HandOver") -> None:
     """Carry out a supervisor's order to hand over to a process, and tell it over the link what became of it."""
     sibling = Sibling(order.pid, order.pidfd, Channel(socket.socket(fileno=order.channel)))
+    asker = Asker(send=link.say_upgrade, successor=order.pid)
     try:
-        await upgrade(lambda asker: upgrades.upgrade(asker.reached, asker.leave, sibling), Asker(send=link.say_upgrade))
+        await upgrade(lambda asker: upgrades.upgrade(asker.reached, asker.leave, sibling), asker)
     finally:
         sibling.close()
 

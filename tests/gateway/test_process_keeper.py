@@ -118,6 +118,37 @@ async def test_a_node_that_says_nothing_keeps_its_place_for_as_long_as_it_lives(
         world.supervisor.drain()
 
 
+async def test_what_is_said_late_of_an_upgrade_that_was_given_up_is_not_said_of_the_next_one(autojump_clock):
+    world = World(1)
+    async with trio.open_nursery() as nursery:
+        _, old, given_up = await begun(world, nursery)
+        await trio.sleep(HAND_OVER_TIMEOUT_S + 1)
+        again = Upgrade(world)
+        nursery.start_soon(again.run)
+        await trio.testing.wait_all_tasks_blocked()
+        new = world.children[2]
+        old.on_line(Refused("its successor ended", given_up.pid))
+        await trio.testing.wait_all_tasks_blocked()
+        assert again.outcome is None
+        assert new.orders == []
+        old.on_line(DONE)
+        old.exit(0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert again.outcome == DONE
+        assert again.keeper.child is new
+        world.supervisor.drain()
+
+
+async def test_what_is_said_of_the_upgrade_under_way_counts(nursery):
+    world = World(1)
+    upgrade, old, new = await begun(world, nursery)
+    old.on_line(Refused("the store is in trouble", new.pid))
+    await trio.testing.wait_all_tasks_blocked()
+    assert upgrade.outcome == Refused("the store is in trouble", new.pid)
+    assert upgrade.keeper.child is old
+    world.supervisor.drain()
+
+
 async def test_a_drain_meanwhile_reaches_whoever_is_the_node(nursery):
     world = World(1)
     _, old, new = await begun(world, nursery)

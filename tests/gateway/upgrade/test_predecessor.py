@@ -340,7 +340,7 @@ async def test_a_supervisor_hears_over_its_link_what_became_of_its_order(node):
     process, sibling = await started_by_a_supervisor("time.sleep(600)")
     with trio.fail_after(DEADLINE_S):
         await told.carry_out(node, process, sibling)
-    assert await told.everything() == [control.Refused("the node drains")]
+    assert await told.everything() == [control.Refused("the node drains", process.pid)]
     process.kill()
     await process.wait()
 
@@ -355,4 +355,4 @@ async def test_a_supervisor_hears_that_a_node_ended_before_anything_came_of_its_
             await trio.testing.wait_all_tasks_blocked(0.01)
             serving.cancel_scope.cancel()
         assert await process.wait() == -signal.SIGKILL
-    assert await told.everything() == [control.Progress("starting"), control.Refused("the node ends")]
+    assert await told.everything() == [control.Progress("starting"), control.Refused("the node ends", process.pid)]
