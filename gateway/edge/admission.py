@@ -32,7 +32,7 @@ class Admission:
         self._table = table
         self._interval_s = 1 / settings.commands_per_s_max if settings.commands_per_s_max else 0.0
         self._ahead_s = self._interval_s * (settings.commands_burst_max - 1)
-        self._burst_max = settings.commands_burst_max
+        self.burst_max = settings.commands_burst_max
         self._due_s: OrderedDict[str, float] = OrderedDict()  # by user, who asked last at the end
         self.per_s_max = settings.commands_per_s_max
         self.refused = 0
@@ -70,7 +70,7 @@ class Admission:
             wait_ms = int(wait_s * 1000) + 1
             raise Refused(
                 ErrorCode.RATE_LIMITED,
-                f"more than {self.per_s_max:g} requests a second of one user, {self._burst_max} at once; "
+                f"more than {self.per_s_max:g} requests a second of one user, {self.burst_max} at once; "
                 f"nothing was done: repeat it in {wait_ms} ms",
                 wait_ms,
             )

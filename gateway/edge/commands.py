@@ -1,7 +1,7 @@
 """A frame of a parked connection: decoded, admitted, handed to whoever answers it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, get_args
 
 import structlog
 from msgspec import DecodeError
@@ -37,6 +37,9 @@ CONGESTED_RETRY_MS = 500
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[Any, Any], None]
+
+_TAGS: Final[list[int]] = sorted(command.__struct_config__.tag for command in get_args(Command))
+_FIRST_TAG, _LAST_TAG = _TAGS[0], _TAGS[-1]
 
 
 class Commands:
@@ -109,7 +112,10 @@ class Commands:
 
     def _refuse_number(self, connection: Connection, request_id: int, wait_s: float) -> None:
         wait_ms = int(wait_s * 1000) + 1
-        message = f"more than {self._admission.per_s_max:g} commands a second: wait {wait_ms} ms"
+        message = (
+            f"more than {self._admission.per_s_max:g} commands a second, {self._admission.burst_max} at once; "
+            f"nothing was done: repeat it in {wait_ms} ms"
+        )
         self._hub.reply(connection, ErrorReply(request_id, ErrorCode.RATE_LIMITED, message, wait_ms))
 
     def _refuse_frame(self, connection: Connection, payload: bytes) -> None:
@@ -122,7 +128,7 @@ class Commands:
         if wait_s:
             self._refuse_number(connection, error.request_id, wait_s)
         elif isinstance(error, UnknownFrame):
-            message = f"tag {error.tag} is no command of this version"
+            message = f"tag {error.tag} is no command of this node: use {_FIRST_TAG} to {_LAST_TAG}, or do without"
             self._hub.reply(connection, ErrorReply(error.request_id, ErrorCode.UNKNOWN_COMMAND, message))
         else:
             self._hub.reply(connection, ErrorReply(error.request_id, error.code, str(error)))

@@ -20,6 +20,8 @@ FIRST_READ_BYTES: Final = 4_096
 """Bytes read of a stranger in one turn: most tokens fit, and of the smallest ws frames no more than a few
 milliseconds of work."""
 
+_BEGIN: Final = "the first frame is not Authenticate: connect again and begin with it (tag 1)"
+
 
 class _Ended(Exception):
     """The WebSocket is closed before it was authenticated.
@@ -133,9 +135,9 @@ def _decode(payload: bytes, json: bool) -> Authenticate:
     except InvalidFrame as error:
         raise _refused(error.request_id, error.code, str(error), json) from None
     except UnknownFrame as error:
-        raise _refused(error.request_id, ErrorCode.NOT_AUTHENTICATED, "authenticate first", json) from None
+        raise _refused(error.request_id, ErrorCode.NOT_AUTHENTICATED, _BEGIN, json) from None
     if not isinstance(command, Authenticate):
-        raise _refused(command.id, ErrorCode.NOT_AUTHENTICATED, "authenticate first", json)
+        raise _refused(command.id, ErrorCode.NOT_AUTHENTICATED, _BEGIN, json)
     if not command.device.isprintable():
         # The rule of the URL.
         raise _refused(command.id, ErrorCode.BAD_REQUEST, "device must be of printable characters - at `$[3]`", json)

@@ -109,7 +109,7 @@ def test_callers_inside_the_process_use_the_same_table(edge):
 @pytest.mark.parametrize(
     ("payload", "request_id", "code", "words"),
     [
-        (b"\x92\x26\x05", 5, ErrorCode.UNKNOWN_COMMAND, "tag 38"),
+        (b"\x92\x26\x05", 5, ErrorCode.UNKNOWN_COMMAND, "tag 38 is no command of this node: use 1 to 15, or do without"),
         (b"\x92\x03\x05", 5, ErrorCode.BAD_REQUEST, "length 5"),
         (b"\x95\x03\x05\xa1c\xa1m\x01", 5, ErrorCode.BAD_REQUEST, "Expected `str`, got `int`"),
         (b"\x95\x03\x05\xa0\xa1m\xa1b", 5, ErrorCode.BAD_REQUEST, "length >= 1"),
@@ -177,6 +177,9 @@ def test_the_rate_limit_allows_a_burst_then_the_rate(edge):
     replies = peer.frames()
     assert [type(reply) for reply in replies] == [frames.Pong] * 5 + [frames.ErrorReply] * 3
     assert replies[5].code == ErrorCode.RATE_LIMITED
+    wait_ms = replies[5].retry_after_ms
+    told = f"more than 10 commands a second, 5 at once; nothing was done: repeat it in {wait_ms} ms"
+    assert replies[5].message == told
     assert 0 < replies[5].retry_after_ms <= 101
     edge.table.now += replies[5].retry_after_ms / 1000
     desk.give(peer, frames.Ping(99))

@@ -195,6 +195,8 @@ async def test_another_first_frame_is_refused(door, frame, code, reply):
     if reply:
         assert isinstance(got[0], ErrorReply)
         assert (got[0].id, got[0].code) == reply
+        if got[0].code == ErrorCode.NOT_AUTHENTICATED:
+            assert got[0].message == "the first frame is not Authenticate: connect again and begin with it (tag 1)"
     assert await stream.receive_some() == b""
     assert not door.edge.hub.by_user
     assert door.edge.writer.closed_by_code == {code: 1}
