@@ -37,10 +37,29 @@ class Nodes:
         self.looked_s = -math.inf
 
 
-class Parts:
-    """One incarnation."""
+class Changes:
+    """Lets a test wait for what follows from something that happens now and then."""
+
+    def __init__(self) -> None:
+        self._changed = trio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds; it is looked at whenever something was noted."""
+        with trio.fail_after(PATIENCE_S):
+            while not holds():
+                await self._changed.wait()
+
+    def note(self) -> None:
+        """Something has happened."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class Parts(Changes):
+    """One incarnation. Noted are parcels, generations and invalidations."""
 
     def __init__(self, url: str, incarnation: str, parcels_max: int = INBOX_PARCELS_MAX) -> None:
+        super().__init__()
         self.incarnation = incarnation
         self.client = RedisClient(url, name=incarnation)
         self.generation = Generation(self.client)
@@ -55,14 +74,7 @@ class Parts:
         self.generations: list[bool] = []
         self.invalidated: list[Collection[str] | None] = []
         self.parcels: list[bytes] = []
-        self._changed = trio.Event()
         self.generation.on_new.append(self._began)
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait for something that follows from a parcel, a generation or an invalidation."""
-        with trio.fail_after(PATIENCE_S):
-            while not holds():
-                await self._changed.wait()
 
     async def come(self, user: str) -> None:
         self.users.add(user)
@@ -102,19 +114,15 @@ class Parts:
 
     def take(self, parcel: bytes) -> None:
         self.parcels.append(parcel)
-        self._note()
+        self.note()
 
     def _began(self, new: bool) -> None:
         self.generations.append(new)
-        self._note()
+        self.note()
 
     def _invalidated(self, users: Collection[str] | None) -> None:
         self.invalidated.append(users)
-        self._note()
-
-    def _note(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        self.note()
 
 
 @asynccontextmanager

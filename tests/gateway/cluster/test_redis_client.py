@@ -1,6 +1,6 @@
 """The connection to Redis, with a real one: order, invalidations, losses, logins, TLS, Sentinel and Redis Cluster."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,23 +12,21 @@ from gateway.cluster.ports import Command, Identity
 from gateway.cluster.redis_client import RedisClient
 from gateway.cluster.redis_connection import REPLY_TIMEOUT_S
 from gateway.cluster.redis_keys import PREFIX
+from tests.gateway.cluster.redis_parts import PATIENCE_S, Changes
 from tests.servers.redis import RedisCluster, RedisServer, RedisWithSentinel, what_is_missing
 
 pytestmark = pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
 
-PATIENCE_S = 30
-"""How long a test waits for something that takes a fraction of a second on an idle machine."""
-
 KEY = f"{PREFIX}test"
 
 
-class Story:
+class Story(Changes):
     """A listener and all answers, in the order in which they came."""
 
     def __init__(self, client: RedisClient) -> None:
+        super().__init__()
         self.events: list[object] = []
         self.identities: list[Identity] = []
-        self._changed = trio.Event()
         self._client = client
         client.listeners.append(self)
 
@@ -58,18 +56,12 @@ class Story:
         await answered.wait()
         return answers[0]
 
-    async def until(self, holds: Callable[[], bool]) -> None:
-        with trio.fail_after(PATIENCE_S):
-            while not holds():
-                await self._changed.wait()
-
     async def until_seen(self, event: object) -> None:
         await self.until(lambda: event in self.events)
 
     def _add(self, event: object) -> None:
         self.events.append(event)
-        self._changed.set()
-        self._changed = trio.Event()
+        self.note()
 
 
 @asynccontextmanager
