@@ -15,7 +15,8 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final, TextIO
+from contextlib import suppress
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -67,6 +68,7 @@ def configure(log_format: str, log_level: str, stream: TextIO | None = None, *, 
         node: put into every line, where several nodes write to one stream.
     """
     stream = sys.stderr if stream is None else stream
+    lines = cast("TextIO", _Lines(stream))
     level = _LEVELS[log_level]
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
@@ -85,10 +87,10 @@ def configure(log_format: str, log_level: str, stream: TextIO | None = None, *, 
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=lines),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -98,6 +100,21 @@ def configure(log_format: str, log_level: str, stream: TextIO | None = None, *, 
     handler.addFilter(_tell_of_driver)
     # Libraries say little at their warning level and too much below it.
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+class _Lines:
+    """Where lines go. What cannot be written is lost: a full disk below the log must not end a node that serves."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _tell_of_driver(record: logging.LogRecord) -> bool:

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import logging
@@ -203,3 +204,31 @@ def test_nothing_forbidden_passes_in_any_shape(event: dict[str, Any]) -> None:
     assert SECRET_TEXT not in text
     assert '"x_secret":' not in text
     assert '"my_token":' not in text
+
+
+class FullDisk(io.StringIO):
+    """Takes nothing for a while."""
+
+    full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = FullDisk()
+    logs.configure("json", "info", stream)
+    log = structlog.get_logger()
+    stream.full = True
+    log.error("lost")
+    logging.getLogger("library").warning("lost, too")
+    stream.full = False
+    log.info("shown")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["shown"]
+    assert capsys.readouterr().err == ""
