@@ -56,6 +56,7 @@ class Device:
         acknowledged: conversation -> seqs that it was acknowledged.
         heard: conversation -> seqs that it was handed.
         unanswered: commands under way.
+        longest_ack_s: the longest that it waited for an acknowledgement, seconds.
         refusals: in words, what was refused for good, and where it was turned out, in conversations that it is in.
     """
 
@@ -69,6 +70,7 @@ class Device:
         self.acknowledged: dict[str, set[int]] = defaultdict(set)
         self.heard: dict[str, set[int]] = defaultdict(set)
         self.unanswered = 0
+        self.longest_ack_s = 0.0
         self.refusals: list[str] = []
         self.client: Client | None = None
         self._nodes = nodes
@@ -131,6 +133,7 @@ class Device:
             self._recorder, self.name, op, make, user=self.user, conversation=conversation, client_msg_id=name, **fields
         )
         self.unanswered += 1
+        begun_s = trio.current_time()
         try:
             reply = await self.client.request(attempts.command, timeout_s=SEND_TIMEOUT_S, own=name)
         except RequestTimeout as error:
@@ -143,6 +146,7 @@ class Device:
             assert isinstance(reply, SendAck), reply
             attempts.end("ok", seq=reply.seq, duplicate=reply.duplicate)
             self.acknowledged[conversation].add(reply.seq)
+            self.longest_ack_s = max(self.longest_ack_s, trio.current_time() - begun_s)
         finally:
             self.unanswered -= 1
 

@@ -12,7 +12,7 @@ import trio
 from bench.torture.cluster import TrialCluster
 from bench.torture.load import Load
 from bench.torture.node import LEASE_LOST
-from bench.torture.scenarios import FAULTS, after_kill_s
+from bench.torture.scenarios import FAULTS, ack_s, after_kill_s
 from bench.torture.trial import FORWARD_S, RETURN_MARGIN_S, Trial
 from gateway.check.checker import check
 from gateway.check.history import Record, encode, parse
@@ -138,6 +138,7 @@ async def _live(trial: Trial, load: Load, chosen: Sequence[str], talk_s: float) 
             talk.cancel_scope.deadline = healed_s + CALM_S
         if talk.cancel_scope.cancelled_caught:
             trial.late("unanswered", f"{load.unanswered()} messages {CALM_S:g} s after all was well")
+        look_for_long_waits(trial, load, chosen)
         await calm(trial, load, healed_s + CALM_S)
         for device in load.everybody:
             for refusal in device.refusals:
@@ -158,6 +159,13 @@ async def _harm(trial: Trial, chosen: Sequence[str]) -> None:
 async def _harm_later(trial: Trial, name: str, delay_s: float) -> None:
     await trio.sleep(delay_s)
     await FAULTS[name].scenario(trial)
+
+
+def look_for_long_waits(trial: Trial, load: Load, chosen: Sequence[str]) -> None:
+    """Whether all that was acknowledged was so as soon as these faults allow."""
+    longest_s, allowed_s = max(device.longest_ack_s for device in load.everybody), ack_s(chosen)
+    if longest_s > allowed_s:
+        trial.late("late-ack", f"an acknowledgement came after {longest_s:.1f} s; allowed are {allowed_s:g} s")
 
 
 async def calm(trial: Trial, load: Load, deadline_s: float) -> None:

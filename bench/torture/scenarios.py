@@ -21,12 +21,14 @@ class Fault:
         after_kill_s: seconds beyond the lease within which conversations answer again after a kill while this is tried,
             too: infinite where it silences living owners for as long as it lasts, longer where commands get lost on
             their way between nodes.
+        ack_s: seconds within which a message is acknowledged while nothing but this is tried.
     """
 
     scenario: Scenario
     loses_lease: bool = False
     own_cassandra: bool = False
     after_kill_s: float = RETURN_MARGIN_S
+    ack_s: float = math.inf
 
     @property
     def meaning(self) -> str:
@@ -40,12 +42,15 @@ SILENCED: Final = math.inf
 LOST_ON_THE_WAY_S: Final = RETURN_MARGIN_S + FORWARD_S
 """Seconds beyond the lease where a command may be lost on its way to the new owner, and is given up and sent again."""
 
+ACK_MAX_S: Final = 5.0
+"""Seconds that nobody waits longer for an acknowledgement because nodes are drained and started again."""
+
 FAULTS: Final = {
     "kill": Fault(node_faults.kill, loses_lease=True),
     "pause": Fault(node_faults.pause, loses_lease=True, after_kill_s=SILENCED),
     "half-pause": Fault(node_faults.half_pause, after_kill_s=SILENCED),
-    "drain": Fault(node_faults.drain),
-    "rolling": Fault(node_faults.rolling),
+    "drain": Fault(node_faults.drain, ack_s=ACK_MAX_S),
+    "rolling": Fault(node_faults.rolling, ack_s=ACK_MAX_S),
     "cut-cassandra": Fault(node_faults.cut_cassandra, loses_lease=True, own_cassandra=True, after_kill_s=SILENCED),
     "cut-redis": Fault(node_faults.cut_redis, after_kill_s=LOST_ON_THE_WAY_S),
     "cut-peers": Fault(node_faults.cut_peers),
@@ -70,6 +75,11 @@ FAULTS: Final = {
 def after_kill_s(names: Iterable[str]) -> float:
     """Seconds beyond the lease within which conversations have to answer after a kill among these faults."""
     return max(FAULTS[name].after_kill_s for name in names)
+
+
+def ack_s(names: Iterable[str]) -> float:
+    """Seconds within which every message of a run with these faults has to be acknowledged."""
+    return max(FAULTS[name].ack_s for name in names)
 
 
 def impossible(name: str, options: Options) -> str:

@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from bench.torture.run import CALM_S, FAULTS_MAX, LOST_S, calm, judge, plan
-from bench.torture.scenarios import FAULTS
+from bench.torture.run import CALM_S, FAULTS_MAX, LOST_S, calm, judge, look_for_long_waits, plan
+from bench.torture.scenarios import ACK_MAX_S, FAULTS
 from bench.torture.trial import Trial
 from gateway.check.recorder import Recorder
 
@@ -91,3 +91,22 @@ async def test_what_comes_late_is_not_lost(
     await calm(trial, load, begun_s + CALM_S)  # type: ignore[arg-type]
     assert [each.partition(":")[0] for each in trial.breaches] == breaches
     assert [each.partition(":")[0] for each in trial.excused] == excused
+
+
+@pytest.mark.parametrize(
+    ("names", "longest_s", "breaches"),
+    [
+        (["rolling"], ACK_MAX_S, []),
+        (["rolling"], ACK_MAX_S + 0.1, ["late-ack"]),
+        (["drain", "rolling"], ACK_MAX_S + 0.1, ["late-ack"]),
+        (["kill", "rolling"], ACK_MAX_S + 0.1, []),
+        (["redis-flush"], ACK_MAX_S + 0.1, []),
+    ],
+)
+def test_nobody_waits_long_where_nodes_are_only_drained(
+    names: list[str], longest_s: float, breaches: list[str]
+) -> None:
+    load = SimpleNamespace(everybody=[SimpleNamespace(longest_ack_s=0.1), SimpleNamespace(longest_ack_s=longest_s)])
+    trial = Trial(SimpleNamespace(nodes=[]), None, random.Random(1), lambda _: None, None, "", 5.0, 0.0)  # type: ignore[arg-type]
+    look_for_long_waits(trial, load, names)  # type: ignore[arg-type]
+    assert [each.partition(":")[0] for each in trial.breaches] == breaches
