@@ -37,6 +37,12 @@ SMALL_CLUSTER: dict[str, dict[str, Any]] = {
     "storm": {"clients": 200, "conversations": 5, "pairs": 5, "sends_per_s": 50},
 }
 
+STORM_READS_MAX = 2.0
+"""Reads of Cassandra that may come to each client of a storm who missed nothing, however many conversations it has."""
+
+IDLE_READS_PER_S = 6.0
+"""What two nodes may read by the second besides, though nobody comes: leases and slots."""
+
 NOTHING_AT_BEST = {"missed", "second_wave_growth_bytes", "redis_commands_per_send", "hop_cpu_us"}
 """Figures that may be none, and differences that a short run may find below that."""
 
@@ -80,6 +86,10 @@ def test_every_benchmark_of_a_cluster_measures(name: str, tmp_path: Path) -> Non
     result = report.complete(name, module.measure(module.Options(data_parent=tmp_path, **SMALL_CLUSTER[name])))
     check_shape(json.loads(report.as_json(result)))
     assert all(busy["backend"] > 0 for busy in result["busy"].values())
+    if name == "storm":
+        idle = IDLE_READS_PER_S * result["busy"]["nodes"]["wall_s"] / result["clients"]
+        assert result["store_reads_per_client"] <= STORM_READS_MAX + idle
+        assert result["missed"] == 0
     assert list(tmp_path.iterdir()) == [], "the benchmark left its data behind"
 
 
