@@ -1,7 +1,7 @@
 """A frame of a parked connection: decoded, admitted, handed to whoever answers it."""
 
 from collections.abc import Callable
-from typing import Any, Final, get_args
+from typing import Any
 
 import structlog
 from msgspec import DecodeError
@@ -9,13 +9,22 @@ from msgspec import DecodeError
 from gateway.broker import Origin, OwnerPort, is_channel
 from gateway.edge.admission import Admission
 from gateway.edge.connection import JSON, Connection
+from gateway.edge.fanout import JOBS_MAX, JOBS_PER_CONVERSATION_MAX
 from gateway.edge.hub import Hub
 from gateway.edge.ports import CatchupPort
 from gateway.edge.presence import Presences
 from gateway.edge.refreshes import Refreshes
 from gateway.edge.writer import Writer
 from protocol import frames
-from protocol.codec import CodecError, InvalidFrame, UnknownFrame, decode_command, decode_command_fast, explain_command
+from protocol.codec import (
+    COMMAND_TAGS,
+    CodecError,
+    InvalidFrame,
+    UnknownFrame,
+    decode_command,
+    decode_command_fast,
+    explain_command,
+)
 from protocol.errors import CloseCode, ErrorCode
 from protocol.frames import (
     Authenticate,
@@ -37,9 +46,6 @@ CONGESTED_RETRY_MS = 500
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[Any, Any], None]
-
-_TAGS: Final[list[int]] = sorted(command.__struct_config__.tag for command in get_args(Command))
-_FIRST_TAG, _LAST_TAG = _TAGS[0], _TAGS[-1]
 
 
 class Commands:
@@ -128,7 +134,7 @@ class Commands:
         if wait_s:
             self._refuse_number(connection, error.request_id, wait_s)
         elif isinstance(error, UnknownFrame):
-            message = f"tag {error.tag} is no command of this node: use {_FIRST_TAG} to {_LAST_TAG}, or do without"
+            message = f"tag {error.tag} is no command of this node: use {COMMAND_TAGS[0]} to {COMMAND_TAGS[-1]}, or do without"
             self._hub.reply(connection, ErrorReply(error.request_id, ErrorCode.UNKNOWN_COMMAND, message))
         else:
             self._hub.reply(connection, ErrorReply(error.request_id, error.code, str(error)))
@@ -161,7 +167,10 @@ class Commands:
     def _send(self, origin: Origin, command: Send) -> None:
         if self._hub.fanout.congested(command.conversation_id):
             self.overloaded += 1
-            message = "this conversation has too many deliveries waiting: wait, then repeat"
+            message = (
+                f"{JOBS_PER_CONVERSATION_MAX} deliveries of this conversation or {JOBS_MAX} of all are still being "
+                f"written, the most allowed; nothing was stored: repeat it in {CONGESTED_RETRY_MS} ms"
+            )
             self._hub.reply(origin, ErrorReply(command.id, ErrorCode.OVERLOADED, message, CONGESTED_RETRY_MS))
             return
         self._submit_to_owner(origin, command)

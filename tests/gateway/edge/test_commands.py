@@ -110,7 +110,7 @@ def test_callers_inside_the_process_use_the_same_table(edge):
     ("payload", "request_id", "code", "words"),
     [
         (b"\x92\x26\x05", 5, ErrorCode.UNKNOWN_COMMAND, "tag 38 is no command of this node: use 1 to 15, or do without"),
-        (b"\x92\x03\x05", 5, ErrorCode.BAD_REQUEST, "length 5"),
+        (b"\x92\x03\x05", 5, ErrorCode.BAD_REQUEST, "Expected `conversation_id` of Send, got the end"),
         (b"\x95\x03\x05\xa1c\xa1m\x01", 5, ErrorCode.BAD_REQUEST, "Expected `str`, got `int`"),
         (b"\x95\x03\x05\xa0\xa1m\xa1b", 5, ErrorCode.BAD_REQUEST, "length >= 1"),
         (b"\x92\x02\xff", 0, ErrorCode.BAD_REQUEST, ">= 0"),
@@ -203,7 +203,9 @@ def test_sends_to_a_congested_conversation_are_told_to_wait(edge):
     desk.give(peer, frames.Send(2, "other", "m2", "hi"))
     (reply,) = peer.frames()
     assert (reply.id, reply.code) == (1, ErrorCode.OVERLOADED)
+    assert "64 deliveries of this conversation or 4096 of all" in reply.message
     assert reply.retry_after_ms > 0
+    assert reply.message.endswith(f"nothing was stored: repeat it in {reply.retry_after_ms} ms")
     assert [command.id for _, command in desk.owner.submitted] == [2]
 
 
