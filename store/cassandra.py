@@ -43,11 +43,11 @@ from store.segments import Segments
 from store.tables import ConversationRow, EntryWrite, LastSeen, PointersRaised, Tables
 
 LOGS_MAX: Final = 65_536
-"""Conversations that the store remembers without anything under way: some 600 bytes each. More than an owner holds in
-memory, so that none of its appends has to read a row first."""
+"""Conversations that the store remembers without anything under way: some 600 bytes each. Eight times what an owner
+holds in memory by default (``loaded_conversations_max``), so that none of its appends has to read a row first."""
 
 READS_AT_ONCE: Final = 16
-"""Conversations of one user that are looked at together."""
+"""Reads that one call has under way: one user with a thousand conversations must not hold up everybody else's reads."""
 
 USERS_PER_READ: Final = 20
 """Users that one read of times online names; each lies in a partition of its own."""
@@ -59,7 +59,7 @@ PROBE_INTERVAL_S: Final = 1.0
 """Seconds between two looks whether Cassandra answers again, after a write failed."""
 
 PROBE_ID: Final = "probe"
-"""A conversation id that none has: they begin with d or g."""
+"""A conversation id that none has: they begin with d, g or c."""
 
 BEING_TAKEN_OVER: Final = "it is being taken over"
 

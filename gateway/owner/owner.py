@@ -246,11 +246,6 @@ class Owner:
         for conversation in self._memory.all():
             self._appender.give_up(conversation)
 
-    @property
-    def loaded(self) -> int:
-        """Conversations in memory."""
-        return len(self._memory)
-
     def pointers(self, conversation_id: str, user: str) -> tuple[int, int] | None:
         """delivered_seq and read_seq as memory has them, newer than the store's; None if it has none."""
         conversation = self._find(conversation_id)

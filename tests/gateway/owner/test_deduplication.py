@@ -371,7 +371,7 @@ async def test_what_is_given_back_in_a_handover_comes_behind_a_lookup_that_was_u
     world.store.gate.set()
     await trio.sleep(1)
     assert [each.command for each in world.edge.log if isinstance(each, GivenBack)] == sent
-    assert world.owner.loaded == 0
+    assert world.owner.conversations_loaded == 0
 
 
 async def test_commands_of_one_origin_keep_their_order_when_the_store_writes_nothing_during_a_lookup(world, alice, bob):

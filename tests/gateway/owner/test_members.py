@@ -158,7 +158,7 @@ async def test_loading_that_takes_too_long_is_retryable(world, alice, autojump_c
     world.owner.submit(alice, create(DIRECT, "bob"))
     await trio.sleep(6)
     assert [error.code for error in world.edge.errors] == [ErrorCode.OUTCOME_UNKNOWN]
-    assert world.owner.loaded == 0
+    assert world.owner.conversations_loaded == 0
 
 
 async def test_who_is_added_gets_the_entry_that_added_and_all_later(world, alice):
@@ -307,7 +307,7 @@ async def test_memory_is_bounded_and_what_was_forgotten_comes_back(start_world, 
     for n in range(40):
         ids.append(await world.direct(alice, f"user{n}"))
         await trio.sleep(world.settings.receipt_delay_s + 0.1)  # what is not saved yet stays in memory
-    assert world.owner.loaded <= 16
+    assert world.owner.conversations_loaded <= 16
     assert world.owner.counters.evicted >= 24
     for conversation_id in ids:
         assert (await world.ask(alice, Send(1, conversation_id, "m1", "hi"))).seq == 2

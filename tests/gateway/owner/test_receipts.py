@@ -314,7 +314,7 @@ async def test_memory_stays_bounded_while_the_store_refuses_receipts(start_world
     for n in range(60):
         conversation_ids.append(await world.direct(alice, f"user{n}"))
         await trio.sleep(3)
-    assert world.owner.loaded == 16
+    assert world.owner.conversations_loaded == 16
     assert world.owner.pointers(conversation_ids[0], "alice") == (1, 1), "it is not forgotten all the same"
     reply = await world.ask(alice, GetConversation(7, conversation_ids[0]))
     assert reply.conversation.read_seq == 1

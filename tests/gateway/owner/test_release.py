@@ -67,7 +67,7 @@ async def test_what_waits_behind_a_barrier_is_given_back_in_order(
     await trio.sleep(1)
     assert given_back(world) == [*behind, later]
     assert world.nothing_waits
-    assert world.owner.loaded == 0
+    assert world.owner.conversations_loaded == 0
 
 
 async def test_receipts_are_saved_before_the_next_owner_loads(
@@ -96,7 +96,7 @@ async def test_receipts_are_saved_though_memory_has_let_go_of_the_conversation(
     world.store.verdicts.append(NotWritten("disk full"))
     world.send(alice, conversation_id, "lost")
     await wait_all_tasks_blocked()
-    assert world.owner.loaded == 0
+    assert world.owner.conversations_loaded == 0
     await world.owner.release(lambda _: True)
     assert world.store.logs[conversation_id].members["bob"].read_seq == 1
 
@@ -108,7 +108,7 @@ async def test_receipts_that_the_store_goes_on_to_refuse_hold_up_no_release(
     world.store.receipt_verdicts.extend([OutcomeUnknown("timeout")] * 10)
     with trio.fail_after(1):
         await world.owner.release(lambda _: True)
-    assert world.owner.loaded == 0
+    assert world.owner.conversations_loaded == 0
     await trio.sleep(60)
     assert world.store.logs[conversation_id].members["bob"].read_seq == 1, "they come later"
 
@@ -192,7 +192,7 @@ async def test_a_conversation_that_could_not_be_loaded_keeps_nobody_waiting(
             world.store.gate.set()
     (reply,) = world.edge.errors
     assert reply.code == ErrorCode.NOT_FOUND
-    assert world.owner.loaded == 0
+    assert world.owner.conversations_loaded == 0
 
 
 async def test_a_release_that_is_called_off_opens_nothing_that_is_not_loaded(
