@@ -451,3 +451,20 @@ async def test_the_end_of_the_node_sends_handshakes_in_progress_away(edge):
     assert b"Retry-After: " in answer
     assert await receive_frames(silent, b"", 1) == [CloseCode.SERVICE_RESTART]
     door.close()
+
+
+async def test_an_attempt_that_was_given_up_before_it_was_accepted_takes_nothing_over(edge):
+    door = Door(edge)
+    phone = request(path="/v1/connect?device=phone")
+    stays, left = await door.connect(phone), await door.connect(phone)
+    await left.send_eof()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(door.listener.run, door.sockets)
+        answer = b"".join([chunk async for chunk in left])
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        await receive_head(stays)
+        [connection] = edge.hub.connections_of("alice")
+        assert connection.sock.getpeername() == stays.socket.getsockname()
+        assert not edge.writer.closed_by_code
+        nursery.cancel_scope.cancel()
+    door.close()
