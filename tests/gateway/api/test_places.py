@@ -1,18 +1,22 @@
 """A bounded number of HTTP connections: who keeps the node waiting gives way, and operators are always answered."""
 
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from deploy.certificates import make_certificate
 from gateway.api import places, server
 from gateway.api.app import Api
 from gateway.api.routes import ROUTES
 from gateway.api.server import HttpServer
 from gateway.config import Settings
+from gateway.edge.tls import TlsServer
 from protocol import frames
 from tests.gateway.api.support import Client, FakeNode, Front, request_bytes
 
@@ -56,6 +60,15 @@ class Bounded(Front):
         client = self.open(request)
         async with client.stream:
             return (await client.response()).status
+
+
+def shake_hands(sock: ssl.SSLSocket) -> bool:
+    """Whether an end has done its part of a TLS handshake."""
+    try:
+        sock.do_handshake()
+    except (ssl.SSLWantReadError, BlockingIOError):
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -138,6 +151,24 @@ async def test_who_sends_slowly_gives_way_and_is_told_so(front: Bounded, mock_cl
     assert front.server.gave_way == 1
     for client in (slow, busy):
         await client.stream.aclose()
+
+
+async def test_who_sends_slowly_over_tls_is_told_so(front: Bounded, mock_clock: MockClock, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, ["127.0.0.1"])
+    ours, theirs = front.sockets()
+    taken = TlsServer(str(certificate.certificate_path), str(certificate.key_path)).wrap(theirs)
+    context = certificate.client_context()
+    slow = context.wrap_socket(ours, server_hostname="127.0.0.1", do_handshake_on_connect=False)
+    while not (shake_hands(slow) & shake_hands(taken)):
+        await trio.lowlevel.checkpoint()
+    front.server.hand_over(taken, SEND[:-1])
+    busy = await front.busy()
+    mock_clock.jump(places.PATIENCE_S)
+    assert await front.status(request_bytes("GET", "/v1/conversations", user=None)) == 401
+    assert b"the rest of the request did not come" in slow.recv(4_096)
+    assert slow.recv(4_096) == b""
+    slow.close()
+    await busy.stream.aclose()
 
 
 async def test_who_reads_slowly_gives_way(front: Bounded, mock_clock: MockClock) -> None:
