@@ -3,7 +3,8 @@
 Both carry the same arrays. Decoding garbage raises only the errors named here, whatever the bytes.
 """
 
-from typing import Any, Final, Protocol
+import re
+from typing import Any, Final, Protocol, get_args
 
 import msgspec
 
@@ -62,6 +63,11 @@ class _Decoder(Protocol):
 
 COMMAND_TAGS: Final = range(1, 16)
 SERVER_TAGS: Final = frozenset((*range(40, 51), *range(80, 88)))
+
+_TOO_SHORT: Final = re.compile(r"Expected `array` of at least length \d+, got (\d+)")
+_BY_TAG: Final[dict[int, type[msgspec.Struct]]] = {
+    frame.__struct_config__.tag: frame for frame in get_args(Command | Reply | Push)
+}
 
 encode_msgpack: Final = msgspec.msgpack.Encoder().encode
 encode_json: Final = msgspec.json.Encoder().encode
@@ -122,9 +128,19 @@ def _decode(decoder: _Decoder, data: bytes, json: bool, known: range | frozenset
         tag, request_id = _head(data, json)
         if tag not in known:
             raise UnknownFrame(tag, request_id) from None
-        raise InvalidFrame(str(error), request_id) from None
+        raise InvalidFrame(_naming_the_missing(str(error), tag), request_id) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CodecError(str(error)) from None
+
+
+def _naming_the_missing(message: str, tag: int) -> str:
+    """What msgspec says of a frame, which of one that ends too early is its length: the field that is missing."""
+    found = _TOO_SHORT.fullmatch(message)
+    if found is None:
+        return message
+    frame, length = _BY_TAG[tag], int(found[1])
+    field = frame.__struct_fields__[length - 1]  # behind the tag
+    return f"Expected `{field}` of {frame.__name__}, got the end of the array - at `$[{length}]`"
 
 
 def _head(data: bytes, json: bool) -> tuple[int, int]:

@@ -134,7 +134,8 @@ class Commands:
         if wait_s:
             self._refuse_number(connection, error.request_id, wait_s)
         elif isinstance(error, UnknownFrame):
-            message = f"tag {error.tag} is no command of this node: use {COMMAND_TAGS[0]} to {COMMAND_TAGS[-1]}, or do without"
+            known = f"{COMMAND_TAGS[0]} to {COMMAND_TAGS[-1]}"
+            message = f"tag {error.tag} is no command of this node: use {known}, or do without"
             self._hub.reply(connection, ErrorReply(error.request_id, ErrorCode.UNKNOWN_COMMAND, message))
         else:
             self._hub.reply(connection, ErrorReply(error.request_id, error.code, str(error)))

@@ -193,7 +193,8 @@ def test_unknown_frames_of_a_node(tag: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "request_id", "part"),
     [
-        ([3, 5, "d1", "m1"], 5, "at least length 5, got 4"),
+        ([3, 5, "d1", "m1"], 5, "Expected `body` of Send, got the end of the array - at `$[4]`"),
+        ([3], 0, "Expected `id` of Send, got the end of the array - at `$[1]`"),
         ([3, 5, 6, "m1", "hi"], 5, "Expected `str`, got `int` - at `$[2]`"),
         ([3, 5, "", "m1", "hi"], 5, "length >= 1"),
         ([3, 5, "d" * 65, "m1", "hi"], 5, "length <= 64"),
