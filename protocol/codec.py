@@ -4,7 +4,7 @@ Both carry the same arrays. Decoding garbage raises only the errors named here, 
 """
 
 import re
-from typing import Any, Final, Protocol, get_args
+from typing import Any, Final, Protocol, get_args, get_type_hints
 
 import msgspec
 
@@ -65,6 +65,7 @@ COMMAND_TAGS: Final = range(1, 16)
 SERVER_TAGS: Final = frozenset((*range(40, 51), *range(80, 88)))
 
 _TOO_SHORT: Final = re.compile(r"Expected `array` of at least length \d+, got (\d+)")
+_NOT_IN_ENUM: Final = re.compile(r"(?P<said>Invalid enum value .*) - at `\$\[(?P<place>\d+)\]`")
 _BY_TAG: Final[dict[int, type[msgspec.Struct]]] = {
     frame.__struct_config__.tag: frame for frame in get_args(Command | Reply | Push)
 }
@@ -128,19 +129,21 @@ def _decode(decoder: _Decoder, data: bytes, json: bool, known: range | frozenset
         tag, request_id = _head(data, json)
         if tag not in known:
             raise UnknownFrame(tag, request_id) from None
-        raise InvalidFrame(_naming_the_missing(str(error), tag), request_id) from None
+        raise InvalidFrame(_explained(str(error), _BY_TAG[tag]), request_id) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CodecError(str(error)) from None
 
 
-def _naming_the_missing(message: str, tag: int) -> str:
-    """What msgspec says of a frame, which of one that ends too early is its length: the field that is missing."""
-    found = _TOO_SHORT.fullmatch(message)
-    if found is None:
-        return message
-    frame, length = _BY_TAG[tag], int(found[1])
-    field = frame.__struct_fields__[length - 1]  # behind the tag
-    return f"Expected `{field}` of {frame.__name__}, got the end of the array - at `$[{length}]`"
+def _explained(message: str, frame: type[msgspec.Struct]) -> str:
+    """What msgspec says of a frame; with the missing field, where it tells a length, and with what an enum allows."""
+    if (found := _TOO_SHORT.fullmatch(message)) is not None:
+        length = int(found[1])
+        field = frame.__struct_fields__[length - 1]  # behind the tag
+        return f"Expected `{field}` of {frame.__name__}, got the end of the array - at `$[{length}]`"
+    if (found := _NOT_IN_ENUM.fullmatch(message)) is not None:
+        kinds = get_type_hints(frame)[frame.__struct_fields__[int(found["place"]) - 1]]
+        return f"{found['said']}; allowed: {', '.join(str(int(kind)) for kind in kinds)} - at `$[{found['place']}]`"
+    return message
 
 
 def _head(data: bytes, json: bool) -> tuple[int, int]:

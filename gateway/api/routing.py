@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -121,7 +121,7 @@ def parse_query(query_string: bytes, to: type[Struct]) -> Struct:
     try:
         return msgspec.convert(values, to, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid("query parameter", str(error)) from None
+        raise _invalid("query parameter", str(error), to) from None
 
 
 def parse_body(body: bytes, content_type: str, to: type[Struct]) -> Struct:
@@ -134,7 +134,7 @@ def parse_body(body: bytes, content_type: str, to: type[Struct]) -> Struct:
     try:
         return msgspec.json.decode(body, type=to)
     except msgspec.ValidationError as error:
-        raise _invalid("field", str(error)) from None
+        raise _invalid("field", str(error), to) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(ErrorCode.BAD_REQUEST, f"the body is not JSON: {error}") from None
 
@@ -143,13 +143,15 @@ _AT = re.compile(r"^(?P<message>.*) - at `(?:key in )?\$\.?(?P<field>.*)`$", re.
 _NAMED = re.compile(r"field `(?P<field>[^`]*)`")
 
 
-def _invalid(what: str, message: str) -> Refusal:
-    """A refusal that names the field which msgspec's message points at."""
+def _invalid(what: str, message: str, of: type[Struct]) -> Refusal:
+    """A refusal that names the field which msgspec's message points at, and the names that it may have."""
     at = _AT.match(message)
     field, message = (at["field"], at["message"]) if at else ("", message)
     named = _NAMED.search(message)
     if named is not None:
         field = f"{field}.{named['field']}" if field else named["field"]
+    if message.startswith("Invalid enum value"):
+        message += f"; allowed: {', '.join(get_args(get_type_hints(of).get(field)))}"
     detail = f"{what} {field}: {message}" if field else message
     return Refusal(ErrorCode.BAD_REQUEST, detail, errors=[FieldError(field, message)] if field else [])
 

@@ -319,6 +319,13 @@ async def test_a_bad_field_is_named(front: Front, raw: bytes, field: str) -> Non
     assert front.node.asked == []
 
 
+async def test_a_name_that_is_none_of_those_allowed_is_told_which_are(front: Front) -> None:
+    response = await front.ask("POST", "/v1/conversations", raw=b'{"client_msg_id":"a","kind":"team","members":[]}')
+    message = "Invalid enum value 'team'; allowed: direct, group, channel"
+    assert response.json["errors"] == [{"field": "kind", "message": message}]
+    assert response.json["detail"] == f"field kind: {message}"
+
+
 async def test_a_bad_item_of_a_list_is_named_with_its_place(front: Front) -> None:
     response = await front.ask("POST", "/v1/conversations/g/members", raw=b'{"client_msg_id":"a","users":["b",5]}')
     assert response.json["errors"] == [{"field": "users[1]", "message": "Expected `str`, got `int`"}]
