@@ -107,6 +107,7 @@ class ChatModel:
                 self._presence[event.user] = event
             case StateChanged():
                 self.state = event.state
+                self._typing.clear()  # who has stopped meanwhile is told to nobody who is away
             case ConversationLeft():
                 self.note("you are no longer in this conversation")
             case _:
@@ -167,6 +168,8 @@ class ChatModel:
                 return [("class:status.warn", f" closed: {reason} ")]
 
     def _company(self, now_s: float) -> Fragments:
+        if not isinstance(self.state, Online):
+            return []  # what was known is old, and nobody tells
         typing = [user for user, until_s in self._typing.items() if until_s > now_s]
         if typing:
             names = ", ".join(typing)

@@ -122,6 +122,18 @@ def test_the_state_of_the_connection_is_told_calmly(model: ChatModel, state, sho
     assert shown in text(model.status(0))
 
 
+def test_nothing_is_claimed_of_others_while_nobody_tells(model: ChatModel) -> None:
+    model.take(PresenceChanged("bob", True, 0), 0)
+    model.take(TypingChanged("c", "bob", True), 0)
+    model.take(StateChanged(Waiting(2.0, "the connection broke off")), 1)
+    assert "typing" not in text(model.status(1))
+    model.take(StateChanged(Connecting(1)), 2)
+    assert "online" not in text(model.status(2))
+    model.take(StateChanged(Online("alice", "a", "n")), 3)
+    assert "● bob is online" in text(model.status(3))
+    assert "typing" not in text(model.status(3))
+
+
 def test_changes_of_the_conversation_are_notes(model: ChatModel) -> None:
     model.take(ConversationCreated("c", 1, 0, "alice", "m", "", ["alice", "bob"]), 0)
     model.take(ConversationRenamed("c", 2, 0, "bob", "m", "Crew"), 0)
