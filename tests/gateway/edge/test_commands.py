@@ -109,7 +109,12 @@ def test_callers_inside_the_process_use_the_same_table(edge):
 @pytest.mark.parametrize(
     ("payload", "request_id", "code", "words"),
     [
-        (b"\x92\x26\x05", 5, ErrorCode.UNKNOWN_COMMAND, "tag 38 is no command of this node: use 1 to 15, or do without"),
+        (
+            b"\x92\x26\x05",
+            5,
+            ErrorCode.UNKNOWN_COMMAND,
+            "tag 38 is no command of this node: use 1 to 15, or do without",
+        ),
         (b"\x92\x03\x05", 5, ErrorCode.BAD_REQUEST, "Expected `conversation_id` of Send, got the end"),
         (b"\x95\x03\x05\xa1c\xa1m\x01", 5, ErrorCode.BAD_REQUEST, "Expected `str`, got `int`"),
         (b"\x95\x03\x05\xa0\xa1m\xa1b", 5, ErrorCode.BAD_REQUEST, "length >= 1"),
