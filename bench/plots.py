@@ -132,12 +132,12 @@ def _rate_and_delays(result: Result, limit: str, limit_per_s: float, title: str,
     _bars(rate, {"node": result["sends_per_s"], limit: limit_per_s})
     rate.set_title("durable sends a second")
     delays = {"median": "delivery_p50_ms", "99 %": "delivery_p99_ms", "99.9 %": "delivery_p999_ms"}
-    fixed = result.get("fixed_load", {}).values()
+    fixed = result.get("fixed_load", {})
     _bars(
         delay,
         {f"{name}, saturated": result[key] for name, key in delays.items()}
         | {f"{name}, half that load": result["half_load"][key] for name, key in delays.items()}
-        | {f"{name}, {load['sends_per_s']:,.0f}/s": load[key] for load in fixed for name, key in delays.items()},
+        | {f"{name}, {int(rate):,}/s": fixed[rate][key] for rate in fixed for name, key in delays.items()},
         accent=lambda name: "half" in name,
     )
     delay.set_title("milliseconds from send to delivery")

@@ -11,6 +11,7 @@ from bench.requirements import REQUIREMENTS, figure, judged
 FIGURES: dict[str, Any] = {
     "sends_per_s": 20_000.0,
     "half_load": {"delivery_p99_ms": 60.0},
+    "fixed_load": {"7500": {"delivery_p99_ms": 9.0}},
     "busy": {"node": Busy(2.0, 0.99, 0.4, 0.3, 0.0, 0.6)},
     "missing": ["picows_uvloop: not installed: picows"],
 }
@@ -21,6 +22,8 @@ def test_each_figure_is_held_to_must_and_aim() -> None:
     assert [(requirement.key, value, verdict) for requirement, value, verdict in judged(result)] == [
         ("sends_per_s", 20_000.0, "must"),
         ("half_load.delivery_p99_ms", 60.0, "miss"),
+        ("fixed_load.7500.delivery_p99_ms", 9.0, "aim"),
+        ("fixed_load.15000.delivery_p99_ms", None, "not measured"),
     ]
 
 
