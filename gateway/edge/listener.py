@@ -57,6 +57,8 @@ RETRY_AFTER_S = 5
 
 GOING_AWAY = "the node is going away"
 
+NO_CLIENTS = "this node orders conversations and holds no connections (roles = owner)"
+
 HANDSHAKES_CHECK_S = 0.005
 """Seconds between two looks at whether all handshakes are done, for an upgrade."""
 
@@ -260,6 +262,8 @@ class Listener:
         origin = head.headers.get("origin")
         if origin is not None and origin not in self._settings.allowed_origins:
             raise Refused(403, "this origin is not allowed: the operator lists origins in allowed_origins")
+        if self._settings.roles == "owner":
+            raise _come_back(NO_CLIENTS)
         if self._table.count + self._upgraded >= self._connections_max or not self.accepting:
             full = f"the node is full: it holds {self._connections_max} connections, the most allowed"
             raise _come_back(full if self.accepting else self.why_not or GOING_AWAY)

@@ -373,6 +373,18 @@ async def test_a_starting_node_refuses_upgrades_with_its_reason(door):
     assert "the node is starting: try again in 5 s, or another node" in answer
 
 
+async def test_a_node_that_only_orders_conversations_takes_no_clients_and_answers_http(edge, nursery):
+    door = Door(edge, store="cassandra", roles="owner")
+    await nursery.start(door.listener.run, door.sockets)
+    answer = await door.answer(request())
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert "orders conversations and holds no connections (roles = owner): try again" in answer
+    assert "or another node" in answer
+    await door.answer(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert len(door.http.taken) == 1
+    door.close()
+
+
 async def test_other_requests_go_to_the_http_server(door):
     data = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     await door.answer(data)
