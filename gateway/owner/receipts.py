@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gateway.broker import EdgePort, Origin
 from gateway.config import Settings
+from gateway.observe.seldom import Seldom
 from gateway.owner.conversation import Conversation
 from gateway.owner.counters import OwnerCounters
 from gateway.refusals import beyond_head, overloaded
@@ -86,6 +87,7 @@ class Receipts:
         self._refused: dict[str, int] = {}
         self._wake = trio.Event()
         self._one_save = trio.Lock()
+        self._seldom = Seldom()
 
     def mark(self, conversation: Conversation, origin: Origin, command: MarkReceipt) -> None:
         """Raise the pointers of the origin's user; lower ones than known change nothing.
@@ -247,7 +249,13 @@ class Receipts:
         try:
             with trio.fail_at(until_s):
                 await self._store.save_receipts([record for record, _ in chunk])
-        except (StoreError, trio.TooSlowError):
+        except (StoreError, trio.TooSlowError) as error:
+            if len(chunk) == 1:
+                [(record, _)] = chunk
+                reason = str(error) or f"not answered within {SAVE_MAX_S:g} s"
+                self._seldom.warn(
+                    "receipt not saved", conversation=record.conversation_id, user=record.user, reason=reason
+                )
             self._counters.receipts_failed += len(chunk)
             for record, _ in chunk:
                 self._put_behind(record, len(chunk))

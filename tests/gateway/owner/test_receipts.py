@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.owner import receipts
@@ -143,6 +144,16 @@ async def test_a_receipt_that_the_store_refuses_holds_up_no_other(world, alice, 
     await world.owner.save_receipts()
     assert unsaved_of(world, "alice", conversation_ids) == set()
     assert world.owner.idle
+
+
+async def test_the_log_names_a_receipt_that_is_refused_alone(world, alice):
+    first, *_ = await directs(world, alice, 20)
+    world.store.refused_receipts.add((first, "alice"))
+    with capture_logs() as lines:
+        await world.owner.save_receipts()
+    [line] = [line for line in lines if line["event"] == "receipt not saved"]
+    assert (line["conversation"], line["user"]) == (first, "alice")
+    assert line["reason"]
 
 
 async def test_one_save_is_enough_for_more_than_one_line(world, alice, monkeypatch):
