@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
+from contextvars import Context
 
 import trio
 
@@ -38,7 +39,8 @@ async def ask(submit: Callable[[Origin, Command], None], user: str, command: Com
         replies.append(reply)
         answered.set()
 
-    submit(Caller(user, receive), command)
+    # Tasks inherit the ids that the log has of a request, and what is set going here may go on for others as well.
+    Context().run(submit, Caller(user, receive), command)
     await answered.wait()
     return replies[0]
 

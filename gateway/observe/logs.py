@@ -7,8 +7,9 @@ What must not be logged is kept out here, once, whatever a caller passes:
 - whatever looks like a JWT is masked, wherever in a text it stands, exception texts included.
 
 The ids of an HTTP request (request, user, client, method, path) are bound with ``structlog.contextvars`` where it
-begins, so that every line on its way has them. A command of a connection has no context of its own, which would cost
-each of them; the lines about one name user, connection, command, request and conversation themselves.
+begins, so that every line on its way has them, but for what its command sets going: that goes on for others as well. A
+command of a connection has no context of its own, which would cost each of them; the lines about one name user,
+connection, command, request and conversation themselves.
 """
 
 import logging

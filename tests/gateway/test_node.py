@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jwt
 import pytest
 import trio
+from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.testing import capture_logs
 
 from gateway.api.server import HTTP_CONNECTIONS_MAX, RESERVED_MAX
@@ -19,7 +20,7 @@ from gateway.edge.listener import listen
 from gateway.node import DESCRIPTORS_RESERVED, Node, derive_connections_max
 from gateway.owner.members import direct_id
 from protocol.codec import decode_server_frame, encode_entry
-from protocol.frames import ConversationKind, CreateConversation, Entry, GoAway, Send, SendAck, Welcome
+from protocol.frames import ConversationKind, CreateConversation, Entry, GetConversation, GoAway, Send, SendAck, Welcome
 from protocol.websocket import Opcode, read_header
 from tests.fakes.memory_store import MemoryStore
 
@@ -330,6 +331,23 @@ async def test_requests_of_one_user_are_bounded_whatever_their_connections(make_
         mock_clock.jump(1.1)
         assert (await ask()).startswith("HTTP/1.1 200 ")
         running.cancel_scope.cancel()
+
+
+async def test_what_a_request_sets_going_for_others_as_well_is_not_logged_as_its_own(make_node, monkeypatch):
+    node, ids = make_node(), []
+    take_over = node._store.take_over
+
+    async def take_over_and_look(*args):
+        ids.append(get_contextvars())
+        return await take_over(*args)
+
+    monkeypatch.setattr(node._store, "take_over", take_over_and_look)
+    async with trio.open_nursery() as running:
+        await running.start(node.run)
+        with bound_contextvars(request="r1", user="alice"):
+            await node.call("alice", GetConversation(1, direct_id("alice", "bob")))
+        running.cancel_scope.cancel()
+    assert ids == [{}]
 
 
 def test_descriptors_are_kept_back_for_all_that_is_no_connection():
