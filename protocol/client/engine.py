@@ -1,8 +1,8 @@
 """The life of a client: connections one after the other, and what goes on during each."""
 
 import logging
-import math
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -99,7 +99,7 @@ class Engine:
         self._marks_delivered = mark_delivered
         self._connection: Connection | None = None
         self._online_since: float | None = None
-        self._abandoned_until_s = -math.inf
+        self._abandoned_until_s: deque[float] = deque()  # so long each attempt that was given up may come
         self._delivered: dict[str, int] = {}
         self._notes = trio.Event()
         self._reached = trio.Event()
@@ -165,14 +165,15 @@ class Engine:
 
     def _own_attempt_considered(self, ending: Ending) -> Ending:
         """The ending, or what it means where an attempt of this client, given up before, has come to the node late."""
+        now_s = trio.current_time()
+        while self._abandoned_until_s and self._abandoned_until_s[0] <= now_s:
+            self._abandoned_until_s.popleft()
         if ending.abandoned:
-            self._abandoned_until_s = trio.current_time() + ABANDONED_S
-        elif ending.code == CloseCode.REPLACED:
-            may_be_own = trio.current_time() < self._abandoned_until_s
-            self._abandoned_until_s = -math.inf
-            if may_be_own:
-                reason = "an attempt of this client that was given up may have come late, and replaced the connection"
-                return Ending("backoff", reason, ending.code)
+            self._abandoned_until_s.append(now_s + ABANDONED_S)
+        elif ending.code == CloseCode.REPLACED and self._abandoned_until_s:
+            self._abandoned_until_s.popleft()  # it comes once, but others may come, too
+            reason = "an attempt of this client that was given up may have come late, and replaced the connection"
+            return Ending("backoff", reason, ending.code)
         return ending
 
     async def _attempt(self) -> Ending:

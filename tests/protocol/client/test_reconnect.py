@@ -95,19 +95,23 @@ async def test_new_token_codes_fetch_another_token(autojump_clock, node: FakeNod
     assert [token for token, _, _ in node.attempts] == ["one", "two"]
 
 
-async def test_an_attempt_that_was_given_up_and_comes_late_is_not_taken_for_another_client(
-    autojump_clock, node: FakeNode, connected
+@pytest.mark.parametrize("given_up", [1, 2, 3])
+async def test_attempts_that_were_given_up_and_come_late_are_not_taken_for_another_client(
+    autojump_clock, node: FakeNode, connected, given_up: int
 ) -> None:
-    node.mute_handshakes = 1
+    node.mute_handshakes = given_up
     async with connected() as client:
         events = client.events()
-        await client.wait_online()
+        for n in range(given_up):
+            await node.connected(n + 1)
+            await client.wait_online()
+            await node.connection.close(CloseCode.REPLACED)
+            while "did not answer within 10 s" in (reason := (await state(events, Waiting)).reason):
+                pass
+            assert "an attempt of this client that was given up" in reason
+        await node.connected(given_up + 1)
         await node.connection.close(CloseCode.REPLACED)
-        assert "did not answer within 10 s" in (await state(events, Waiting)).reason
-        assert "an attempt of this client that was given up" in (await state(events, Waiting)).reason
-        await node.connected(2)
-        await node.connection.close(CloseCode.REPLACED)
-        with pytest.raises(Replaced):  # one attempt arrives once
+        with pytest.raises(Replaced):  # each attempt arrives once
             await next_of(events, int)
 
 
