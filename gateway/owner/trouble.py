@@ -127,8 +127,8 @@ class Troubles:
         """Append rows of unknown outcome again, less and less often while that does not help."""
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
             await trio.sleep(self._repeat_s)
+            self._wake = trio.Event()  # not before: what has become unknown meanwhile is repeated now
             self._repeat_s = min(self._repeat_s * 2, REPEAT_MAX_S)
             conversations, self._unknown = self._unknown, []
             self._append_again([append for conversation in conversations for append in conversation.flights])

@@ -231,6 +231,19 @@ async def test_rows_of_unknown_outcome_are_appended_again_until_known(world, ali
     assert world.store.calls["append"] == 3
 
 
+async def test_outcomes_that_become_unknown_before_the_repeat_are_repeated_with_the_others(
+    world, alice, autojump_clock
+):
+    conversations = [await world.direct(alice, other) for other in ("bob", "carl")]
+    world.store.verdicts.extend([OutcomeUnknown("no reply"), OutcomeUnknown("no reply")])
+    for conversation_id in conversations:
+        world.send(alice, conversation_id, "m1")
+        await wait_all_tasks_blocked()
+    await trio.sleep(1)
+    assert bodies(world.edge.entries) == ["m1", "m1"]
+    assert world.store.batches == [1, 1, 2]
+
+
 async def test_what_follows_an_unknown_outcome_is_not_lost_and_not_reordered(world, alice, autojump_clock):
     conversation_id = await world.direct(alice, "bob")
     world.store.held = True
