@@ -54,6 +54,11 @@ def overloaded(waiting: int, what: str = "commands") -> Refused:
     )
 
 
+def fault() -> Refused:
+    """A bug of ours: whether something was stored, a repeat finds out."""
+    return Refused(ErrorCode.INTERNAL, "a fault of the node, which has logged it: repeat it with the same id")
+
+
 def unavailable(what: str) -> Refused:
     """Nothing was stored, and the same command may be repeated."""
     return Refused(

@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
+import structlog
 import trio
 
 from gateway.broker import Delivery, EdgePort, Origin, OwnerPort, followers_of, is_channel
@@ -33,6 +34,7 @@ from gateway.cluster.places import Places, grouped
 from gateway.cluster.ports import Directory
 from gateway.cluster.rounds import Rounds
 from gateway.cluster.slots import slot_of_command
+from gateway.refusals import fault
 from protocol.codec import encode_msgpack
 from protocol.frames import Command, ErrorReply, Push, ReceiptPush, Reply
 
@@ -42,6 +44,8 @@ wait. Only a Redis that takes commands and answers none lets so many gather, and
 
 HANDED_ON_CHECK_S: Final = 0.01
 """Seconds between two looks at whether all is handed on, before slots are handed over."""
+
+log = structlog.get_logger(__name__)
 
 
 class RemoteOrigin:
@@ -188,7 +192,13 @@ class HandingOn:
         origin = self._origins.get((sender, item.session))
         if origin is None or origin.user != item.user:
             origin = self._origins[sender, item.session] = RemoteOrigin(sender, item.session, item.user)
-        self.owner.submit(origin, command)
+        try:
+            self.owner.submit(origin, command)
+        except Exception:
+            # Our bug, logged whole. A node that it ended would leave the command to the next owner, and so to all.
+            log.exception("forwarded command failed", sender=sender, user=item.user)
+            if command.id:
+                self.reply(origin, fault().reply(command.id))
 
     # --- gateway.broker.EdgePort ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import structlog.testing
 import trio
 from trio.testing import MockClock
 
+from gateway.broker import Origin
 from gateway.check.checker import check
 from gateway.check.history import parse
 from gateway.cluster.links import REACH_MAX_S
@@ -20,6 +21,7 @@ from gateway.config import Settings
 from protocol.codec import encode_msgpack
 from protocol.errors import ErrorCode
 from protocol.frames import (
+    Command,
     ErrorReply,
     GetConversation,
     GoAway,
@@ -221,6 +223,29 @@ async def test_an_item_with_another_frame_than_belongs_there_is_dropped_alone(
         assert (line["sender"], line["item"]) == (b.lease.incarnation, type(item).__name__)
         assert a.acks(alice) == [5]
         assert not [each for each in a.edge.deliveries if each.conversation_id == "g-conversation"]
+
+
+async def test_a_fault_in_a_command_of_another_node_ends_neither_and_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with talk(owner="b", readers="a") as (_each, a, b, alice, conversation_id, peer):
+        submit = b.cluster.handing_on.owner.submit
+
+        def stumble(origin: Origin, command: Command) -> None:
+            if getattr(command, "client_msg_id", "") == "mad":
+                raise ZeroDivisionError("planted")
+            submit(origin, command)
+
+        monkeypatch.setattr(b.cluster.handing_on.owner, "submit", stumble)
+        with structlog.testing.capture_logs() as logs:
+            for number, name in enumerate(("m1", "mad", "m2"), start=5):
+                a.submit(alice, Send(number, conversation_id, name, name))
+            await trio.sleep(1)
+        assert a.acks(alice) == [5, 7]
+        assert a.bodies(peer) == ["m1", "m2"]
+        (error,) = [reply for reply in a.edge.replies_to(alice) if isinstance(reply, ErrorReply)]
+        assert (error.id, error.code) == (6, ErrorCode.INTERNAL)
+        assert [line["exc_info"] for line in logs if line["event"] == "forwarded command failed"] == [True]
 
 
 async def test_a_handover_under_load_loses_nothing_and_keeps_the_order(autojump_clock: MockClock) -> None:
