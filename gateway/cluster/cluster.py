@@ -48,7 +48,7 @@ from store.interface import Store, Unavailable
 LEAVE_CHECK_S: Final = 0.05
 """Seconds between two looks at whether all slots are handed over while draining."""
 
-RELEASE_MAX_S: Final = 5.0
+LEASE_RELEASE_MAX_S: Final = 5.0
 """Seconds that giving the lease up may take at the end; if it takes longer the others find out by watching."""
 
 log = structlog.get_logger(__name__)
@@ -274,14 +274,14 @@ class Cluster:
 
     async def release(self) -> None:
         """Give the lease up, so that others need not wait for it. For a node that acknowledges nothing any more."""
-        with trio.move_on_after(RELEASE_MAX_S, shield=True) as patience:
+        with trio.move_on_after(LEASE_RELEASE_MAX_S, shield=True) as patience:
             try:
                 await self.lease.release()
             except Unavailable as error:
                 log.warning("lease not given up: the others wait for its end", error=str(error))
         if patience.cancelled_caught:
             log.warning(
-                "lease not given up: the others wait for its end", error=f"no answer within {RELEASE_MAX_S:g} s"
+                "lease not given up: the others wait for its end", error=f"no answer within {LEASE_RELEASE_MAX_S:g} s"
             )
 
     def _tell_others(self) -> None:

@@ -44,7 +44,7 @@ HELLO_S: Final = 1.0
 
 REACH_MAX_S: Final = 2.0
 """Seconds that a node has to answer that it has read what was sent to it: many times what its inbox takes, and what a
-handover waits for (``ownership.RELEASE_MAX_S``)."""
+handover waits for (``ownership.SLOT_RELEASE_MAX_S``)."""
 
 STANDSTILL_S: Final = SILENCE_S
 """Seconds from one look of a node at its clock to the next, of which there is one each second, after which it takes

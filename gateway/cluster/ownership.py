@@ -29,7 +29,7 @@ from store.recurring import Recurring
 TABLE_POLL_S: Final = 1.0
 """Seconds between two looks at the slot table when nothing says that it changed: a hint may be lost."""
 
-RELEASE_MAX_S: Final = 3.0
+SLOT_RELEASE_MAX_S: Final = 3.0
 """Seconds that a slot's pending appends may take before the handover is called off and the slot accepted again. With
 the time in which the next owner has to read what was delivered to it (``links.REACH_MAX_S``) these are the five that a
 client may have to wait for an acknowledgement when nodes are replaced."""
@@ -275,7 +275,7 @@ class SlotOwnership:
         if announced != leaving and not await self._change(announced):
             self.wake()
             return
-        with trio.move_on_after(RELEASE_MAX_S) as patience:
+        with trio.move_on_after(SLOT_RELEASE_MAX_S) as patience:
             await self._holder.release(announced)
         if patience.cancelled_caught:
             log.warning("slots not handed over: their appends are not settled in time", slots=len(announced))
