@@ -10,13 +10,13 @@ from trio.testing import MockClock
 
 from gateway.cluster.joining import NameTaken
 from gateway.cluster.links import REACH_MAX_S
-from gateway.cluster.ownership import HANDOVER_RETRY_S, RELEASE_MAX_S, SlotOwnership
+from gateway.cluster.ownership import HANDOVER_RETRY_S, SLOT_RELEASE_MAX_S, SlotOwnership
 from gateway.cluster.slots import rightful_owners, slot_of
 from store.coordination import SLOTS, LeaseRecord, Slot
 from tests.fakes.coordination import MemoryCoordination
 from tests.gateway.cluster.cluster_parts import lease_of, watch_of
 
-HANDOVER_MAX_S = RELEASE_MAX_S + REACH_MAX_S
+HANDOVER_MAX_S = SLOT_RELEASE_MAX_S + REACH_MAX_S
 
 
 class Holder:
@@ -220,7 +220,7 @@ async def test_only_an_heir_that_reads_what_it_is_told_gets_slots(autojump_clock
 
 async def test_an_heir_has_its_time_to_read_however_long_the_appends_took(autojump_clock: MockClock) -> None:
     async with cluster("a") as (coordination, (first,), nursery):
-        first.holder.release_s, first.holder.reach_s = RELEASE_MAX_S - 0.1, REACH_MAX_S - 0.1
+        first.holder.release_s, first.holder.reach_s = SLOT_RELEASE_MAX_S - 0.1, REACH_MAX_S - 0.1
         second = Part(coordination, "b")
         await nursery.start(second.run)
         while not first.holder.reached:  # noqa: ASYNC110  # virtual time
@@ -232,7 +232,7 @@ async def test_an_heir_has_its_time_to_read_however_long_the_appends_took(autoju
 
 async def test_a_handover_is_called_off_while_its_heir_would_have_no_time_to_read(autojump_clock: MockClock) -> None:
     async with cluster("a") as (coordination, (first,), nursery):
-        first.holder.release_s = RELEASE_MAX_S + 0.1
+        first.holder.release_s = SLOT_RELEASE_MAX_S + 0.1
         second = Part(coordination, "b")
         await nursery.start(second.run)
         await trio.sleep(HANDOVER_MAX_S + 3)
