@@ -13,7 +13,6 @@ from protocol.client import Client, PresenceChanged, connect
 from tests.process.cluster_nodes import DEADLINE_S, ClusterNode, ClusterNodes
 from tests.process.test_two_clients import Eager
 from tests.servers import redis
-from tests.servers.fixtures import Keyspace
 
 pytestmark = pytest.mark.process
 
@@ -21,19 +20,12 @@ GRACE_S = "1"
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis that the test may end and start again."""
     if missing := redis.what_is_missing():
         pytest.skip(missing)
     with RedisServer(tmp_path / "redis") as server:
         yield server
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, own_redis: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, own_redis)
-    yield each
-    each.kill_all()
 
 
 class Watcher:
@@ -72,7 +64,7 @@ async def until_logged(node: ClusterNode, event: str) -> None:
 
 
 async def test_presence_is_told_across_nodes_and_pauses_without_redis(
-    nodes: ClusterNodes, own_redis: RedisServer
+    nodes: ClusterNodes, redis_server: RedisServer
 ) -> None:
     start = partial(trio.to_thread.run_sync, nodes.start)
     first = await start("first", "--presence-grace-s", GRACE_S)
@@ -91,13 +83,13 @@ async def test_presence_is_told_across_nodes_and_pauses_without_redis(
                 (bob,) = await alice.watch_presence(["bob"])
                 assert bob.online
             await watcher.until("bob", online=False)
-            await trio.to_thread.run_sync(own_redis.kill)
+            await trio.to_thread.run_sync(redis_server.kill)
             for node in (first, second):
                 await until_logged(node, "degraded mode begins")
             async with reach(second.ws_url, token=second.token("bob"), device="b") as other:
                 await other.wait_online()
                 assert watcher.online["bob"] is False, "nobody can know"
-                await trio.to_thread.run_sync(own_redis.start)
+                await trio.to_thread.run_sync(redis_server.start)
                 await watcher.until("bob", online=True)
                 for node in (first, second):
                     await until_logged(node, "degraded mode ends")
@@ -106,7 +98,7 @@ async def test_presence_is_told_across_nodes_and_pauses_without_redis(
 
 
 async def test_who_leaves_while_redis_stands_still_is_offline_after_its_return(
-    nodes: ClusterNodes, own_redis: RedisServer
+    nodes: ClusterNodes, redis_server: RedisServer
 ) -> None:
     start = partial(trio.to_thread.run_sync, nodes.start)
     first = await start("first", "--presence-grace-s", GRACE_S)
@@ -126,13 +118,13 @@ async def test_who_leaves_while_redis_stands_still_is_offline_after_its_return(
                 for user, client in (("bob", bob), ("dave", dave)):
                     await client.wait_online()
                     await watcher.until(user, online=True)
-                own_redis.pause()  # it keeps what it knows: that bob is connected
+                redis_server.pause()  # it keeps what it knows: that bob is connected
                 for node in (first, second):
                     await until_logged(node, "degraded mode begins")
             (one, other) = await alice.watch_presence(["bob", "dave"])
             assert watcher.online == {"bob": True, "dave": True}, "nobody can know"
             assert (one.user, one.online, other.user) == ("bob", True, "dave")
-            own_redis.resume()
+            redis_server.resume()
             for user in ("bob", "dave"):
                 await watcher.until(user, online=False)
             nursery.cancel_scope.cancel()

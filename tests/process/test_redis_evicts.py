@@ -13,7 +13,6 @@ from tests.process.cluster_nodes import DEADLINE_S, PATIENT, ClusterNodes
 from tests.process.test_cluster_presence import until_logged
 from tests.process.test_two_clients import Eager
 from tests.servers import redis
-from tests.servers.fixtures import Keyspace
 
 pytestmark = pytest.mark.process
 
@@ -24,20 +23,13 @@ GROUPS = 8
 
 
 @pytest.fixture
-def small_redis(tmp_path: Path) -> Iterator[RedisServer]:
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """It drops any keys whatever to make room for new ones."""
     if missing := redis.what_is_missing():
         pytest.skip(missing)
     options = ("--maxmemory", str(MEMORY_BYTES), "--maxmemory-policy", "allkeys-random")
     with RedisServer(tmp_path / "redis", *options) as server:
         yield server
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, cassandra: Keyspace, small_redis: RedisServer) -> Iterator[ClusterNodes]:
-    each = ClusterNodes(tmp_path, cassandra, small_redis)
-    yield each
-    each.kill_all()
 
 
 def fill(server: RedisServer) -> None:
@@ -55,7 +47,7 @@ async def say(client: Client, groups: list[str], word: str) -> list[str]:
     return [f"{word} {number}" for number in range(len(groups))]
 
 
-async def test_what_redis_drops_costs_no_message_and_is_told(nodes: ClusterNodes, small_redis: RedisServer) -> None:
+async def test_what_redis_drops_costs_no_message_and_is_told(nodes: ClusterNodes, redis_server: RedisServer) -> None:
     first, second = [await trio.to_thread.run_sync(nodes.start, name, *PATIENT) for name in ("one", "two")]
     with trio.fail_after(DEADLINE_S):
         async with (
@@ -70,7 +62,7 @@ async def test_what_redis_drops_costs_no_message_and_is_told(nodes: ClusterNodes
             ]
             for number in range(ROUNDS):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(trio.to_thread.run_sync, fill, small_redis)
+                    nursery.start_soon(trio.to_thread.run_sync, fill, redis_server)
                     said = await say(alice, groups, f"meanwhile {number}")
                 said += await say(alice, groups, f"then {number}")
                 assert sorted(await bodies(heard, len(said))) == sorted(said)
