@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from gateway.api.stream import HandedOverStream
+from protocol.handshake import error_response
 
 PATIENCE_S: Final = 0.1
 """Seconds that a client may keep the node waiting in the midst of a request before its place can go to another. Far
@@ -24,13 +25,12 @@ longer than a pass of the loop, so that whoever does not wait for its client nev
 strangers would have to begin anew to hold all places: that many requests would be too many for the processor, too.
 Beyond it only a need for the place ends a connection, and the one that waited longest goes first."""
 
-_UNAVAILABLE: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-)
+_RETRY_AFTER_S: Final = 1
+"""Seconds after which who was sent away may come back: a place is free as soon as a request is answered."""
+
 _TOO_SLOW: Final = (
-    b"the rest of the request did not come, and others needed its place: this node holds %d HTTP connections, the most "
-    b"allowed; try again in 1 s, and send a request at once\n"
+    "the rest of the request did not come, and others needed its place: this node holds %d HTTP connections, the most "
+    "allowed; try again in 1 s, and send a request at once"
 )
 
 
@@ -118,6 +118,6 @@ class Places:
         place.end()
 
 
-def unavailable(message: bytes) -> bytes:
+def unavailable(message: str) -> bytes:
     """A whole answer, for whoever cannot be served now."""
-    return _UNAVAILABLE % (len(message), message)
+    return error_response(503, message, (("Retry-After", str(_RETRY_AFTER_S)),))

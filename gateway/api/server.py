@@ -52,8 +52,8 @@ hang when a request was answered before its body was complete."""
 GRACE_S: Final = 3.0
 """Seconds that open requests get to finish when the server stops."""
 
-_TOO_MANY: Final = b"this node holds %d HTTP connections, the most allowed; try again in 1 s\n"
-_STOPPING: Final = b"this node is stopping; try again in 1 s, it may be at another node\n"
+_TOO_MANY: Final = "this node holds %d HTTP connections, the most allowed; try again in 1 s"
+_STOPPING: Final = "this node is stopping; try again in 1 s, it may be at another node"
 
 _log = structlog.get_logger(__name__)
 
@@ -269,7 +269,7 @@ class HttpServer:
                 if not self.connections:
                     self._all_gone.set()
 
-    def _turn_away(self, sock: socket.socket, message: bytes) -> None:
+    def _turn_away(self, sock: socket.socket, message: str) -> None:
         self.refused += 1
         farewell(sock, unavailable(message))
 

@@ -32,9 +32,9 @@ class Admission:
         self._table = table
         self._interval_s = 1 / settings.commands_per_s_max if settings.commands_per_s_max else 0.0
         self._ahead_s = self._interval_s * (settings.commands_burst_max - 1)
-        self.burst_max = settings.commands_burst_max
+        self._burst_max = settings.commands_burst_max
         self._due_s: OrderedDict[str, float] = OrderedDict()  # by user, who asked last at the end
-        self.per_s_max = settings.commands_per_s_max
+        self._per_s_max = settings.commands_per_s_max
         self.refused = 0
 
     @property
@@ -67,13 +67,17 @@ class Admission:
             self._due_s.popitem(last=False)
         if wait_s > 0:
             self.refused += 1
-            wait_ms = int(wait_s * 1000) + 1
-            raise Refused(
-                ErrorCode.RATE_LIMITED,
-                f"more than {self.per_s_max:g} requests a second of one user, {self.burst_max} at once; "
-                f"nothing was done: repeat it in {wait_ms} ms",
-                wait_ms,
-            )
+            raise self.refusal("requests a second of one user", wait_s)
+
+    def refusal(self, what: str, wait_s: float) -> Refused:
+        """What is answered to one more of ``what``, which has to wait."""
+        wait_ms = int(wait_s * 1000) + 1
+        return Refused(
+            ErrorCode.RATE_LIMITED,
+            f"more than {self._per_s_max:g} {what}, {self._burst_max} at once; "
+            f"nothing was done: repeat it in {wait_ms} ms",
+            wait_ms,
+        )
 
     def _forget(self, now: float) -> None:
         """Forget who has paused for so long that nothing is left to be known of them."""

@@ -117,12 +117,8 @@ class Commands:
         self.handlers[type(command)](origin, command)
 
     def _refuse_number(self, connection: Connection, request_id: int, wait_s: float) -> None:
-        wait_ms = int(wait_s * 1000) + 1
-        message = (
-            f"more than {self._admission.per_s_max:g} commands a second, {self._admission.burst_max} at once; "
-            f"nothing was done: repeat it in {wait_ms} ms"
-        )
-        self._hub.reply(connection, ErrorReply(request_id, ErrorCode.RATE_LIMITED, message, wait_ms))
+        refusal = self._admission.refusal("commands a second", wait_s)
+        self._hub.reply(connection, refusal.reply(request_id))
 
     def _refuse_frame(self, connection: Connection, payload: bytes) -> None:
         self.invalid += 1
